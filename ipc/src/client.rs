@@ -1,0 +1,360 @@
+//! A client's end of the road: connect, submit, wait, take what was granted.
+//!
+//! Used inside hooks, so nothing here allocates, locks, or calls a libc function that can be interposed;
+//! everything may be interrupted by a signal handler that enters again (it simply claims another slot).
+//! A client belongs to the process that connected: after a fork the child must forget it
+//! ([`Client::forget`]) and connect anew.
+
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+use rustix::thread::futex;
+
+use crate::counters::Counters;
+use crate::frame::{Fallback, Op, PATH_MAX, Reply, Request};
+use crate::handshake::{self, Answer, Ask, Error, Refusal, SMALL_MESSAGE_MAX, Welcome};
+use crate::layout::SLOTS;
+use crate::ring;
+use crate::segment::Segment;
+
+/// How long a connection attempt may take before the client stays on the kernel road. Generous: the daemon may
+/// have to invalidate what the kernel caches first.
+const CONNECT_TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+/// How often a sleeping client looks whether its daemon still lives.
+const LIVENESS_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+/// Upper bound of the spin phase, in iterations of `pause`: about 40 µs on current x86, a little more than
+/// sleeping and being woken costs.
+const SPIN_MAX: u32 = 1600;
+/// Lower bound, so that a fast operation after slow ones is noticed.
+const SPIN_MIN: u32 = 16;
+/// Turns of the yield phase.
+const YIELDS: u32 = 24;
+const NO_GRANT: i32 = -1;
+/// The kernel had no room for the descriptor in this process.
+const NO_ROOM: i32 = -2;
+
+/// Why a client could not connect.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The daemon refused.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// Messages could not be exchanged, or the versions differ.
+    #[error("{0}")]
+    Handshake(#[from] Error),
+    /// A system call failed.
+    #[error("{0}")]
+    System(#[from] Errno),
+}
+
+/// A connection to a mount's daemon.
+pub struct Client {
+    segment: Segment,
+    socket: OwnedFd,
+    bell: OwnedFd,
+    welcome: Welcome,
+    /// Bit *n*: slot *n* is in use by some thread of this process.
+    used: AtomicU64,
+    /// How long to spin for each kind of operation, in iterations; adapts to what was observed.
+    patience: [AtomicU32; Op::ALL.len()],
+    /// Descriptors received by another thread than the one they are for.
+    grants: [AtomicI32; SLOTS],
+    /// Where this client's descriptors may be numbered from.
+    first_fd: RawFd,
+}
+
+impl Client {
+    /// Connects to the daemon that listens on an abstract socket name.
+    ///
+    /// The two descriptors that a client keeps (and protects) are numbered from `first_fd`, out of the way of
+    /// programs that count on low numbers.
+    ///
+    /// # Errors
+    /// See [`ConnectError`]; the caller stays on the kernel road.
+    pub fn connect(name: &[u8], program: &str, first_fd: RawFd) -> Result<Self, ConnectError> {
+        let low = handshake::connect(name)?;
+        let socket = rustix::io::fcntl_dupfd_cloexec(&low, first_fd)?;
+        drop(low);
+        handshake::send(&socket, &Ask::Attach { program }, &[])?;
+        let mut poll = [PollFd::new(&socket, PollFlags::IN)];
+        loop {
+            match rustix::event::poll(&mut poll, Some(&CONNECT_TIMEOUT)) {
+                Ok(0) => return Err(Errno::TIMEDOUT.into()),
+                Ok(_) => break,
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        let mut buffer = [0; SMALL_MESSAGE_MAX];
+        let (bytes, fds) = handshake::receive(&socket, &mut buffer, RecvFlags::empty())?;
+        let welcome = match handshake::decode(bytes)? {
+            Answer::Welcome(welcome) => welcome,
+            Answer::Refused(refusal) => return Err(ConnectError::Refused(refusal)),
+            _ => return Err(Error::Malformed.into()),
+        };
+        let [Some(memory), Some(bell)] = fds else { return Err(Error::Malformed.into()) };
+        let segment = Segment::open(&memory)?;
+        Ok(Self {
+            segment,
+            bell: rustix::io::fcntl_dupfd_cloexec(&bell, first_fd)?,
+            socket,
+            welcome,
+            used: AtomicU64::new(0),
+            patience: [const { AtomicU32::new(SPIN_MAX) }; Op::ALL.len()],
+            grants: [const { AtomicI32::new(NO_GRANT) }; SLOTS],
+            first_fd,
+        })
+    }
+
+    /// What the daemon said at the beginning.
+    pub fn welcome(&self) -> &Welcome {
+        &self.welcome
+    }
+
+    /// What this client counts.
+    pub fn counters(&self) -> &Counters {
+        &self.segment.header().counters
+    }
+
+    /// Changes whenever the daemon's mount table does.
+    #[inline]
+    pub fn mount_generation(&self) -> u64 {
+        self.segment.header().mount_generation.load(Ordering::Acquire)
+    }
+
+    /// Whether the daemon has ended the connection or is gone.
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        self.segment.header().closed.load(Ordering::Relaxed) != 0
+    }
+
+    /// The descriptors that the program must not close: socket and doorbell.
+    pub fn fds(&self) -> [RawFd; 2] {
+        [self.socket.as_raw_fd(), self.bell.as_raw_fd()]
+    }
+
+    /// The number that this client's descriptors were asked to start from.
+    pub fn first_fd(&self) -> RawFd {
+        self.first_fd
+    }
+
+    /// The raw segment: for tests that play a hostile client.
+    pub fn segment(&self) -> &Segment {
+        &self.segment
+    }
+
+    /// One round trip. Fills in the lengths, submits, waits, and returns the slot with its reply.
+    ///
+    /// # Errors
+    /// The reason to ask the kernel instead: [`Fallback::BadPath`] (a path longer than [`PATH_MAX`]),
+    /// [`Fallback::NoSlot`], [`Fallback::Disconnected`].
+    #[inline]
+    pub fn call(&self, op: Op, request: &Request, path: &[u8], path2: &[u8]) -> Result<Call<'_>, Fallback> {
+        if path.len() > PATH_MAX || path2.len() > PATH_MAX {
+            return Err(Fallback::BadPath);
+        }
+        let slot = self.claim()?;
+        let request = Request { op: op as u32, len: path.len() as u32, len2: path2.len() as u32, ..*request };
+        self.segment.write_request(slot, &request);
+        self.segment.write_path(slot, 0, path);
+        if !path2.is_empty() {
+            self.segment.write_path(slot, 1, path2);
+        }
+        let cpu = rustix::thread::sched_getcpu() as u32;
+        let header = self.segment.header();
+        let words = self.segment.slot(slot);
+        words.cpu.store(cpu, Ordering::Relaxed);
+        ring::prepare(&words.state);
+        let rung = ring::submit(&*header.submitted, &*header.worker, slot);
+        if rung {
+            self.ring_bell();
+        }
+        // A worker that must first wake up, or runs where we do, is not worth spinning for.
+        let spin = !rung && header.worker_cpu.load(Ordering::Relaxed) != cpu;
+        self.wait(slot, op, spin)
+    }
+
+    /// Proves a directory by its descriptor and returns its node id, usable as a base from then on.
+    ///
+    /// # Errors
+    /// As for [`Client::call`]; [`Fallback::UnknownBase`] if it is no directory of this mount.
+    pub fn prove(&self, directory: BorrowedFd<'_>) -> Result<u64, Fallback> {
+        let slot = self.claim()?;
+        ring::prepare(&self.segment.slot(slot).state);
+        if handshake::send(&self.socket, &Ask::Prove { slot }, &[directory]).is_err() {
+            self.release(slot);
+            return Err(Fallback::Disconnected);
+        }
+        let call = self.wait(slot, Op::ProveDir, false)?;
+        match call.reply.outcome() {
+            crate::frame::Outcome::Ok => Ok(call.reply.to_attr().ino),
+            _ => Err(Fallback::UnknownBase),
+        }
+    }
+
+    /// Forgets a connection that belongs to the parent process: closes this process's copies of its
+    /// descriptors and leaves the mapping alone, which a child does not have.
+    pub fn forget(self) {
+        let this = ManuallyDrop::new(self);
+        for fd in this.fds() {
+            // SAFETY: both are ours alone, and `this` is never used again.
+            #[allow(unsafe_code)]
+            unsafe {
+                rustix::io::close(fd)
+            };
+        }
+    }
+
+    fn claim(&self) -> Result<u32, Fallback> {
+        if self.is_closed() {
+            return Err(Fallback::Disconnected);
+        }
+        let mut used = self.used.load(Ordering::Relaxed);
+        loop {
+            if used == u64::MAX {
+                return Err(Fallback::NoSlot);
+            }
+            let slot = (!used).trailing_zeros();
+            // Acquire: pairs with the release of the thread that used the slot before.
+            used = self.used.fetch_or(1 << slot, Ordering::Acquire);
+            if used & (1 << slot) == 0 {
+                return Ok(slot);
+            }
+        }
+    }
+
+    fn release(&self, slot: u32) {
+        self.used.fetch_and(!(1 << slot), Ordering::Release);
+    }
+
+    fn ring_bell(&self) {
+        // EINTR cannot happen on an eventfd that is not full; a failure means that the daemon is gone, which
+        // the wait finds out.
+        let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+    }
+
+    fn wait(&self, slot: u32, op: Op, spin: bool) -> Result<Call<'_>, Fallback> {
+        let state = &self.segment.slot(slot).state;
+        let patience = &self.patience[op as usize];
+        if spin {
+            let turns = patience.load(Ordering::Relaxed);
+            for _ in 0..turns {
+                if ring::is_done(state) {
+                    if turns < SPIN_MAX {
+                        patience.store((turns * 2).min(SPIN_MAX), Ordering::Relaxed);
+                    }
+                    return Ok(self.answered(slot));
+                }
+                std::hint::spin_loop();
+            }
+            patience.store((turns / 2).max(SPIN_MIN), Ordering::Relaxed);
+        }
+        for turn in 0..YIELDS {
+            if ring::is_done(state) {
+                if spin && turn <= 1 {
+                    let turns = patience.load(Ordering::Relaxed);
+                    patience.store((turns * 4).min(SPIN_MAX), Ordering::Relaxed);
+                }
+                return Ok(self.answered(slot));
+            }
+            rustix::thread::sched_yield();
+        }
+        while ring::declare_sleep(state) {
+            match futex::wait(state, futex::Flags::empty(), ring::SLEEPING, Some(&LIVENESS_CHECK)) {
+                Err(Errno::TIMEDOUT) if self.hung_up() => {
+                    self.segment.header().closed.store(1, Ordering::Relaxed);
+                    // The slot stays claimed: a daemon that is only slow may still write into it.
+                    return Err(Fallback::Disconnected);
+                }
+                _ => {}
+            }
+        }
+        Ok(self.answered(slot))
+    }
+
+    fn answered(&self, slot: u32) -> Call<'_> {
+        Call { client: self, slot, reply: self.segment.read_reply(slot) }
+    }
+
+    /// Whether the daemon closed its end.
+    fn hung_up(&self) -> bool {
+        let mut poll = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        matches!(rustix::event::poll(&mut poll, Some(&now)), Ok(ready) if ready > 0)
+            && poll[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR)
+    }
+
+    /// Receives the descriptor granted to `slot`, whose message is in the socket or in another thread's hands.
+    fn take_grant(&self, slot: u32) -> Result<OwnedFd, Fallback> {
+        let mailbox = &self.grants[slot as usize];
+        let mut buffer = [0; SMALL_MESSAGE_MAX];
+        loop {
+            let fd = mailbox.swap(NO_GRANT, Ordering::AcqRel);
+            if fd == NO_ROOM {
+                return Err(Fallback::NotGranted);
+            }
+            if fd != NO_GRANT {
+                // SAFETY: whoever put it there gave up its ownership.
+                #[allow(unsafe_code)]
+                return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+            match handshake::receive(&self.socket, &mut buffer, RecvFlags::DONTWAIT) {
+                // Without a descriptor: EMFILE, the kernel drops what it cannot install (`scm_detach_fds`).
+                Ok((bytes, [fd, None])) => match handshake::decode(bytes) {
+                    Ok(Answer::Grant { slot: receiver }) if receiver == slot => {
+                        return fd.ok_or(Fallback::NotGranted);
+                    }
+                    Ok(Answer::Grant { slot: receiver }) if (receiver as usize) < SLOTS => {
+                        let fd = fd.map_or(NO_ROOM, IntoRawFd::into_raw_fd);
+                        self.grants[receiver as usize].store(fd, Ordering::Release);
+                    }
+                    _ => return Err(Fallback::Disconnected),
+                },
+                // Sent before the slot was completed, so another thread has it and will hand it over.
+                Err(Error::Socket(Errno::AGAIN)) => rustix::thread::sched_yield(),
+                _ => return Err(Fallback::Disconnected),
+            }
+        }
+    }
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// A slot that holds a reply; free again when dropped.
+pub struct Call<'c> {
+    client: &'c Client,
+    slot: u32,
+    /// The reply.
+    pub reply: Reply,
+}
+
+impl Call<'_> {
+    /// Copies the reply's data into `out` and returns the part that was written.
+    pub fn data<'b>(&self, out: &'b mut [u8]) -> &'b [u8] {
+        let len = out.len().min(self.reply.len as usize);
+        self.client.segment.read_data(self.slot, &mut out[..len])
+    }
+
+    /// Takes the descriptor that the reply grants ([`crate::frame::REPLY_GRANT`]); it is close-on-exec.
+    ///
+    /// # Errors
+    /// [`Fallback::NotGranted`] if this process has no room for another descriptor,
+    /// [`Fallback::Disconnected`] if the daemon is gone.
+    pub fn take_grant(&self) -> Result<OwnedFd, Fallback> {
+        self.client.take_grant(self.slot)
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.client.release(self.slot);
+    }
+}

@@ -1,0 +1,83 @@
+//! What a client counts, in its own segment: calls served by round trip, by operation, and calls left to the
+//! kernel, by reason. The client alone writes; the daemon reads for `finesse status`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+
+use crate::frame::{Fallback, Op};
+
+const CELLS: usize = 64;
+const OPS: usize = 32;
+
+/// Counters in shared memory: operations in the first half, reasons to fall back in the second.
+#[repr(C, align(64))]
+pub struct Counters {
+    cells: [AtomicU64; CELLS],
+}
+
+const _: () = assert!(Op::ALL.len() <= OPS && Fallback::ALL.len() <= CELLS - OPS);
+
+impl Counters {
+    /// Counts a call that was served by a round trip.
+    #[inline]
+    pub fn served(&self, op: Op) {
+        self.cells[op as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a call that was left to the kernel.
+    #[inline]
+    pub fn fell_back(&self, reason: Fallback) {
+        self.cells[OPS + reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The counts at this moment.
+    pub fn snapshot(&self) -> Counts {
+        let read = |cell: usize| self.cells[cell].load(Ordering::Relaxed);
+        Counts {
+            served: (0..Op::ALL.len()).map(read).collect(),
+            fell_back: (0..Fallback::ALL.len()).map(|reason| read(OPS + reason)).collect(),
+        }
+    }
+}
+
+/// A copy of a client's counters, or a sum of several.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    served: Vec<u64>,
+    fell_back: Vec<u64>,
+}
+
+impl Counts {
+    /// Adds another's counts. Saturates: a client may write anything into its segment.
+    pub fn add(&mut self, other: &Self) {
+        let sum = |mine: &mut Vec<u64>, theirs: &[u64]| {
+            mine.resize(mine.len().max(theirs.len()), 0);
+            for (mine, theirs) in mine.iter_mut().zip(theirs) {
+                *mine = mine.saturating_add(*theirs);
+            }
+        };
+        sum(&mut self.served, &other.served);
+        sum(&mut self.fell_back, &other.fell_back);
+    }
+
+    /// Calls served by round trip, by operation, without those that are zero.
+    pub fn served(&self) -> impl Iterator<Item = (Op, u64)> {
+        Op::ALL.iter().copied().zip(self.served.iter().copied()).filter(|(_, count)| *count > 0)
+    }
+
+    /// Calls left to the kernel, by reason, without those that are zero.
+    pub fn fell_back(&self) -> impl Iterator<Item = (Fallback, u64)> {
+        Fallback::ALL.iter().copied().zip(self.fell_back.iter().copied()).filter(|(_, count)| *count > 0)
+    }
+
+    /// All calls served by round trip.
+    pub fn total_served(&self) -> u64 {
+        self.served.iter().fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// All calls left to the kernel.
+    pub fn total_fell_back(&self) -> u64 {
+        self.fell_back.iter().fold(0, |sum, count| sum.saturating_add(*count))
+    }
+}

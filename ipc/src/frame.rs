@@ -1,0 +1,345 @@
+//! The frames that travel through a slot: what a client asks and what the daemon answers.
+//!
+//! Operations are path-shaped: a base directory (by node id), a path relative to it, and arguments; one round
+//! trip serves one system call, however deep the path. Frames are plain old data; every bit pattern is a valid
+//! frame, and [`Op::from_u32`] is the only place where a number becomes an operation.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Longest path that a slot carries, in bytes, without a terminating NUL (`PATH_MAX` counts the NUL).
+pub const PATH_MAX: usize = 4095;
+
+/// Node id of a mount's root directory (`FUSE_ROOT_ID`).
+pub const ROOT: u64 = 1;
+
+macro_rules! numbered {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u32)]
+        pub enum $name { $($(#[$doc])* $variant,)* }
+
+        impl $name {
+            /// Every variant, in numeric order.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The variant of a number that came through shared memory; `None` if there is none.
+            pub fn from_u32(number: u32) -> Option<Self> {
+                Self::ALL.get(number as usize).copied()
+            }
+
+            /// The name under which it is counted and shown.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// What a client can ask for. Arguments are fields of [`Request`]; `path` is the first path, relative to
+    /// `base`; `path2` the second.
+    Op {
+        /// Nothing: an empty round trip.
+        Noop = "noop",
+        /// Attributes; `flags`: `AT_SYMLINK_NOFOLLOW`, `AT_EMPTY_PATH`, `AT_STATX_FORCE_SYNC`. Answers [`Attr`].
+        Stat = "stat",
+        /// `mode`: `F_OK` or `R_OK|W_OK|X_OK`; `flags`: `AT_EACCESS`, `AT_SYMLINK_NOFOLLOW`, `AT_EMPTY_PATH`.
+        Access = "access",
+        /// `flags`: `O_*`; `mode`, `umask` for `O_CREAT`. Answers [`Attr`] and a granted descriptor.
+        Open = "open",
+        /// Removes a name that is no directory.
+        Unlink = "unlink",
+        /// Removes an empty directory.
+        Rmdir = "rmdir",
+        /// `base`/`path` to `base2`/`path2`; `flags`: `RENAME_*`.
+        Rename = "rename",
+        /// `mode`, `umask`.
+        Mkdir = "mkdir",
+        /// `mode`, `umask`, `size` = device number (as `dev_t`).
+        Mknod = "mknod",
+        /// `base`/`path` (existing) to `base2`/`path2` (new name); `flags`: `AT_SYMLINK_FOLLOW`.
+        Link = "link",
+        /// Creates `base`/`path`; the target is `path2`.
+        Symlink = "symlink",
+        /// Answers the target in the data buffer, truncated to `size` bytes.
+        Readlink = "readlink",
+        /// `mode`; `flags`: `AT_SYMLINK_NOFOLLOW`.
+        Chmod = "chmod",
+        /// `uid`, `gid` (`u32::MAX` = unchanged); `flags`: `AT_SYMLINK_NOFOLLOW`, `AT_EMPTY_PATH`.
+        Chown = "chown",
+        /// `size` in bytes.
+        Truncate = "truncate",
+        /// `times`: access, modification; nanoseconds may be `UTIME_NOW`, `UTIME_OMIT`; `flags` as for chmod.
+        Utimens = "utimens",
+        /// Answers [`Statfs`].
+        Statfs = "statfs",
+        /// Resolves a directory, following links, and makes its node id usable as a base on this connection.
+        /// Answers [`Attr`].
+        ResolveDir = "resolve-dir",
+        /// Sent by control message with a directory's descriptor, never through the bitmap: makes its node id
+        /// usable as a base. Answers [`Attr`] with only `ino` set.
+        ProveDir = "prove-dir",
+    }
+}
+
+numbered! {
+    /// Why a call that concerned a Finesse mount was left to the kernel.
+    Fallback {
+        /// Directories are opened by the kernel.
+        OpenDirectory = "open-directory",
+        /// Fifos, devices and sockets are opened by the kernel.
+        OpenSpecial = "open-special",
+        /// The file system gives no backing descriptor for this file.
+        NotGranted = "not-granted",
+        /// The kernel has the file open and may cache its pages.
+        KernelHasItOpen = "kernel-has-it-open",
+        /// The path leaves the mount: an absolute link, or `..` above its root.
+        LeavesMount = "leaves-mount",
+        /// The path crosses another mount below this one.
+        CrossesMount = "crosses-mount",
+        /// `..` of a directory whose parent the engine does not know.
+        UnknownParent = "unknown-parent",
+        /// The base directory is not known on this connection.
+        UnknownBase = "unknown-base",
+        /// A flag or argument that the bypass does not serve.
+        Unsupported = "unsupported",
+        /// An operation that the file system does not implement; the kernel decides what that means.
+        NotImplemented = "not-implemented",
+        /// A pointer or a path that only the kernel can judge (`EFAULT`, `ENAMETOOLONG`, empty).
+        BadPath = "bad-path",
+        /// All slots were in use.
+        NoSlot = "no-slot",
+        /// The daemon is gone or ended the connection.
+        Disconnected = "disconnected",
+        /// No connection could be made.
+        NotConnected = "not-connected",
+        /// The kernel's answer is wanted for what it does besides: executing, watching, locking.
+        KernelByChoice = "kernel-by-choice",
+    }
+}
+
+/// A point in time: seconds since the epoch and nanoseconds (or `UTIME_NOW`, `UTIME_OMIT` in a request).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Time {
+    /// Seconds since the epoch; may be negative.
+    pub sec: i64,
+    /// Nanoseconds, 0 ..= 999 999 999, or a `UTIME_*` value.
+    pub nsec: i64,
+}
+
+/// What a client asks. The meaning of each field depends on the [`Op`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Request {
+    /// An [`Op`].
+    pub op: u32,
+    /// `O_*`, `AT_*` or `RENAME_*` flags.
+    pub flags: u32,
+    /// Node id of the directory that `path` is relative to.
+    pub base: u64,
+    /// Node id of the directory that `path2` is relative to.
+    pub base2: u64,
+    /// Length of the first path in bytes, at most [`PATH_MAX`].
+    pub len: u32,
+    /// Length of the second path in bytes, at most [`PATH_MAX`].
+    pub len2: u32,
+    /// Permission bits, file type bits, or access mask.
+    pub mode: u32,
+    /// The caller's file mode creation mask.
+    pub umask: u32,
+    /// New owner.
+    pub uid: u32,
+    /// New group.
+    pub gid: u32,
+    /// A size in bytes, or a device number.
+    pub size: u64,
+    /// Access and modification time.
+    pub times: [Time; 2],
+}
+
+/// The fields of `struct stat`, as the mount reports them (`st_dev` aside).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Attr {
+    /// Inode number, which is also the node id.
+    pub ino: u64,
+    /// Bytes.
+    pub size: u64,
+    /// 512-byte blocks.
+    pub blocks: u64,
+    /// Last access, modification and status change.
+    pub times: [Time; 3],
+    /// Type and permissions.
+    pub mode: u32,
+    /// Hard links.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node, in the kernel's 32-bit encoding (`new_encode_dev`).
+    pub rdev: u32,
+    /// Preferred block size in bytes.
+    pub blksize: u32,
+}
+
+/// The fields of `struct statfs` that a file system decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Statfs {
+    /// Blocks in all, in units of `frsize`.
+    pub blocks: u64,
+    /// Free blocks.
+    pub bfree: u64,
+    /// Blocks free for ordinary users.
+    pub bavail: u64,
+    /// Inodes in all.
+    pub files: u64,
+    /// Free inodes.
+    pub ffree: u64,
+    /// Preferred transfer size in bytes.
+    pub bsize: u32,
+    /// Longest name in bytes.
+    pub namelen: u32,
+    /// Fundamental block size in bytes.
+    pub frsize: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The call succeeded.
+    Ok,
+    /// The call failed with this errno, which the program shall see.
+    Errno(i32),
+    /// The kernel must serve the call.
+    Kernel(Fallback),
+}
+
+/// [`Reply::flags`]: a granted descriptor was sent over the socket, tagged with the slot's number.
+pub const REPLY_GRANT: u32 = 1;
+
+const BODY: usize = size_of::<Attr>() / 8;
+
+/// What the daemon answers.
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Reply {
+    outcome: u32,
+    value: u32,
+    /// `REPLY_*` flags.
+    pub flags: u32,
+    /// Bytes in the data buffer.
+    pub len: u32,
+    body: [u64; BODY],
+}
+
+const OUTCOME_OK: u32 = 0;
+const OUTCOME_ERRNO: u32 = 1;
+const OUTCOME_KERNEL: u32 = 2;
+
+impl Reply {
+    /// A success without a body.
+    pub fn ok() -> Self {
+        Self::default()
+    }
+
+    /// A failure that the program shall see.
+    pub fn errno(errno: i32) -> Self {
+        Self { outcome: OUTCOME_ERRNO, value: errno as u32, ..Self::default() }
+    }
+
+    /// "Ask the kernel."
+    pub fn kernel(reason: Fallback) -> Self {
+        Self { outcome: OUTCOME_KERNEL, value: reason as u32, ..Self::default() }
+    }
+
+    /// A success with attributes.
+    pub fn attr(attr: Attr) -> Self {
+        let mut reply = Self::default();
+        reply.body.as_mut_bytes().copy_from_slice(attr.as_bytes());
+        reply
+    }
+
+    /// A success with file system statistics.
+    pub fn statfs(statfs: Statfs) -> Self {
+        let mut reply = Self::default();
+        reply.body.as_mut_bytes()[..size_of::<Statfs>()].copy_from_slice(statfs.as_bytes());
+        reply
+    }
+
+    /// How the request ended. Numbers the client does not know mean "ask the kernel".
+    pub fn outcome(&self) -> Outcome {
+        match self.outcome {
+            OUTCOME_OK => Outcome::Ok,
+            OUTCOME_ERRNO => Outcome::Errno(self.value as i32),
+            _ => Outcome::Kernel(Fallback::from_u32(self.value).unwrap_or(Fallback::Unsupported)),
+        }
+    }
+
+    /// The attributes of a reply that carries them.
+    pub fn to_attr(&self) -> Attr {
+        zerocopy::transmute!(self.body)
+    }
+
+    /// The statistics of a reply that carries them.
+    pub fn to_statfs(&self) -> Statfs {
+        Statfs::read_from_prefix(self.body.as_bytes()).map(|(statfs, _)| statfs).unwrap_or_default()
+    }
+}
+
+/// Encodes a device number as the kernel does in its 32-bit form (`new_encode_dev`).
+pub fn encode_dev(major: u32, minor: u32) -> u32 {
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
+}
+
+/// Splits a device number in the kernel's 32-bit form into major and minor (`new_decode_dev`).
+pub fn decode_dev(dev: u32) -> (u32, u32) {
+    ((dev & 0xf_ff00) >> 8, (dev & 0xff) | ((dev >> 12) & 0xf_ff00))
+}
+
+const _: () = {
+    assert!(size_of::<Request>() % 8 == 0 && size_of::<Request>() <= 128);
+    assert!(size_of::<Reply>() % 8 == 0 && size_of::<Reply>() <= 128);
+    assert!(size_of::<Statfs>() <= BODY * 8);
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_keep_what_was_put_in() {
+        let attr = Attr { ino: 7, size: 9, mode: 0o100644, blksize: 4096, ..Attr::default() };
+        assert_eq!(Reply::attr(attr).to_attr(), attr);
+        let statfs = Statfs { blocks: 1, frsize: 512, namelen: 255, ..Statfs::default() };
+        assert_eq!(Reply::statfs(statfs).to_statfs(), statfs);
+        assert_eq!(Reply::errno(libc::ENOENT).outcome(), Outcome::Errno(libc::ENOENT));
+        assert_eq!(Reply::kernel(Fallback::LeavesMount).outcome(), Outcome::Kernel(Fallback::LeavesMount));
+    }
+
+    #[test]
+    fn a_reply_from_a_newer_daemon_sends_the_call_to_the_kernel() {
+        let reply = Reply { outcome: 99, value: 99, ..Reply::default() };
+        assert_eq!(reply.outcome(), Outcome::Kernel(Fallback::Unsupported));
+    }
+
+    #[test]
+    fn device_numbers_survive_the_kernels_encoding() {
+        for (major, minor) in [(0, 0), (8, 1), (259, 70_000), (0xfff, 0xf_ffff)] {
+            assert_eq!(decode_dev(encode_dev(major, minor)), (major, minor));
+        }
+    }
+
+    #[test]
+    fn numbers_and_variants_agree() {
+        for (number, op) in Op::ALL.iter().enumerate() {
+            assert_eq!(Op::from_u32(number as u32), Some(*op));
+        }
+        assert_eq!(Op::from_u32(Op::ALL.len() as u32), None);
+    }
+}

@@ -1,0 +1,89 @@
+//! Where everything lies inside a client's segment.
+//!
+//! ```text
+//! 0                Header   (magic, version, bitmap, worker words, counters)
+//! HEADER_SIZE      Slot × SLOTS        (state word, request, reply)
+//! PATHS_OFFSET     two path buffers per slot
+//! DATA_OFFSET      one data buffer per slot
+//! ```
+//!
+//! Paths and data take memory only when touched, so an idle client costs a few pages.
+//! Everything shared is an atomic, so that the two sides may race without undefined behaviour: frames and
+//! paths are copied word by word (relaxed) and ordered by the ring's bitmap and state words.
+
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use crate::counters::Counters;
+use crate::frame::{Reply, Request};
+
+/// Marks a segment of ours ("FINESSE1", little endian).
+pub const MAGIC: u64 = u64::from_le_bytes(*b"FINESSE1");
+/// Slots per client: one bit each in the submission bitmap.
+pub const SLOTS: usize = 64;
+/// Bytes of one path buffer.
+pub const PATH_BYTES: usize = 4096;
+/// Bytes of one data buffer.
+pub const DATA_BYTES: usize = 64 * 1024;
+
+/// The first page of a segment.
+#[repr(C)]
+pub struct Header {
+    /// [`MAGIC`].
+    pub magic: AtomicU64,
+    /// [`crate::handshake::VERSION`].
+    pub version: AtomicU32,
+    /// Set by the daemon when it ends the connection: the client stays on the kernel road from then on.
+    pub closed: AtomicU32,
+    /// The submission bitmap.
+    pub submitted: Line<AtomicU64>,
+    /// [`crate::ring::AWAKE`] or [`crate::ring::ASLEEP`]: whether a worker looks at the bitmap.
+    pub worker: Line<AtomicU32>,
+    /// The CPU on which the worker that last served this client runs.
+    pub worker_cpu: Line<AtomicU32>,
+    /// Changes whenever the daemon's mount table does; the client then looks at its own again.
+    pub mount_generation: Line<AtomicU64>,
+    /// What the client counts.
+    pub counters: Counters,
+}
+
+/// One slot: a request and its reply.
+#[repr(C, align(64))]
+pub struct Slot {
+    /// State word, also the futex word; see [`crate::ring`].
+    pub state: AtomicU32,
+    /// The CPU on which the client submitted.
+    pub cpu: AtomicU32,
+    /// The [`Request`], in words.
+    pub request: Line<[AtomicU64; size_of::<Request>() / 8]>,
+    /// The [`Reply`], in words.
+    pub reply: Line<[AtomicU64; size_of::<Reply>() / 8]>,
+}
+
+/// Keeps a word, or a few, away from its neighbours' cache lines.
+#[repr(C, align(64))]
+pub struct Line<T>(pub T);
+
+impl<T> std::ops::Deref for Line<T> {
+    type Target = T;
+    #[inline]
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+/// Bytes reserved for the header.
+pub const HEADER_SIZE: usize = 4096;
+/// Where the path buffers begin.
+pub const PATHS_OFFSET: usize = (HEADER_SIZE + SLOTS * size_of::<Slot>()).next_multiple_of(4096);
+/// Where the data buffers begin.
+pub const DATA_OFFSET: usize = PATHS_OFFSET + SLOTS * 2 * PATH_BYTES;
+/// Size of a client's segment in bytes.
+pub const SEGMENT_BYTES: usize = DATA_OFFSET + SLOTS * DATA_BYTES;
+
+const _: () = {
+    assert!(size_of::<Header>() <= HEADER_SIZE);
+    assert!(size_of::<Slot>() % 64 == 0 && size_of::<Slot>() <= 384);
+    assert!(SLOTS == u64::BITS as usize);
+    assert!(PATH_BYTES > crate::frame::PATH_MAX && PATH_BYTES % 8 == 0);
+    assert!(SEGMENT_BYTES % 4096 == 0);
+};

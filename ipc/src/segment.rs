@@ -1,0 +1,254 @@
+//! A client's segment: the sealed memfd, its mapping, and safe access to what lies inside.
+//!
+//! This module holds the crate's `unsafe` code. Everything it hands out is a reference to atomics, so neither
+//! side can break the other's memory safety, whatever it writes.
+
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::{Errno, Result};
+use rustix::mm::{Advice, MapFlags, ProtFlags};
+use zerocopy::FromZeros;
+
+use crate::frame::{Reply, Request};
+use crate::handshake::VERSION;
+use crate::layout::{
+    DATA_BYTES, DATA_OFFSET, HEADER_SIZE, Header, MAGIC, PATH_BYTES, PATHS_OFFSET, SEGMENT_BYTES, SLOTS, Slot,
+};
+
+/// A mapping of a client's segment; unmapped on drop.
+pub struct Segment {
+    base: NonNull<u8>,
+}
+
+// SAFETY: the mapping is shared memory made of atomics only, valid from any thread until drop.
+unsafe impl Send for Segment {}
+// SAFETY: as above; every access goes through atomics.
+unsafe impl Sync for Segment {}
+
+impl Segment {
+    /// Daemon: creates a segment and the descriptor to pass to the client, sealed against any change of size,
+    /// so that neither side can be made to touch memory beyond its end.
+    ///
+    /// # Errors
+    /// What `memfd_create`, `ftruncate`, `fcntl(F_ADD_SEALS)` or `mmap` answer (`EMFILE`, `ENOMEM`).
+    pub fn create() -> Result<(Self, OwnedFd)> {
+        let fd =
+            rustix::fs::memfd_create(c"finesse-client", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        rustix::fs::ftruncate(&fd, SEGMENT_BYTES as u64)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        let segment = Self::map(&fd)?;
+        let header = segment.header();
+        header.version.store(VERSION, Ordering::Relaxed);
+        header.worker.store(crate::ring::ASLEEP, Ordering::Relaxed);
+        header.magic.store(MAGIC, Ordering::Release);
+        Ok((segment, fd))
+    }
+
+    /// Client: maps a segment that a daemon passed. Children do not inherit the mapping (`MADV_DONTFORK`).
+    ///
+    /// # Errors
+    /// `EPROTO` if the descriptor is not a sealed segment of this version; otherwise what the kernel answers.
+    pub fn open(fd: impl AsFd) -> Result<Self> {
+        let sealed = SealFlags::SHRINK | SealFlags::GROW;
+        if !rustix::fs::fcntl_get_seals(&fd)?.contains(sealed)
+            || rustix::fs::fstat(&fd)?.st_size != SEGMENT_BYTES as i64
+        {
+            return Err(Errno::PROTO);
+        }
+        let segment = Self::map(&fd)?;
+        // SAFETY: the range is exactly our own mapping; the advice changes only what a fork inherits.
+        unsafe { rustix::mm::madvise(segment.base.as_ptr().cast(), SEGMENT_BYTES, Advice::LinuxDontFork)? };
+        let header = segment.header();
+        if header.magic.load(Ordering::Acquire) != MAGIC || header.version.load(Ordering::Relaxed) != VERSION
+        {
+            return Err(Errno::PROTO);
+        }
+        Ok(segment)
+    }
+
+    fn map(fd: impl AsFd) -> Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours; the memfd is
+        // sealed against shrinking, so every byte of it stays backed.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                SEGMENT_BYTES,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                fd,
+                0,
+            )?
+        };
+        NonNull::new(base.cast()).map(|base| Self { base }).ok_or(Errno::NOMEM)
+    }
+
+    /// The header.
+    #[inline]
+    pub fn header(&self) -> &Header {
+        // SAFETY: the mapping is page-aligned, at least HEADER_SIZE bytes long, lives as long as self, and
+        // Header is made of atomics, valid for any bytes.
+        unsafe { self.base.cast::<Header>().as_ref() }
+    }
+
+    /// Slot `index` (< [`SLOTS`]).
+    #[inline]
+    pub fn slot(&self, index: u32) -> &Slot {
+        let index = index as usize % SLOTS;
+        // SAFETY: the index is in bounds, the layout is checked at compile time (64-byte alignment), and Slot
+        // is made of atomics.
+        unsafe { self.base.add(HEADER_SIZE + index * size_of::<Slot>()).cast::<Slot>().as_ref() }
+    }
+
+    fn words(&self, offset: usize, bytes: usize) -> &[AtomicU64] {
+        debug_assert!(offset % 8 == 0 && offset + bytes <= SEGMENT_BYTES);
+        // SAFETY: callers pass an 8-aligned range inside the mapping (the constants of `layout`); atomics are
+        // valid for any bytes.
+        unsafe { std::slice::from_raw_parts(self.base.add(offset).cast::<AtomicU64>().as_ptr(), bytes / 8) }
+    }
+
+    fn path_words(&self, slot: u32, which: usize) -> &[AtomicU64] {
+        self.words(PATHS_OFFSET + (slot as usize % SLOTS * 2 + which % 2) * PATH_BYTES, PATH_BYTES)
+    }
+
+    fn data_words(&self, slot: u32) -> &[AtomicU64] {
+        self.words(DATA_OFFSET + slot as usize % SLOTS * DATA_BYTES, DATA_BYTES)
+    }
+
+    /// Writes path `which` (0 or 1) of a slot; at most [`PATH_BYTES`] bytes are written.
+    pub fn write_path(&self, slot: u32, which: usize, path: &[u8]) {
+        store_bytes(self.path_words(slot, which), path);
+    }
+
+    /// Copies path `which` out of a slot: the bytes as they were at one moment each, once.
+    pub fn read_path<'b>(&self, slot: u32, which: usize, len: u32, buffer: &'b mut PathBuffer) -> &'b [u8] {
+        let len = (len as usize).min(PATH_BYTES);
+        load_bytes(self.path_words(slot, which), &mut buffer.0[..len])
+    }
+
+    /// Writes the data buffer of a slot; at most [`DATA_BYTES`] bytes are written.
+    pub fn write_data(&self, slot: u32, data: &[u8]) {
+        store_bytes(self.data_words(slot), data);
+    }
+
+    /// Copies `out.len()` bytes, at most [`DATA_BYTES`], from the data buffer of a slot.
+    pub fn read_data<'b>(&self, slot: u32, out: &'b mut [u8]) -> &'b [u8] {
+        let len = out.len().min(DATA_BYTES);
+        load_bytes(self.data_words(slot), &mut out[..len])
+    }
+
+    /// Client: writes a request.
+    #[inline]
+    pub fn write_request(&self, slot: u32, request: &Request) {
+        let words: [u64; size_of::<Request>() / 8] = zerocopy::transmute!(*request);
+        for (cell, word) in self.slot(slot).request.iter().zip(words) {
+            cell.store(word, Ordering::Relaxed);
+        }
+    }
+
+    /// Daemon: copies a request out, once.
+    #[inline]
+    pub fn read_request(&self, slot: u32) -> Request {
+        let words: [u64; size_of::<Request>() / 8] =
+            std::array::from_fn(|word| self.slot(slot).request[word].load(Ordering::Relaxed));
+        zerocopy::transmute!(words)
+    }
+
+    /// Daemon: writes a reply.
+    #[inline]
+    pub fn write_reply(&self, slot: u32, reply: &Reply) {
+        let words: [u64; size_of::<Reply>() / 8] = zerocopy::transmute!(*reply);
+        for (cell, word) in self.slot(slot).reply.iter().zip(words) {
+            cell.store(word, Ordering::Relaxed);
+        }
+    }
+
+    /// Client: copies a reply out.
+    #[inline]
+    pub fn read_reply(&self, slot: u32) -> Reply {
+        let words: [u64; size_of::<Reply>() / 8] =
+            std::array::from_fn(|word| self.slot(slot).reply[word].load(Ordering::Relaxed));
+        zerocopy::transmute!(words)
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: the range is our own mapping, and no reference to it outlives self.
+        // Nothing sensible can be done when it fails.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), SEGMENT_BYTES) };
+    }
+}
+
+/// Room for one path on the way out of a segment.
+pub struct PathBuffer([u8; PATH_BYTES]);
+
+impl Default for PathBuffer {
+    fn default() -> Self {
+        Self(FromZeros::new_zeroed())
+    }
+}
+
+fn store_bytes(words: &[AtomicU64], bytes: &[u8]) {
+    let (whole, rest) = bytes.as_chunks::<8>();
+    for (cell, chunk) in words.iter().zip(whole) {
+        cell.store(u64::from_ne_bytes(*chunk), Ordering::Relaxed);
+    }
+    if let (false, Some(cell)) = (rest.is_empty(), words.get(whole.len())) {
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        cell.store(u64::from_ne_bytes(last), Ordering::Relaxed);
+    }
+}
+
+fn load_bytes<'b>(words: &[AtomicU64], out: &'b mut [u8]) -> &'b [u8] {
+    let (whole, rest) = out.as_chunks_mut::<8>();
+    let count = whole.len();
+    for (cell, chunk) in words.iter().zip(whole) {
+        *chunk = cell.load(Ordering::Relaxed).to_ne_bytes();
+    }
+    if let (false, Some(cell)) = (rest.is_empty(), words.get(count)) {
+        rest.copy_from_slice(&cell.load(Ordering::Relaxed).to_ne_bytes()[..rest.len()]);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_see_one_memory() {
+        let (daemon, fd) = Segment::create().unwrap();
+        let client = Segment::open(&fd).unwrap();
+        let request = Request { op: 3, base: 1, len: 11, ..Request::default() };
+        client.write_request(63, &request);
+        client.write_path(63, 1, b"hello world");
+        assert_eq!(daemon.read_request(63), request);
+        assert_eq!(daemon.read_path(63, 1, 11, &mut PathBuffer::default()), b"hello world");
+        daemon.write_reply(63, &Reply::errno(2));
+        assert_eq!(client.read_reply(63).outcome(), crate::frame::Outcome::Errno(2));
+        daemon.write_data(0, b"target");
+        assert_eq!(client.read_data(0, &mut [0; 6]), b"target");
+    }
+
+    #[test]
+    fn lengths_beyond_the_buffers_are_cut() {
+        let (segment, _fd) = Segment::create().unwrap();
+        assert_eq!(segment.read_path(0, 0, u32::MAX, &mut PathBuffer::default()).len(), PATH_BYTES);
+        segment.write_path(0, 0, &[1; PATH_BYTES + 9]);
+        assert_eq!(segment.read_path(0, 1, 8, &mut PathBuffer::default()), [0; 8]);
+    }
+
+    #[test]
+    fn a_segment_cannot_be_resized_and_anything_else_is_refused() {
+        let (_segment, fd) = Segment::create().unwrap();
+        assert_eq!(rustix::fs::ftruncate(&fd, 1), Err(Errno::PERM));
+        let other = rustix::fs::memfd_create(c"other", MemfdFlags::CLOEXEC).unwrap();
+        assert!(Segment::open(&other).is_err());
+    }
+}
