@@ -1,1 +1,33 @@
-//! The `finesse` library.
+//! A library for file systems in user space that two roads lead to: the kernel's FUSE, and a shared-memory
+//! road past the kernel for programs that run with the Finesse preload library.
+//!
+//! The interface is that of the crate `fuser`, version 0.18: a file system written for it becomes a Finesse
+//! file system by renaming the dependency,
+//!
+//! ```toml
+//! fuser = { package = "finesse", version = "0.1" }
+//! ```
+//!
+//! and a recompilation. [`Filesystem`], [`Request`], the reply objects and the session types are this crate's
+//! own, with fuser's names and signatures; plain value types are fuser's and re-exported.
+
+mod answer;
+mod coherence;
+mod filesystem;
+mod kernel;
+mod reply;
+mod request;
+
+pub use fuser::{
+    AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags,
+    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags,
+    PollEvents, PollFlags, PollHandle, PollNotifier, RenameFlags, RequestId, SessionACL, TimeOrNow, Version,
+    WriteFlags, consts,
+};
+
+pub use crate::filesystem::{Bypass, Filesystem, ForgetOne};
+pub use crate::reply::{
+    BackingId, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
+};
+pub use crate::request::{Credentials, Request, Road};

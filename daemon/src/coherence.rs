@@ -1,0 +1,603 @@
+//! What keeps the two roads telling the same story.
+//!
+//! While a bypass client is connected the kernel gets every answer with a lifetime of zero, so that nothing it
+//! might remember can be overtaken by a change that it did not see. [`Coherence`] owns that gate, knows what
+//! the kernel may still hold from before, and makes it forget when the first client connects. In the other
+//! direction every change that arrives through the kernel is reported to the bypass' cache ([`Invalidate`])
+//! before the kernel gets its reply.
+//!
+//! Two rules keep this free of deadlocks. No notification is sent to the kernel while a lock is held that a
+//! request of the kernel's may need, because the kernel answers a notification only once it has the inode's
+//! locks, which a request in flight may hold. And nothing here calls the file system.
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use fuser::{FileAttr, FileType, FopenFlags};
+use hashbrown::{HashMap, HashSet};
+use log::{debug, warn};
+use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
+use rustix::io::Errno;
+
+/// The bypass' cache, as the kernel road sees it.
+pub(crate) trait Invalidate: Send + Sync {
+    /// Forget the name `name` in the directory `parent`, known or known not to exist, and the attributes of
+    /// the inode that it named.
+    fn entry(&self, parent: u64, name: &OsStr);
+    /// Forget the attributes of an inode.
+    fn attr(&self, ino: u64);
+}
+
+/// `FUSE_NOTIFY_INVAL_INODE` of `enum fuse_notify_code`.
+const NOTIFY_INVAL_INODE: i32 = 2;
+/// `FUSE_NOTIFY_INC_EPOCH`, Linux 6.16.
+const NOTIFY_INC_EPOCH: i32 = 8;
+/// Size of `struct fuse_out_header`.
+const OUT_HEADER: usize = 16;
+
+/// Kernel threads rarely exceed this; a power of two.
+const GATES: usize = 16;
+/// Shards of the inode tables; a power of two.
+const SHARDS: usize = 64;
+
+/// The longest lifetime of a name while the kernel cannot be told to drop all names at once.
+const ENTRY_TTL_WITHOUT_EPOCH: Duration = Duration::from_secs(1);
+/// A program that has been woken by a reply stores what the reply said only once it runs. The kernel counts
+/// the lifetime from then, and a notification that comes earlier misses it. So the first client waits until
+/// the last reply with a lifetime is this old.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How much longer than computed here a lifetime may last in the kernel, which rounds up to its clock tick.
+const SLACK: Duration = Duration::from_millis(100);
+/// How long a client waits for directory pages under construction.
+const PAGE_WAIT: Duration = Duration::from_secs(10);
+/// Above this many inodes with writable grants every regular file counts as one.
+const GRANT_LIMIT: usize = 1_000_000;
+
+#[repr(align(128))]
+#[derive(Debug, Default)]
+struct Padded<T>(T);
+
+/// What is known of an inode that the kernel holds a reference to.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// The kernel's lookup count; `u32::MAX` never goes down again.
+    nlookup: u32,
+    /// When its attributes have expired in the kernel, in tenths of a second; `u32::MAX` is never.
+    attr_until: u32,
+}
+
+/// The kernel's open files of one inode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Opens {
+    /// How many there are.
+    total: u32,
+    /// Since there was none, some were opened in cached mode: the page cache may hold contents.
+    pub(crate) cached: bool,
+    /// Since there was none, some were opened with kernel passthrough.
+    pub(crate) passthrough: bool,
+}
+
+/// How the kernel does input and output on an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OpenMode {
+    /// Through the page cache.
+    Cached,
+    /// Every read and write is a request.
+    Direct,
+    /// On the backing file.
+    Passthrough,
+}
+
+type Shards<T> = Box<[Padded<Mutex<T>>]>;
+
+/// The state that both roads of one mount share. See the module's description.
+pub(crate) struct Coherence {
+    /// Whether bypass clients are connected. Copies, so that kernel threads do not share a cache line; a
+    /// reply holds its thread's copy for reading until it is sent.
+    active: [Padded<RwLock<bool>>; GATES],
+    /// The connected clients. Held during the whole transition from none to one, so that the second waits for
+    /// what the first does; no request of the kernel's takes it.
+    clients: Mutex<usize>,
+    device: Mutex<Option<Arc<OwnedFd>>>,
+    /// The kernel takes `FUSE_NOTIFY_INC_EPOCH`.
+    epochs: AtomicBool,
+    start: Instant,
+    /// When the last name that was sent with a lifetime expires, in milliseconds since `start`.
+    entries_until: AtomicU64,
+    /// The same for attributes.
+    attrs_until: AtomicU64,
+    /// When the last reply with a lifetime was made, in milliseconds since `start`.
+    last_lifetime: AtomicU64,
+    /// `readdirplus` replies that contain lifetimes and are not sent yet.
+    pages: Mutex<usize>,
+    pages_sent: Condvar,
+    known: Shards<HashMap<u64, Known>>,
+    opens: Shards<HashMap<u64, Opens>>,
+    granted: Shards<HashSet<u64>>,
+    granted_count: AtomicUsize,
+    cache: OnceLock<Arc<dyn Invalidate>>,
+}
+
+impl std::fmt::Debug for Coherence {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Coherence").finish_non_exhaustive()
+    }
+}
+
+fn shards<T: Default>() -> Shards<T> {
+    (0..SHARDS).map(|_| Padded::default()).collect()
+}
+
+/// Consecutive inode numbers go to different shards.
+fn shard<T>(shards: &Shards<T>, ino: u64) -> &Mutex<T> {
+    let hash = ino.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    &shards[hash as usize & (SHARDS - 1)].0
+}
+
+/// Which copy of the gate the calling thread uses.
+fn own_gate() -> usize {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    thread_local!(static OWN: usize = NEXT.fetch_add(1, Ordering::Relaxed) & (GATES - 1));
+    OWN.with(|own| *own)
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+impl Coherence {
+    /// The state of a mount that is about to begin: nothing known but the root, no client.
+    pub(crate) fn new() -> Self {
+        let coherence = Self {
+            active: Default::default(),
+            clients: Mutex::new(0),
+            device: Mutex::new(None),
+            epochs: AtomicBool::new(false),
+            start: Instant::now(),
+            entries_until: AtomicU64::new(0),
+            attrs_until: AtomicU64::new(0),
+            last_lifetime: AtomicU64::new(0),
+            pages: Mutex::new(0),
+            pages_sent: Condvar::new(),
+            known: shards(),
+            opens: shards(),
+            granted: shards(),
+            granted_count: AtomicUsize::new(0),
+            cache: OnceLock::new(),
+        };
+        // The kernel holds the root from the mount to the unmount, without a lookup.
+        let root = Known { nlookup: u32::MAX, attr_until: 0 };
+        shard(&coherence.known, 1).lock().insert(1, root);
+        coherence
+    }
+
+    /// Notifications go to this /dev/fuse descriptor from now on. Finds out whether the kernel knows epochs.
+    pub(crate) fn attach(&self, device: OwnedFd) {
+        *self.device.lock() = Some(Arc::new(device));
+        // Harmless: a young mount has no names that could be dropped.
+        let known = match self.notify(NOTIFY_INC_EPOCH, &[]) {
+            Ok(()) => true,
+            Err(error) => {
+                debug!("this kernel cannot drop all names at once ({error}); names live 1 s at most");
+                false
+            }
+        };
+        self.epochs.store(known, Ordering::Relaxed);
+    }
+
+    /// The session is over: no more notifications, and the descriptor may close.
+    pub(crate) fn detach(&self) {
+        *self.device.lock() = None;
+    }
+
+    /// Reports changes on the kernel road to `cache`. The first call counts.
+    #[allow(dead_code)]
+    pub(crate) fn set_cache(&self, cache: Arc<dyn Invalidate>) {
+        if self.cache.set(cache).is_err() {
+            warn!("the bypass' cache was set twice; the first one stays");
+        }
+    }
+
+    /// The bypass' cache, if there is a bypass.
+    #[inline]
+    pub(crate) fn cache(&self) -> Option<&dyn Invalidate> {
+        self.cache.get().map(|cache| &**cache)
+    }
+
+    // --- The gate ---
+
+    /// Opened by every reply that may contain lifetimes, and held until the reply is with the kernel.
+    pub(crate) fn gate(&self) -> Gate<'_> {
+        Gate { coherence: self, active: self.active[own_gate()].0.read() }
+    }
+
+    fn set_active(&self, active: bool) {
+        for gate in &self.active {
+            // Waits for the replies that are on their way.
+            *gate.0.write() = active;
+        }
+    }
+
+    fn now(&self) -> u64 {
+        millis(self.start.elapsed())
+    }
+
+    /// A bypass client has connected. Returns once the kernel has forgotten, or been told to forget, all that
+    /// it could answer without asking; only then may the client be served.
+    #[allow(dead_code)]
+    pub(crate) fn bypass_connected(&self) {
+        let mut clients = self.clients.lock();
+        if *clients == 0 {
+            self.set_active(true);
+            self.forget_lifetimes();
+        }
+        *clients += 1;
+    }
+
+    /// A bypass client has gone. After the last one, answers to the kernel have lifetimes again.
+    #[allow(dead_code)]
+    pub(crate) fn bypass_disconnected(&self) {
+        let mut clients = self.clients.lock();
+        *clients = clients.saturating_sub(1);
+        if *clients == 0 {
+            self.set_active(false);
+        }
+    }
+
+    /// Makes the kernel forget every name and attribute that it got with a lifetime. The gate is closed.
+    fn forget_lifetimes(&self) {
+        self.wait_for_pages();
+        let last = self.last_lifetime.load(Ordering::Relaxed);
+        let settled = last + millis(SETTLE);
+        if last != 0 && settled > self.now() {
+            std::thread::sleep(Duration::from_millis(settled - self.now().min(settled)));
+        }
+
+        let until = self.entries_until.load(Ordering::Relaxed);
+        if until > self.now() {
+            let told = self.epochs.load(Ordering::Relaxed)
+                && match self.notify(NOTIFY_INC_EPOCH, &[]) {
+                    Ok(()) => true,
+                    Err(error) => self.gone(error),
+                };
+            if !told {
+                // Bounded by `ENTRY_TTL_WITHOUT_EPOCH`, unless the kernel refuses what it took at the mount.
+                let left = until.saturating_sub(self.now());
+                std::thread::sleep(Duration::from_millis(left));
+            }
+        }
+
+        // Collected shard by shard, because no lock may be held during a notification.
+        let now = self.now();
+        if self.attrs_until.load(Ordering::Relaxed) > now {
+            for shard in &self.known {
+                let live: Vec<u64> = shard
+                    .0
+                    .lock()
+                    .iter()
+                    .filter(|(_, known)| {
+                        u64::from(known.attr_until) * 100 > now || known.attr_until == u32::MAX
+                    })
+                    .map(|(ino, _)| *ino)
+                    .collect();
+                for ino in live {
+                    if self.inval_inode(ino, -1, 0).is_err_and(|error| self.gone(error)) {
+                        return;
+                    }
+                }
+            }
+        }
+        for shard in &self.opens {
+            let cached: Vec<u64> =
+                shard.0.lock().iter().filter(|(_, opens)| opens.cached).map(|(ino, _)| *ino).collect();
+            for ino in cached {
+                if self.inval_inode(ino, 0, 0).is_err_and(|error| self.gone(error)) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whether the error says that there is no kernel to talk to any more; other errors are logged.
+    fn gone(&self, error: Errno) -> bool {
+        if matches!(error, Errno::NODEV | Errno::NOTCONN | Errno::BADF) {
+            return true;
+        }
+        warn!("the kernel refused an invalidation: {error}");
+        false
+    }
+
+    fn wait_for_pages(&self) {
+        let deadline = Instant::now() + PAGE_WAIT;
+        let mut pages = self.pages.lock();
+        while *pages != 0 {
+            if self.pages_sent.wait_until(&mut pages, deadline).timed_out() {
+                warn!("{} readdirplus replies are older than {PAGE_WAIT:?}; not waiting for them", *pages);
+                return;
+            }
+        }
+    }
+
+    // --- Notifications ---
+
+    /// Writes one notification. `ENOENT` (the kernel does not know the inode) is success.
+    fn notify(&self, code: i32, body: &[u8]) -> Result<(), Errno> {
+        let Some(device) = self.device.lock().clone() else { return Err(Errno::NOTCONN) };
+        let mut message = [0u8; OUT_HEADER + 24];
+        let len = OUT_HEADER + body.len();
+        message[0..4].copy_from_slice(&(len as u32).to_ne_bytes());
+        message[4..8].copy_from_slice(&code.to_ne_bytes());
+        message[OUT_HEADER..len].copy_from_slice(body);
+        loop {
+            match rustix::io::write(device.as_fd(), &message[..len]) {
+                Ok(_) | Err(Errno::NOENT) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// `fuse_reverse_inval_inode`: drops the attributes; with `offset >= 0` the pages from there on, too.
+    fn inval_inode(&self, ino: u64, offset: i64, len: i64) -> Result<(), Errno> {
+        let mut body = [0u8; 24];
+        body[0..8].copy_from_slice(&ino.to_ne_bytes());
+        body[8..16].copy_from_slice(&offset.to_ne_bytes());
+        body[16..24].copy_from_slice(&len.to_ne_bytes());
+        self.notify(NOTIFY_INVAL_INODE, &body)
+    }
+
+    /// The bypass has changed the contents or the size of an inode. To be called before the change is
+    /// answered: drops what the kernel's page cache holds of it.
+    ///
+    /// # Errors
+    /// The kernel's, a closed session excepted. The contents that an open file shows may then be old.
+    #[allow(dead_code)]
+    pub(crate) fn bypass_changed_data(&self, ino: u64) -> io::Result<()> {
+        if !self.kernel_opens(ino).cached {
+            return Ok(());
+        }
+        match self.inval_inode(ino, 0, 0) {
+            Err(error) if !self.gone(error) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    // --- What the kernel holds ---
+
+    fn looked_up(&self, ino: u64, attr_until: u32) {
+        let mut known = shard(&self.known, ino).lock();
+        let known = known.entry(ino).or_insert(Known { nlookup: 0, attr_until: 0 });
+        known.nlookup = known.nlookup.saturating_add(1);
+        known.attr_until = known.attr_until.max(attr_until);
+    }
+
+    /// The kernel has given up `count` references.
+    pub(crate) fn forgotten(&self, ino: u64, count: u64) {
+        let mut shard = shard(&self.known, ino).lock();
+        let Some(known) = shard.get_mut(&ino) else { return };
+        if known.nlookup == u32::MAX {
+            return;
+        }
+        known.nlookup = known.nlookup.saturating_sub(u32::try_from(count).unwrap_or(u32::MAX));
+        if known.nlookup == 0 {
+            shard.remove(&ino);
+            if shard.capacity() > 1024 && shard.len() < shard.capacity() / 8 {
+                let room = shard.len() * 2;
+                shard.shrink_to(room);
+            }
+        }
+    }
+
+    /// Whether the kernel holds a reference to an inode.
+    #[allow(dead_code)]
+    pub(crate) fn kernel_knows(&self, ino: u64) -> bool {
+        shard(&self.known, ino).lock().contains_key(&ino)
+    }
+
+    /// The kernel gets to know of an open file.
+    pub(crate) fn opened(&self, ino: u64, mode: OpenMode) {
+        let mut shard = shard(&self.opens, ino).lock();
+        let opens = shard.entry(ino).or_default();
+        opens.total = opens.total.saturating_add(1);
+        opens.cached |= mode == OpenMode::Cached;
+        opens.passthrough |= mode == OpenMode::Passthrough;
+    }
+
+    /// The kernel has released an open file.
+    pub(crate) fn released(&self, ino: u64) {
+        let mut shard = shard(&self.opens, ino).lock();
+        if let Some(opens) = shard.get_mut(&ino) {
+            opens.total = opens.total.saturating_sub(1);
+            if opens.total == 0 {
+                shard.remove(&ino);
+            }
+        }
+    }
+
+    /// The kernel's open files of an inode. An open that the program's death cut short may be counted for
+    /// ever, which costs an unneeded notification.
+    pub(crate) fn kernel_opens(&self, ino: u64) -> Opens {
+        shard(&self.opens, ino).lock().get(&ino).copied().unwrap_or_default()
+    }
+
+    /// Whether the kernel has an inode open.
+    #[allow(dead_code)]
+    pub(crate) fn kernel_has_open(&self, ino: u64) -> bool {
+        self.kernel_opens(ino).total != 0
+    }
+
+    // --- Writable grants ---
+
+    /// A client gets, or may get at any time, a writable descriptor of the backing file: from now on the
+    /// file's size, times and contents change unseen.
+    #[allow(dead_code)]
+    pub(crate) fn note_granted_write(&self, ino: u64) {
+        if self.granted_count.load(Ordering::Relaxed) >= GRANT_LIMIT {
+            return;
+        }
+        if shard(&self.granted, ino).lock().insert(ino) {
+            let count = self.granted_count.fetch_add(1, Ordering::Relaxed) + 1;
+            if count == GRANT_LIMIT {
+                debug!("{GRANT_LIMIT} files have writable grants; all regular files count as such now");
+            }
+        }
+    }
+
+    /// Whether a regular file may change unseen. Meaningless for other kinds of file.
+    pub(crate) fn is_granted_write(&self, ino: u64) -> bool {
+        match self.granted_count.load(Ordering::Relaxed) {
+            0 => false,
+            GRANT_LIMIT.. => true,
+            _ => shard(&self.granted, ino).lock().contains(&ino),
+        }
+    }
+}
+
+/// A reply's view of the gate. As long as it exists no client's connection completes.
+pub(crate) struct Gate<'a> {
+    coherence: &'a Coherence,
+    active: RwLockReadGuard<'a, bool>,
+}
+
+impl Gate<'_> {
+    /// Lifetimes may be sent.
+    pub(crate) fn open(&self) -> bool {
+        !*self.active
+    }
+
+    /// The lifetimes to send with an entry, attributes first; counts the kernel's reference.
+    pub(crate) fn entry(
+        &self,
+        attr: &FileAttr,
+        attr_ttl: Duration,
+        entry_ttl: Duration,
+    ) -> (Duration, Duration) {
+        let lifetimes = self.lifetimes(attr, attr_ttl, entry_ttl);
+        if attr.ino.0 != 0 {
+            self.coherence.looked_up(attr.ino.0, tenths(self.note_attr(lifetimes.0)));
+        }
+        self.note_entry(lifetimes.1);
+        lifetimes
+    }
+
+    /// The lifetimes to send with an entry, without counting anything.
+    pub(crate) fn lifetimes(
+        &self,
+        attr: &FileAttr,
+        attr_ttl: Duration,
+        entry_ttl: Duration,
+    ) -> (Duration, Duration) {
+        if *self.active {
+            return (Duration::ZERO, Duration::ZERO);
+        }
+        let entry_ttl = if self.coherence.epochs.load(Ordering::Relaxed) {
+            entry_ttl
+        } else {
+            entry_ttl.min(ENTRY_TTL_WITHOUT_EPOCH)
+        };
+        (self.attr_ttl(attr.ino.0, attr, attr_ttl), entry_ttl)
+    }
+
+    /// The lifetime to send with the attributes of `ino`.
+    pub(crate) fn attr(&self, ino: u64, attr: &FileAttr, ttl: Duration) -> Duration {
+        if *self.active {
+            return Duration::ZERO;
+        }
+        let ttl = self.attr_ttl(ino, attr, ttl);
+        let until = self.note_attr(ttl);
+        if until != 0 {
+            if let Some(known) = shard(&self.coherence.known, ino).lock().get_mut(&ino) {
+                known.attr_until = known.attr_until.max(tenths(until));
+            }
+        }
+        ttl
+    }
+
+    /// Notes an entry of a `readdirplus` that is about to be sent with these lifetimes.
+    pub(crate) fn page_entry(&self, ino: u64, lifetimes: (Duration, Duration)) {
+        self.coherence.looked_up(ino, tenths(self.note_attr(lifetimes.0)));
+        self.note_entry(lifetimes.1);
+    }
+
+    fn attr_ttl(&self, ino: u64, attr: &FileAttr, ttl: Duration) -> Duration {
+        if attr.kind == FileType::RegularFile && self.coherence.is_granted_write(ino) {
+            Duration::ZERO
+        } else {
+            ttl
+        }
+    }
+
+    fn note_attr(&self, ttl: Duration) -> u64 {
+        self.note(ttl, &self.coherence.attrs_until)
+    }
+
+    fn note_entry(&self, ttl: Duration) {
+        self.note(ttl, &self.coherence.entries_until);
+    }
+
+    /// Remembers a lifetime's end; 0 if there is none.
+    fn note(&self, ttl: Duration, horizon: &AtomicU64) -> u64 {
+        if ttl.is_zero() {
+            return 0;
+        }
+        let now = self.coherence.now().max(1);
+        let until = now.saturating_add(millis(ttl)).saturating_add(millis(SLACK));
+        // Relaxed suffices: who reads these has taken the gate for writing, which orders them.
+        if horizon.load(Ordering::Relaxed) < until {
+            horizon.fetch_max(until, Ordering::Relaxed);
+        }
+        self.coherence.last_lifetime.fetch_max(now, Ordering::Relaxed);
+        until
+    }
+
+    /// The flags to open with, and the mode that they mean.
+    pub(crate) fn open_flags(
+        &self,
+        ino: u64,
+        mut flags: FopenFlags,
+        passthrough: bool,
+    ) -> (FopenFlags, OpenMode) {
+        if passthrough {
+            flags.remove(FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR);
+            return (flags, OpenMode::Passthrough);
+        }
+        if self.coherence.is_granted_write(ino) {
+            flags.insert(FopenFlags::FOPEN_DIRECT_IO);
+        }
+        flags.remove(FopenFlags::FOPEN_CACHE_DIR);
+        if *self.active || flags.contains(FopenFlags::FOPEN_DIRECT_IO) {
+            flags.remove(FopenFlags::FOPEN_KEEP_CACHE);
+        }
+        let mode =
+            if flags.contains(FopenFlags::FOPEN_DIRECT_IO) { OpenMode::Direct } else { OpenMode::Cached };
+        (flags, mode)
+    }
+}
+
+fn tenths(millis: u64) -> u32 {
+    u32::try_from(millis.div_ceil(100)).unwrap_or(u32::MAX)
+}
+
+/// A `readdirplus` reply that contains lifetimes already but is not sent: as long as it exists no first
+/// client's connection completes.
+#[derive(Debug)]
+pub(crate) struct Page(Arc<Coherence>);
+
+impl Page {
+    /// To be called while a gate is open.
+    pub(crate) fn new(coherence: &Arc<Coherence>) -> Self {
+        *coherence.pages.lock() += 1;
+        Self(Arc::clone(coherence))
+    }
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        *self.0.pages.lock() -= 1;
+        self.0.pages_sent.notify_all();
+    }
+}

@@ -1,0 +1,3 @@
+//! The kernel road: file system calls that arrive as FUSE messages.
+
+pub(crate) mod hooks;

@@ -1,0 +1,188 @@
+//! Replies that list a directory.
+
+use std::ffi::OsStr;
+use std::time::Duration;
+
+use fuser::{Errno, FileAttr, FileType, Generation, INodeNo};
+
+use super::{Kernel, To};
+use crate::answer::{self, Answer, Dirent, DirentPlus, Entry};
+use crate::coherence::Page;
+use crate::kernel::hooks::Hooks;
+
+/// Size of `struct fuse_dirent` without the name.
+const DIRENT: usize = 24;
+/// Size of `struct fuse_direntplus` without the name.
+const DIRENT_PLUS: usize = 152;
+
+/// Counts a listing's bytes as FUSE lays it out, so that a page has the same length on both roads.
+#[derive(Debug)]
+struct Room(usize);
+
+impl Room {
+    /// Takes the room of one entry; false if it does not fit.
+    fn take(&mut self, fixed: usize, name: &OsStr) -> bool {
+        match self.0.checked_sub((fixed + name.len()).next_multiple_of(8)) {
+            Some(left) => {
+                self.0 = left;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// The answer of `readdir`.
+#[derive(Debug)]
+pub struct ReplyDirectory {
+    to: To<fuser::ReplyDirectory, Vec<Dirent>>,
+    entries: Vec<Dirent>,
+    room: Room,
+}
+
+impl ReplyDirectory {
+    pub(crate) fn kernel(reply: fuser::ReplyDirectory, hooks: Hooks) -> Self {
+        Self { to: To::Kernel(Kernel { hooks, reply }), entries: Vec::new(), room: Room(0) }
+    }
+
+    /// A reply to the caller of at most `size` bytes, counted as FUSE would lay the page out.
+    #[allow(dead_code)]
+    pub(crate) fn local(size: usize) -> (Self, Answer<Vec<Dirent>>) {
+        let (sender, answer) = answer::channel();
+        (Self { to: To::Local(sender), entries: Vec::new(), room: Room(size) }, answer)
+    }
+
+    /// Adds an entry. `offset` is where a later call is to continue after it. True means that the page is
+    /// full and the entry was not added.
+    #[must_use]
+    pub fn add<T: AsRef<OsStr>>(&mut self, ino: INodeNo, offset: u64, kind: FileType, name: T) -> bool {
+        match &mut self.to {
+            To::Kernel(kernel) => kernel.reply.add(ino, offset, kind, name),
+            To::Local(_) => {
+                let name = name.as_ref();
+                let fits = self.room.take(DIRENT, name);
+                if fits {
+                    self.entries.push(Dirent { ino, offset, kind, name: name.to_owned() });
+                }
+                !fits
+            }
+        }
+    }
+
+    /// Answers with the entries added.
+    pub fn ok(self) {
+        match self.to {
+            To::Kernel(kernel) => kernel.settle().1.ok(),
+            To::Local(sender) => sender.send(Ok(self.entries)),
+        }
+    }
+
+    /// Answers with an error.
+    pub fn error(self, err: Errno) {
+        match self.to {
+            To::Kernel(kernel) => kernel.settle().1.error(err),
+            To::Local(sender) => sender.send(Err(err)),
+        }
+    }
+}
+
+/// The answer of `readdirplus`. The field `page` comes last, because it must outlive the reply.
+#[derive(Debug)]
+pub struct ReplyDirectoryPlus {
+    to: To<fuser::ReplyDirectoryPlus, Vec<DirentPlus>>,
+    entries: Vec<DirentPlus>,
+    room: Room,
+    /// The children that the kernel will hold references to, and the lifetimes sent with them.
+    children: Vec<(u64, (Duration, Duration))>,
+    page: Option<Page>,
+}
+
+impl ReplyDirectoryPlus {
+    pub(crate) fn kernel(reply: fuser::ReplyDirectoryPlus, hooks: Hooks) -> Self {
+        Self {
+            to: To::Kernel(Kernel { hooks, reply }),
+            entries: Vec::new(),
+            room: Room(0),
+            children: Vec::new(),
+            page: None,
+        }
+    }
+
+    /// A reply to the caller of at most `size` bytes, counted as FUSE would lay the page out.
+    #[allow(dead_code)]
+    pub(crate) fn local(size: usize) -> (Self, Answer<Vec<DirentPlus>>) {
+        let (sender, answer) = answer::channel();
+        let reply = Self {
+            to: To::Local(sender),
+            entries: Vec::new(),
+            room: Room(size),
+            children: Vec::new(),
+            page: None,
+        };
+        (reply, answer)
+    }
+
+    /// Adds an entry. `offset` is where a later call is to continue after it. True means that the page is
+    /// full and the entry was not added. Each entry added but `.` and `..` counts as a lookup of `attr.ino`.
+    pub fn add<T: AsRef<OsStr>>(
+        &mut self,
+        ino: INodeNo,
+        offset: u64,
+        name: T,
+        ttl: &Duration,
+        attr: &FileAttr,
+        generation: Generation,
+    ) -> bool {
+        let name = name.as_ref();
+        match &mut self.to {
+            To::Kernel(kernel) => {
+                let coherence = &kernel.hooks.coherence;
+                let gate = coherence.gate();
+                let (attr_ttl, entry_ttl) = gate.lifetimes(attr, *ttl, *ttl);
+                // fuser's object takes one lifetime for both.
+                let ttl = attr_ttl.min(entry_ttl);
+                if !ttl.is_zero() && self.page.is_none() {
+                    self.page = Some(Page::new(coherence));
+                }
+                let full = kernel.reply.add(ino, offset, name, &ttl, attr, generation);
+                // `fuse_direntplus_link` takes no reference for these.
+                if !full && name != "." && name != ".." && attr.ino.0 != 0 {
+                    self.children.push((attr.ino.0, (ttl, ttl)));
+                }
+                full
+            }
+            To::Local(_) => {
+                let fits = self.room.take(DIRENT_PLUS, name);
+                if fits {
+                    let entry = Entry { attr: *attr, generation, attr_ttl: *ttl, entry_ttl: *ttl };
+                    self.entries.push(DirentPlus { offset, name: name.to_owned(), entry });
+                }
+                !fits
+            }
+        }
+    }
+
+    /// Answers with the entries added.
+    pub fn ok(self) {
+        match self.to {
+            To::Kernel(kernel) => {
+                let (hooks, reply) = kernel.settle();
+                // Before the reply, because the kernel may forget a child as soon as it has it.
+                let gate = hooks.coherence.gate();
+                for (ino, lifetimes) in &self.children {
+                    gate.page_entry(*ino, *lifetimes);
+                }
+                reply.ok();
+            }
+            To::Local(sender) => sender.send(Ok(self.entries)),
+        }
+    }
+
+    /// Answers with an error.
+    pub fn error(self, err: Errno) {
+        match self.to {
+            To::Kernel(kernel) => kernel.settle().1.error(err),
+            To::Local(sender) => sender.send(Err(err)),
+        }
+    }
+}

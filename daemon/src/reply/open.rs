@@ -1,0 +1,207 @@
+//! Replies that open a file.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use fuser::{Errno, FileAttr, FileHandle, FopenFlags, Generation};
+use log::warn;
+
+use super::backing::{BackingId, KernelBacking};
+use super::{To, reply};
+use crate::answer::{Created, Entry, Opened};
+use crate::coherence::{Coherence, Gate};
+
+reply! {
+    /// The answer of `open` and `opendir`.
+    ReplyOpen => Opened, errors of its own
+}
+
+reply! {
+    /// The answer of `create`.
+    ReplyCreate => Created
+}
+
+/// The flags that go to the kernel, after what they mean has been noted. An inode of 0 is a directory: the
+/// kernel has no pages of it, and what it lists must never be cached.
+fn kernel_flags(
+    coherence: &Coherence,
+    gate: &Gate<'_>,
+    ino: u64,
+    flags: FopenFlags,
+    pass: bool,
+) -> FopenFlags {
+    let (flags, mode) = gate.open_flags(ino, flags, pass);
+    if ino != 0 {
+        coherence.opened(ino, mode);
+    }
+    flags
+}
+
+impl ReplyOpen {
+    /// Answers with an error. `ENOSYS` says that opening needs no call: the open succeeds with handle 0.
+    ///
+    /// The kernel is told just that success, because after `ENOSYS` it would neither report opens any more
+    /// nor ever drop a file's pages or a directory's listing (`fc->no_open`, `fc->no_opendir`), and the
+    /// bypass could not tell what it holds.
+    pub fn error(self, err: Errno) {
+        match self.to {
+            To::Kernel(_) if err == Errno::ENOSYS => self.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            To::Kernel(kernel) => kernel.settle().1.error(err),
+            To::Local(sender) => sender.send(Err(err)),
+        }
+    }
+
+    /// Answers with a handle.
+    ///
+    /// # Panics
+    /// If `flags` contain `FOPEN_PASSTHROUGH`, which is
+    /// [`opened_passthrough`](Self::opened_passthrough)'s to set.
+    pub fn opened(self, fh: FileHandle, flags: FopenFlags) {
+        assert!(!flags.contains(FopenFlags::FOPEN_PASSTHROUGH));
+        match self.to {
+            To::Kernel(kernel) => {
+                let (hooks, reply) = kernel.settle();
+                let gate = hooks.coherence.gate();
+                let flags = kernel_flags(&hooks.coherence, &gate, hooks.ino, flags, false);
+                reply.opened(fh, flags);
+            }
+            To::Local(sender) => sender.send(Ok(Opened { fh, flags, backing: None })),
+        }
+    }
+
+    /// Registers a backing file, to be given to [`opened_passthrough`](Self::opened_passthrough).
+    ///
+    /// # Errors
+    /// On the kernel road those of [`BackingId::create_raw`]; on the bypass those of duplicating a descriptor.
+    pub fn open_backing(&self, fd: impl AsFd) -> io::Result<BackingId> {
+        match &self.to {
+            To::Kernel(kernel) => kernel.reply.open(fd.as_fd()).map(BackingId::from_kernel),
+            To::Local(_) => BackingId::from_fd(fd),
+        }
+    }
+
+    /// Takes over an ID that [`BackingId::create_raw`] or [`BackingId::into_raw`] returned. On the bypass the
+    /// result carries no descriptor, and the ID is closed only if it comes to be used on the kernel road.
+    ///
+    /// # Safety
+    /// The ID is open, belongs to this session, and is closed by nobody else while the result lives.
+    pub unsafe fn wrap_backing(&self, id: u32) -> BackingId {
+        match &self.to {
+            To::Kernel(kernel) => BackingId::from_kernel(kernel.reply.wrap(id)),
+            To::Local(_) => BackingId::from_raw(id),
+        }
+    }
+
+    /// Answers with a handle whose reads and writes go to the backing file.
+    pub fn opened_passthrough(self, fh: FileHandle, flags: FopenFlags, backing_id: &BackingId) {
+        let flags = flags - FopenFlags::FOPEN_PASSTHROUGH;
+        match self.to {
+            To::Kernel(kernel) => {
+                let (hooks, reply) = kernel.settle();
+                let backing = backing_id.for_kernel(&reply);
+                let gate = hooks.coherence.gate();
+                let flags = kernel_flags(&hooks.coherence, &gate, hooks.ino, flags, backing.is_ok());
+                match backing {
+                    Ok(backing) => reply.opened_passthrough(fh, flags, backing),
+                    // As the file system itself would have done, had it registered the file on this road.
+                    Err(error) => {
+                        warn!("no passthrough for inode {}: {error}", hooks.ino);
+                        reply.opened(fh, flags);
+                    }
+                }
+            }
+            To::Local(sender) => {
+                sender.send(Ok(Opened { fh, flags, backing: backing_id.duplicate() }));
+            }
+        }
+    }
+}
+
+impl ReplyCreate {
+    /// Answers with an entry that may be cached for `ttl`, and a handle.
+    ///
+    /// # Panics
+    /// If `flags` contain `FOPEN_PASSTHROUGH`, which is
+    /// [`created_passthrough`](Self::created_passthrough)'s to set.
+    pub fn created(
+        self,
+        ttl: &Duration,
+        attr: &FileAttr,
+        generation: Generation,
+        fh: FileHandle,
+        flags: FopenFlags,
+    ) {
+        assert!(!flags.contains(FopenFlags::FOPEN_PASSTHROUGH));
+        self.answer(ttl, attr, generation, fh, flags, None);
+    }
+
+    /// Registers a backing file, to be given to [`created_passthrough`](Self::created_passthrough).
+    ///
+    /// # Errors
+    /// As [`ReplyOpen::open_backing`].
+    pub fn open_backing(&self, fd: impl AsFd) -> io::Result<BackingId> {
+        match &self.to {
+            To::Kernel(kernel) => kernel.reply.open(fd.as_fd()).map(BackingId::from_kernel),
+            To::Local(_) => BackingId::from_fd(fd),
+        }
+    }
+
+    /// As [`ReplyOpen::wrap_backing`].
+    ///
+    /// # Safety
+    /// The ID is open, belongs to this session, and is closed by nobody else while the result lives.
+    pub unsafe fn wrap_backing(&self, id: u32) -> BackingId {
+        match &self.to {
+            To::Kernel(kernel) => BackingId::from_kernel(kernel.reply.wrap(id)),
+            To::Local(_) => BackingId::from_raw(id),
+        }
+    }
+
+    /// Answers with an entry and a handle whose reads and writes go to the backing file.
+    pub fn created_passthrough(
+        self,
+        ttl: &Duration,
+        attr: &FileAttr,
+        generation: Generation,
+        fh: FileHandle,
+        flags: FopenFlags,
+        backing_id: &BackingId,
+    ) {
+        self.answer(ttl, attr, generation, fh, flags - FopenFlags::FOPEN_PASSTHROUGH, Some(backing_id));
+    }
+
+    fn answer(
+        self,
+        ttl: &Duration,
+        attr: &FileAttr,
+        generation: Generation,
+        fh: FileHandle,
+        flags: FopenFlags,
+        backing_id: Option<&BackingId>,
+    ) {
+        match self.to {
+            To::Kernel(kernel) => {
+                let (hooks, reply) = kernel.settle();
+                let backing = backing_id.and_then(|id| {
+                    id.for_kernel(&reply)
+                        .inspect_err(|error| warn!("no passthrough for inode {}: {error}", attr.ino.0))
+                        .ok()
+                });
+                let gate = hooks.coherence.gate();
+                // One lifetime for both, as the message format of fuser's object has it: the shorter.
+                let (attr_ttl, entry_ttl) = gate.entry(attr, *ttl, *ttl);
+                let ttl = attr_ttl.min(entry_ttl);
+                let flags = kernel_flags(&hooks.coherence, &gate, attr.ino.0, flags, backing.is_some());
+                match backing {
+                    Some(backing) => reply.created_passthrough(&ttl, attr, generation, fh, flags, backing),
+                    None => reply.created(&ttl, attr, generation, fh, flags),
+                }
+            }
+            To::Local(sender) => sender.send(Ok(Created {
+                entry: Entry { attr: *attr, generation, attr_ttl: *ttl, entry_ttl: *ttl },
+                opened: Opened { fh, flags, backing: backing_id.and_then(BackingId::duplicate) },
+            })),
+        }
+    }
+}
