@@ -464,11 +464,6 @@ pub(crate) struct Gate<'a> {
 }
 
 impl Gate<'_> {
-    /// Lifetimes may be sent.
-    pub(crate) fn open(&self) -> bool {
-        !*self.active
-    }
-
     /// The lifetimes to send with an entry, attributes first; counts the kernel's reference.
     pub(crate) fn entry(
         &self,

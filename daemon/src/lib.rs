@@ -17,6 +17,8 @@ mod filesystem;
 mod kernel;
 mod reply;
 mod request;
+mod ring;
+mod session;
 
 pub use fuser::{
     AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags,
@@ -31,3 +33,6 @@ pub use crate::reply::{
     ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 pub use crate::request::{Credentials, Request, Road};
+pub use crate::session::{
+    BackgroundSession, Notifier, Session, SessionUnmounter, mount, mount2, spawn_mount, spawn_mount2,
+};

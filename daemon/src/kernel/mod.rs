@@ -1,3 +1,4 @@
 //! The kernel road: file system calls that arrive as FUSE messages.
 
+pub(crate) mod adapter;
 pub(crate) mod hooks;

@@ -10,7 +10,7 @@ mod open;
 
 use std::time::Duration;
 
-use fuser::{FileAttr, Generation, PollEvents};
+use fuser::{Errno, FileAttr, Generation, PollEvents};
 
 use crate::answer::{self, Attr, Entry, Ioctl, Lock, Sender, Statfs, Xattr};
 use crate::kernel::hooks::Hooks;
@@ -280,10 +280,25 @@ impl ReplyPoll {
 
 reply! {
     /// The answer of `getxattr` and `listxattr`.
-    ReplyXattr => Xattr
+    ReplyXattr => Xattr, errors of its own
 }
 
 impl ReplyXattr {
+    /// Answers with an error.
+    ///
+    /// If the kernel got `ENOSYS` it would never again ask for any extended attribute (`fc->no_getxattr`), and
+    /// programs could not find the bypass; what they see of `EOPNOTSUPP` is the same.
+    pub fn error(self, err: Errno) {
+        match self.to {
+            To::Kernel(kernel) => {
+                let (hooks, reply) = kernel.settle();
+                let hide = err == Errno::ENOSYS && hooks.coherence.cache().is_some();
+                reply.error(if hide { Errno::EOPNOTSUPP } else { err });
+            }
+            To::Local(sender) => sender.send(Err(err)),
+        }
+    }
+
     /// Answers a request of size 0 with the value's length.
     pub fn size(self, size: u32) {
         match self.to {

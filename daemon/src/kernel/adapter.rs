@@ -1,0 +1,559 @@
+//! Puts a [`Filesystem`] behind fuser's trait of the same name.
+
+use std::ffi::OsStr;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
+
+use fuser::{
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, INodeNo, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, TimeOrNow, WriteFlags,
+};
+use log::{error, warn};
+
+use super::hooks::{Effect, Hooks};
+use crate::filesystem::Filesystem;
+use crate::reply::{
+    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
+};
+use crate::session::{Core, RingSlot};
+
+/// The extended attribute of the mount's root by which programs find the bypass.
+const RENDEZVOUS: &str = "system.finesse";
+/// How long the end of the session waits for others that still use the file system.
+const LAST_USER_WAIT: Duration = Duration::from_secs(10);
+
+/// Receives the kernel's requests and hands them on, each with the hooks that its reply needs.
+pub(crate) struct Adapter<FS: Filesystem> {
+    core: Arc<Core<FS>>,
+    /// Where the core goes when the file system is initialised. Until then it must have one owner, so that
+    /// `init` can have the file system to itself.
+    handoff: mpsc::Sender<Arc<Core<FS>>>,
+    ring: RingSlot,
+}
+
+impl<FS: Filesystem> Adapter<FS> {
+    pub(crate) fn new(core: Core<FS>, handoff: mpsc::Sender<Arc<Core<FS>>>, ring: RingSlot) -> Self {
+        Self { core: Arc::new(core), handoff, ring }
+    }
+
+    fn hooks(&self, ino: INodeNo) -> Hooks {
+        Hooks::new(Arc::clone(&self.core.coherence), ino.0, Effect::None)
+    }
+
+    /// Hooks for a request that changes something. What it changes matters only if there is a bypass.
+    fn changes(&self, ino: INodeNo, effect: impl FnOnce() -> Effect) -> Hooks {
+        let effect = if self.core.coherence.cache().is_some() { effect() } else { Effect::None };
+        Hooks::new(Arc::clone(&self.core.coherence), ino.0, effect)
+    }
+
+    fn changes_attr(&self, ino: INodeNo) -> Hooks {
+        self.changes(ino, || Effect::Attr(ino.0))
+    }
+
+    fn changes_name(&self, parent: INodeNo, name: &OsStr) -> Hooks {
+        self.changes(parent, || Effect::name(parent.0, name))
+    }
+
+    fn fs(&self) -> &FS {
+        &self.core.fs
+    }
+}
+
+/// The file system, if nobody else holds it.
+fn sole<FS: Filesystem>(core: &mut Arc<Core<FS>>) -> Option<&mut FS> {
+    Arc::get_mut(&mut Arc::get_mut(core)?.fs)
+}
+
+impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
+    fn init(&mut self, req: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
+        let fs = sole(&mut self.core).ok_or_else(|| io::Error::other("the file system is in use already"))?;
+        fs.init(&req.into(), config)?;
+        // Fails only if the session was given up, and then nobody needs it.
+        let _ = self.handoff.send(Arc::clone(&self.core));
+        Ok(())
+    }
+
+    fn destroy(&mut self) {
+        // The ring's workers call the file system; they must be gone first.
+        drop(self.ring.lock().take());
+        self.core.coherence.detach();
+        let deadline = Instant::now() + LAST_USER_WAIT;
+        loop {
+            if let Some(fs) = sole(&mut self.core) {
+                fs.destroy();
+                return;
+            }
+            if Instant::now() >= deadline {
+                error!(
+                    "the file system is still in use {LAST_USER_WAIT:?} after the unmount; not destroying it"
+                );
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn lookup(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEntry) {
+        self.fs().lookup(&req.into(), parent, name, ReplyEntry::kernel(reply, self.hooks(parent)));
+    }
+
+    // fuser's default for `batch_forget` calls this for each inode; its argument's type has no public name, so
+    // it cannot be overridden.
+    fn forget(&self, req: &fuser::Request, ino: INodeNo, nlookup: u64) {
+        self.core.coherence.forgotten(ino.0, nlookup);
+        self.fs().forget(&req.into(), ino, nlookup);
+    }
+
+    fn getattr(&self, req: &fuser::Request, ino: INodeNo, fh: Option<FileHandle>, reply: fuser::ReplyAttr) {
+        self.fs().getattr(&req.into(), ino, fh, ReplyAttr::kernel(reply, self.hooks(ino)));
+    }
+
+    fn setattr(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        crtime: Option<SystemTime>,
+        chgtime: Option<SystemTime>,
+        bkuptime: Option<SystemTime>,
+        flags: Option<BsdFileFlags>,
+        reply: fuser::ReplyAttr,
+    ) {
+        let reply = ReplyAttr::kernel(reply, self.changes_attr(ino));
+        self.fs().setattr(
+            &req.into(),
+            ino,
+            mode,
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+            ctime,
+            fh,
+            crtime,
+            chgtime,
+            bkuptime,
+            flags,
+            reply,
+        );
+    }
+
+    fn readlink(&self, req: &fuser::Request, ino: INodeNo, reply: fuser::ReplyData) {
+        self.fs().readlink(&req.into(), ino, ReplyData::kernel(reply, self.hooks(ino)));
+    }
+
+    fn mknod(
+        &self,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: fuser::ReplyEntry,
+    ) {
+        let reply = ReplyEntry::kernel(reply, self.changes_name(parent, name));
+        self.fs().mknod(&req.into(), parent, name, mode, umask, rdev, reply);
+    }
+
+    fn mkdir(
+        &self,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: fuser::ReplyEntry,
+    ) {
+        let reply = ReplyEntry::kernel(reply, self.changes_name(parent, name));
+        self.fs().mkdir(&req.into(), parent, name, mode, umask, reply);
+    }
+
+    fn unlink(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
+        let reply = ReplyEmpty::kernel(reply, self.changes_name(parent, name));
+        self.fs().unlink(&req.into(), parent, name, reply);
+    }
+
+    fn rmdir(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
+        let reply = ReplyEmpty::kernel(reply, self.changes_name(parent, name));
+        self.fs().rmdir(&req.into(), parent, name, reply);
+    }
+
+    fn symlink(
+        &self,
+        req: &fuser::Request,
+        parent: INodeNo,
+        link_name: &OsStr,
+        target: &Path,
+        reply: fuser::ReplyEntry,
+    ) {
+        let reply = ReplyEntry::kernel(reply, self.changes_name(parent, link_name));
+        self.fs().symlink(&req.into(), parent, link_name, target, reply);
+    }
+
+    fn rename(
+        &self,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: fuser::ReplyEmpty,
+    ) {
+        let hooks = self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname));
+        let reply = ReplyEmpty::kernel(reply, hooks);
+        self.fs().rename(&req.into(), parent, name, newparent, newname, flags, reply);
+    }
+
+    fn link(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        newparent: INodeNo,
+        newname: &OsStr,
+        reply: fuser::ReplyEntry,
+    ) {
+        let hooks = self.changes(ino, || Effect::link(newparent.0, newname, ino.0));
+        self.fs().link(&req.into(), ino, newparent, newname, ReplyEntry::kernel(reply, hooks));
+    }
+
+    fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
+        let hooks = if flags.0 & libc::O_TRUNC != 0 { self.changes_attr(ino) } else { self.hooks(ino) };
+        self.fs().open(&req.into(), ino, flags, ReplyOpen::kernel(reply, hooks));
+    }
+
+    fn read(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        reply: fuser::ReplyData,
+    ) {
+        let reply = ReplyData::kernel(reply, self.hooks(ino));
+        self.fs().read(&req.into(), ino, fh, offset, size, flags, lock_owner, reply);
+    }
+
+    fn write(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        reply: fuser::ReplyWrite,
+    ) {
+        let reply = ReplyWrite::kernel(reply, self.changes_attr(ino));
+        self.fs().write(&req.into(), ino, fh, offset, data, write_flags, flags, lock_owner, reply);
+    }
+
+    fn flush(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        reply: fuser::ReplyEmpty,
+    ) {
+        self.fs().flush(&req.into(), ino, fh, lock_owner, ReplyEmpty::kernel(reply, self.hooks(ino)));
+    }
+
+    fn release(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        flush: bool,
+        reply: fuser::ReplyEmpty,
+    ) {
+        self.core.coherence.released(ino.0);
+        let reply = ReplyEmpty::kernel(reply, self.hooks(ino));
+        self.fs().release(&req.into(), ino, fh, flags, lock_owner, flush, reply);
+    }
+
+    fn fsync(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: fuser::ReplyEmpty,
+    ) {
+        self.fs().fsync(&req.into(), ino, fh, datasync, ReplyEmpty::kernel(reply, self.hooks(ino)));
+    }
+
+    fn opendir(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
+        // Open directories are not counted: the kernel never caches what they list.
+        let reply = ReplyOpen::kernel(reply, self.hooks(INodeNo(0)));
+        self.fs().opendir(&req.into(), ino, flags, reply);
+    }
+
+    fn readdir(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: fuser::ReplyDirectory,
+    ) {
+        self.fs().readdir(&req.into(), ino, fh, offset, ReplyDirectory::kernel(reply, self.hooks(ino)));
+    }
+
+    fn readdirplus(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        reply: fuser::ReplyDirectoryPlus,
+    ) {
+        let reply = ReplyDirectoryPlus::kernel(reply, self.hooks(ino));
+        self.fs().readdirplus(&req.into(), ino, fh, offset, reply);
+    }
+
+    fn releasedir(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: OpenFlags,
+        reply: fuser::ReplyEmpty,
+    ) {
+        self.fs().releasedir(&req.into(), ino, fh, flags, ReplyEmpty::kernel(reply, self.hooks(ino)));
+    }
+
+    fn fsyncdir(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        datasync: bool,
+        reply: fuser::ReplyEmpty,
+    ) {
+        self.fs().fsyncdir(&req.into(), ino, fh, datasync, ReplyEmpty::kernel(reply, self.hooks(ino)));
+    }
+
+    fn statfs(&self, req: &fuser::Request, ino: INodeNo, reply: fuser::ReplyStatfs) {
+        self.fs().statfs(&req.into(), ino, ReplyStatfs::kernel(reply, self.hooks(ino)));
+    }
+
+    fn setxattr(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        position: u32,
+        reply: fuser::ReplyEmpty,
+    ) {
+        let reply = ReplyEmpty::kernel(reply, self.changes_attr(ino));
+        self.fs().setxattr(&req.into(), ino, name, value, flags, position, reply);
+    }
+
+    fn getxattr(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: fuser::ReplyXattr,
+    ) {
+        if ino == INodeNo::ROOT && name == RENDEZVOUS {
+            if let Some(value) = self.core.rendezvous() {
+                match u32::try_from(value.len()) {
+                    Ok(len) if size == 0 => reply.size(len),
+                    Ok(len) if len <= size => reply.data(value),
+                    _ => reply.error(Errno::ERANGE),
+                }
+                return;
+            }
+        }
+        self.fs().getxattr(&req.into(), ino, name, size, ReplyXattr::kernel(reply, self.hooks(ino)));
+    }
+
+    fn listxattr(&self, req: &fuser::Request, ino: INodeNo, size: u32, reply: fuser::ReplyXattr) {
+        self.fs().listxattr(&req.into(), ino, size, ReplyXattr::kernel(reply, self.hooks(ino)));
+    }
+
+    fn removexattr(&self, req: &fuser::Request, ino: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
+        let reply = ReplyEmpty::kernel(reply, self.changes_attr(ino));
+        self.fs().removexattr(&req.into(), ino, name, reply);
+    }
+
+    fn access(&self, req: &fuser::Request, ino: INodeNo, mask: AccessFlags, reply: fuser::ReplyEmpty) {
+        self.fs().access(&req.into(), ino, mask, ReplyEmpty::kernel(reply, self.hooks(ino)));
+    }
+
+    fn create(
+        &self,
+        req: &fuser::Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: fuser::ReplyCreate,
+    ) {
+        let reply = ReplyCreate::kernel(reply, self.changes_name(parent, name));
+        self.fs().create(&req.into(), parent, name, mode, umask, flags, reply);
+    }
+
+    fn getlk(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: fuser::ReplyLock,
+    ) {
+        let reply = ReplyLock::kernel(reply, self.hooks(ino));
+        self.fs().getlk(&req.into(), ino, fh, lock_owner, start, end, typ, pid, reply);
+    }
+
+    fn setlk(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: fuser::ReplyEmpty,
+    ) {
+        let reply = ReplyEmpty::kernel(reply, self.hooks(ino));
+        self.fs().setlk(&req.into(), ino, fh, lock_owner, start, end, typ, pid, sleep, reply);
+    }
+
+    fn bmap(&self, req: &fuser::Request, ino: INodeNo, blocksize: u32, idx: u64, reply: fuser::ReplyBmap) {
+        self.fs().bmap(&req.into(), ino, blocksize, idx, ReplyBmap::kernel(reply, self.hooks(ino)));
+    }
+
+    fn ioctl(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        flags: IoctlFlags,
+        cmd: u32,
+        in_data: &[u8],
+        out_size: u32,
+        reply: fuser::ReplyIoctl,
+    ) {
+        // What an ioctl changes is the file system's secret; `FS_IOC_SETFLAGS` changes attributes.
+        let reply = ReplyIoctl::kernel(reply, self.changes_attr(ino));
+        self.fs().ioctl(&req.into(), ino, fh, flags, cmd, in_data, out_size, reply);
+    }
+
+    fn poll(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        ph: PollNotifier,
+        events: PollEvents,
+        flags: PollFlags,
+        reply: fuser::ReplyPoll,
+    ) {
+        let reply = ReplyPoll::kernel(reply, self.hooks(ino));
+        self.fs().poll(&req.into(), ino, fh, ph, events, flags, reply);
+    }
+
+    fn fallocate(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: fuser::ReplyEmpty,
+    ) {
+        let reply = ReplyEmpty::kernel(reply, self.changes_attr(ino));
+        self.fs().fallocate(&req.into(), ino, fh, offset, length, mode, reply);
+    }
+
+    fn lseek(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: fuser::ReplyLseek,
+    ) {
+        self.fs().lseek(&req.into(), ino, fh, offset, whence, ReplyLseek::kernel(reply, self.hooks(ino)));
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &fuser::Request,
+        ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        flags: CopyFileRangeFlags,
+        reply: fuser::ReplyWrite,
+    ) {
+        let reply = ReplyWrite::kernel(reply, self.changes_attr(ino_out));
+        self.fs().copy_file_range(
+            &req.into(),
+            ino_in,
+            fh_in,
+            offset_in,
+            ino_out,
+            fh_out,
+            offset_out,
+            len,
+            flags,
+            reply,
+        );
+    }
+}
+
+impl<FS: Filesystem> std::fmt::Debug for Adapter<FS> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Adapter").field("mountpoint", &self.core.mountpoint).finish_non_exhaustive()
+    }
+}
+
+impl<FS: Filesystem> Drop for Adapter<FS> {
+    /// A session that ends in a panic of one of its threads is not destroyed; the ring must end even so.
+    fn drop(&mut self) {
+        if self.ring.lock().take().is_some() {
+            warn!("the session ended without destroying its file system");
+        }
+        self.core.coherence.detach();
+    }
+}
