@@ -13,6 +13,7 @@
 //! | [`handshake`] | control messages over the Unix socket, with descriptors |
 //! | [`client`] | a client's end: connect, call, wait |
 //! | [`counters`] | what a client counts, for `finesse status` |
+//! | [`status`] | asking a daemon for all of that |
 
 #![deny(unsafe_code)]
 
@@ -23,3 +24,4 @@ pub mod handshake;
 pub mod layout;
 pub mod ring;
 pub mod segment;
+pub mod status;
