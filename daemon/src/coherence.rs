@@ -13,6 +13,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -22,6 +23,8 @@ use hashbrown::{HashMap, HashSet};
 use log::{debug, warn};
 use parking_lot::{Condvar, Mutex, RwLock, RwLockReadGuard};
 use rustix::io::Errno;
+
+use crate::kernel::below;
 
 /// The bypass' cache, as the kernel road sees it.
 pub(crate) trait Invalidate: Send + Sync {
@@ -54,8 +57,30 @@ const SETTLE: Duration = Duration::from_millis(20);
 const SLACK: Duration = Duration::from_millis(100);
 /// How long a client waits for directory pages under construction.
 const PAGE_WAIT: Duration = Duration::from_secs(10);
+/// How long the first client waits for names to expire that the kernel cannot be made to drop.
+const NAME_WAIT: Duration = Duration::from_secs(2);
 /// Above this many inodes with writable grants every regular file counts as one.
 const GRANT_LIMIT: usize = 1_000_000;
+
+/// Why a client may not be served by the bypass.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// Names that the kernel holds for long could only be dropped together with a mount on one of them.
+    #[error(
+        "the kernel remembers names for {}s more, and cannot be made to forget them without unmounting {}; \
+         unmount that, or mount with shorter lifetimes",
+        left.as_secs(), below.display()
+    )]
+    MountBelow {
+        /// The mount.
+        below: PathBuf,
+        /// When the last name expires.
+        left: Duration,
+    },
+    /// The kernel took `FUSE_NOTIFY_INC_EPOCH` when the file system was mounted and refuses it today.
+    #[error("the kernel refuses to forget names: {0}")]
+    Kernel(#[from] io::Error),
+}
 
 #[repr(align(128))]
 #[derive(Debug, Default)]
@@ -103,6 +128,7 @@ pub(crate) struct Coherence {
     /// what the first does; no request of the kernel's takes it.
     clients: Mutex<usize>,
     device: Mutex<Option<Arc<OwnedFd>>>,
+    mountpoint: OnceLock<PathBuf>,
     /// The kernel takes `FUSE_NOTIFY_INC_EPOCH`.
     epochs: AtomicBool,
     start: Instant,
@@ -156,6 +182,7 @@ impl Coherence {
             active: Default::default(),
             clients: Mutex::new(0),
             device: Mutex::new(None),
+            mountpoint: OnceLock::new(),
             epochs: AtomicBool::new(false),
             start: Instant::now(),
             entries_until: AtomicU64::new(0),
@@ -176,7 +203,10 @@ impl Coherence {
     }
 
     /// Notifications go to this /dev/fuse descriptor from now on. Finds out whether the kernel knows epochs.
-    pub(crate) fn attach(&self, device: OwnedFd) {
+    pub(crate) fn attach(&self, device: OwnedFd, mountpoint: Option<PathBuf>) {
+        if let Some(mountpoint) = mountpoint {
+            self.mountpoint.get_or_init(|| mountpoint);
+        }
         *self.device.lock() = Some(Arc::new(device));
         // Harmless: a young mount has no names that could be dropped.
         let known = match self.notify(NOTIFY_INC_EPOCH, &[]) {
@@ -227,15 +257,24 @@ impl Coherence {
     }
 
     /// A bypass client has connected. Returns once the kernel has forgotten, or been told to forget, all that
-    /// it could answer without asking; only then may the client be served.
+    /// it could answer without asking; only then may the client be served. Usually that takes microseconds,
+    /// right after kernel requests 20 ms, and up to 2 s where the kernel's names must expire by themselves.
+    ///
+    /// # Errors
+    /// The client must not be served, and must not be counted out by
+    /// [`bypass_disconnected`](Self::bypass_disconnected).
     #[allow(dead_code)]
-    pub(crate) fn bypass_connected(&self) {
+    pub(crate) fn bypass_connected(&self) -> Result<(), Refusal> {
         let mut clients = self.clients.lock();
         if *clients == 0 {
             self.set_active(true);
-            self.forget_lifetimes();
+            if let Err(refusal) = self.forget_lifetimes() {
+                self.set_active(false);
+                return Err(refusal);
+            }
         }
         *clients += 1;
+        Ok(())
     }
 
     /// A bypass client has gone. After the last one, answers to the kernel have lifetimes again.
@@ -249,28 +288,66 @@ impl Coherence {
     }
 
     /// Makes the kernel forget every name and attribute that it got with a lifetime. The gate is closed.
-    fn forget_lifetimes(&self) {
+    fn forget_lifetimes(&self) -> Result<(), Refusal> {
         self.wait_for_pages();
         let last = self.last_lifetime.load(Ordering::Relaxed);
-        let settled = last + millis(SETTLE);
-        if last != 0 && settled > self.now() {
-            std::thread::sleep(Duration::from_millis(settled - self.now().min(settled)));
+        if last != 0 {
+            self.sleep_until(last.saturating_add(millis(SETTLE)));
         }
+        self.forget_names()?;
+        self.forget_attributes();
+        Ok(())
+    }
 
+    fn sleep_until(&self, until: u64) {
+        let left = until.saturating_sub(self.now());
+        if left != 0 {
+            std::thread::sleep(Duration::from_millis(left));
+        }
+    }
+
+    /// Every name at once by an epoch (`fuse_notify_inc_epoch`), unless all have expired or will soon.
+    fn forget_names(&self) -> Result<(), Refusal> {
         let until = self.entries_until.load(Ordering::Relaxed);
-        if until > self.now() {
-            let told = self.epochs.load(Ordering::Relaxed)
-                && match self.notify(NOTIFY_INC_EPOCH, &[]) {
-                    Ok(()) => true,
-                    Err(error) => self.gone(error),
-                };
-            if !told {
-                // Bounded by `ENTRY_TTL_WITHOUT_EPOCH`, unless the kernel refuses what it took at the mount.
-                let left = until.saturating_sub(self.now());
-                std::thread::sleep(Duration::from_millis(left));
+        let left = until.saturating_sub(self.now());
+        if left == 0 {
+            return Ok(());
+        }
+        if !self.epochs.load(Ordering::Relaxed) {
+            // At most `ENTRY_TTL_WITHOUT_EPOCH` and some slack.
+            self.sleep_until(until);
+            return Ok(());
+        }
+        // A name of an old epoch is dropped by `d_invalidate`, which unmounts what is mounted on it or below
+        // it, where a name that has expired would be looked up again and stay. Mounts in other mount name
+        // spaces suffer too, but cannot be seen from here.
+        if let Some(below) = self.mount_below() {
+            if left > millis(NAME_WAIT) {
+                return Err(Refusal::MountBelow { below, left: Duration::from_millis(left) });
+            }
+            self.sleep_until(until);
+            return Ok(());
+        }
+        match self.notify(NOTIFY_INC_EPOCH, &[]) {
+            Err(error) if !gone(error) => Err(Refusal::Kernel(error.into())),
+            _ => Ok(()),
+        }
+    }
+
+    fn mount_below(&self) -> Option<PathBuf> {
+        let mountpoint = self.mountpoint.get()?;
+        match std::fs::read("/proc/self/mountinfo") {
+            Ok(table) => below::first_below(&table, mountpoint),
+            Err(error) => {
+                warn!("cannot look for mounts below {}: {error}", mountpoint.display());
+                None
             }
         }
+    }
 
+    /// Inode by inode: attributes that have not expired, and the pages of files that are open through the
+    /// page cache.
+    fn forget_attributes(&self) {
         // Collected shard by shard, because no lock may be held during a notification.
         let now = self.now();
         if self.attrs_until.load(Ordering::Relaxed) > now {
@@ -285,7 +362,7 @@ impl Coherence {
                     .map(|(ino, _)| *ino)
                     .collect();
                 for ino in live {
-                    if self.inval_inode(ino, -1, 0).is_err_and(|error| self.gone(error)) {
+                    if self.inval_inode(ino, -1, 0).is_err_and(gone) {
                         return;
                     }
                 }
@@ -295,20 +372,11 @@ impl Coherence {
             let cached: Vec<u64> =
                 shard.0.lock().iter().filter(|(_, opens)| opens.cached).map(|(ino, _)| *ino).collect();
             for ino in cached {
-                if self.inval_inode(ino, 0, 0).is_err_and(|error| self.gone(error)) {
+                if self.inval_inode(ino, 0, 0).is_err_and(gone) {
                     return;
                 }
             }
         }
-    }
-
-    /// Whether the error says that there is no kernel to talk to any more; other errors are logged.
-    fn gone(&self, error: Errno) -> bool {
-        if matches!(error, Errno::NODEV | Errno::NOTCONN | Errno::BADF) {
-            return true;
-        }
-        warn!("the kernel refused an invalidation: {error}");
-        false
     }
 
     fn wait_for_pages(&self) {
@@ -361,7 +429,7 @@ impl Coherence {
             return Ok(());
         }
         match self.inval_inode(ino, 0, 0) {
-            Err(error) if !self.gone(error) => Err(error.into()),
+            Err(error) if !gone(error) => Err(error.into()),
             _ => Ok(()),
         }
     }
@@ -573,6 +641,15 @@ impl Gate<'_> {
     }
 }
 
+/// Whether the error says that there is no kernel to talk to any more; other errors are logged.
+fn gone(error: Errno) -> bool {
+    if matches!(error, Errno::NODEV | Errno::NOTCONN | Errno::BADF) {
+        return true;
+    }
+    warn!("the kernel refused an invalidation: {error}");
+    false
+}
+
 fn tenths(millis: u64) -> u32 {
     u32::try_from(millis.div_ceil(100)).unwrap_or(u32::MAX)
 }
@@ -594,5 +671,196 @@ impl Drop for Page {
     fn drop(&mut self) {
         *self.0.pages.lock() -= 1;
         self.0.pages_sent.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::UNIX_EPOCH;
+
+    use fuser::INodeNo;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn attr(ino: u64, kind: FileType) -> FileAttr {
+        FileAttr {
+            ino: INodeNo(ino),
+            size: 0,
+            blocks: 0,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind,
+            perm: 0o644,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+
+    fn file(ino: u64) -> FileAttr {
+        attr(ino, FileType::RegularFile)
+    }
+
+    /// Whether `connect` in another thread returns only after `release`.
+    fn connects_only_after(coherence: &Coherence, release: impl FnOnce()) {
+        let connected = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                coherence.bypass_connected().unwrap();
+                connected.store(true, Ordering::SeqCst);
+            });
+            let until = Instant::now() + Duration::from_millis(50);
+            while Instant::now() < until {
+                assert!(!connected.load(Ordering::SeqCst));
+                std::thread::yield_now();
+            }
+            release();
+        });
+        assert!(connected.load(Ordering::SeqCst));
+    }
+
+    #[test]
+    fn lifetimes_are_sent_only_while_no_client_is_connected() {
+        let coherence = Coherence::new();
+        coherence.epochs.store(true, Ordering::Relaxed);
+        assert_eq!(coherence.gate().lifetimes(&file(2), HOUR, HOUR), (HOUR, HOUR));
+        coherence.bypass_connected().unwrap();
+        coherence.bypass_connected().unwrap();
+        coherence.bypass_disconnected();
+        assert_eq!(coherence.gate().entry(&file(2), HOUR, HOUR), (Duration::ZERO, Duration::ZERO));
+        assert_eq!(coherence.gate().attr(2, &file(2), HOUR), Duration::ZERO);
+        coherence.bypass_disconnected();
+        assert_eq!(coherence.gate().attr(2, &file(2), HOUR), HOUR);
+    }
+
+    #[test]
+    fn names_live_a_second_at_most_in_a_kernel_without_epochs() {
+        let coherence = Coherence::new();
+        let (attr, entry) = coherence.gate().lifetimes(&file(2), HOUR, HOUR);
+        assert_eq!((attr, entry), (HOUR, Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn without_epochs_the_first_client_waits_until_all_names_have_expired() {
+        let coherence = Coherence::new();
+        let ttl = Duration::from_millis(30);
+        let sent = Instant::now();
+        coherence.gate().entry(&file(2), Duration::ZERO, ttl);
+        coherence.bypass_connected().unwrap();
+        assert!(sent.elapsed() >= ttl);
+    }
+
+    #[test]
+    fn no_client_connects_while_a_reply_is_being_sent() {
+        let coherence = Coherence::new();
+        let gate = coherence.gate();
+        connects_only_after(&coherence, || drop(gate));
+    }
+
+    #[test]
+    fn no_client_connects_while_a_directory_page_with_lifetimes_is_being_made() {
+        let coherence = Arc::new(Coherence::new());
+        let page = Page::new(&coherence);
+        connects_only_after(&coherence, || drop(page));
+    }
+
+    #[test]
+    fn a_lifetime_without_end_does_not_overflow() {
+        let coherence = Coherence::new();
+        coherence.epochs.store(true, Ordering::Relaxed);
+        coherence.gate().entry(&file(2), Duration::MAX, Duration::MAX);
+        assert_eq!(shard(&coherence.known, 2).lock()[&2].attr_until, u32::MAX);
+        assert_eq!(coherence.entries_until.load(Ordering::Relaxed), u64::MAX);
+    }
+
+    #[test]
+    fn the_kernel_knows_an_inode_until_it_has_given_up_every_reference() {
+        let coherence = Coherence::new();
+        assert!(coherence.kernel_knows(1), "the root is known from the start");
+        assert!(!coherence.kernel_knows(7));
+        coherence.gate().entry(&file(7), HOUR, HOUR);
+        coherence.gate().page_entry(7, (HOUR, HOUR));
+        coherence.forgotten(7, 1);
+        assert!(coherence.kernel_knows(7));
+        coherence.forgotten(7, 1);
+        assert!(!coherence.kernel_knows(7));
+        coherence.forgotten(7, 1);
+        coherence.forgotten(1, u64::MAX);
+        assert!(coherence.kernel_knows(1));
+    }
+
+    #[test]
+    fn a_name_that_does_not_exist_is_no_reference() {
+        let coherence = Coherence::new();
+        coherence.gate().entry(&file(0), HOUR, HOUR);
+        assert!(!coherence.kernel_knows(0));
+    }
+
+    #[test]
+    fn forgotten_inodes_give_their_memory_back() {
+        let coherence = Coherence::new();
+        for ino in 2..1_000_000 {
+            coherence.gate().entry(&file(ino), Duration::ZERO, Duration::ZERO);
+        }
+        for ino in 2..1_000_000 {
+            coherence.forgotten(ino, 1);
+        }
+        let room: usize = coherence.known.iter().map(|shard| shard.0.lock().capacity()).sum();
+        assert!(room < 200_000, "{room}");
+    }
+
+    #[test]
+    fn an_inode_is_open_until_every_open_is_released() {
+        let coherence = Coherence::new();
+        coherence.opened(5, OpenMode::Direct);
+        coherence.opened(5, OpenMode::Cached);
+        assert!(coherence.kernel_opens(5).cached && !coherence.kernel_opens(5).passthrough);
+        coherence.released(5);
+        assert!(coherence.kernel_has_open(5));
+        coherence.released(5);
+        assert!(!coherence.kernel_has_open(5));
+        coherence.opened(5, OpenMode::Passthrough);
+        assert!(!coherence.kernel_opens(5).cached && coherence.kernel_opens(5).passthrough);
+    }
+
+    #[test]
+    fn a_writable_grant_ends_the_lifetimes_of_that_regular_file_alone() {
+        let coherence = Coherence::new();
+        coherence.note_granted_write(8);
+        let gate = coherence.gate();
+        assert_eq!(gate.attr(8, &file(8), HOUR), Duration::ZERO);
+        assert_eq!(gate.attr(9, &file(9), HOUR), HOUR);
+        let (flags, mode) = gate.open_flags(8, FopenFlags::FOPEN_KEEP_CACHE, false);
+        assert_eq!((flags, mode), (FopenFlags::FOPEN_DIRECT_IO, OpenMode::Direct));
+        assert_eq!(
+            gate.open_flags(8, FopenFlags::empty(), true),
+            (FopenFlags::empty(), OpenMode::Passthrough)
+        );
+    }
+
+    #[test]
+    fn very_many_writable_grants_stand_for_every_regular_file() {
+        let coherence = Coherence::new();
+        for ino in 0..GRANT_LIMIT as u64 {
+            coherence.note_granted_write(1_000 + ino);
+        }
+        let gate = coherence.gate();
+        assert_eq!(gate.attr(2, &file(2), HOUR), Duration::ZERO);
+        assert_eq!(gate.attr(3, &attr(3, FileType::Directory), HOUR), HOUR);
+    }
+
+    #[test]
+    fn what_an_open_may_keep_depends_on_the_clients() {
+        let coherence = Coherence::new();
+        let all = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+        assert_eq!(coherence.gate().open_flags(2, all, false).0, FopenFlags::FOPEN_KEEP_CACHE);
+        coherence.bypass_connected().unwrap();
+        assert_eq!(coherence.gate().open_flags(2, all, false).0, FopenFlags::empty());
     }
 }

@@ -36,6 +36,8 @@ pub(crate) struct Core<FS: Filesystem> {
     pub(crate) default_permissions: bool,
     /// Mounted read-only.
     pub(crate) read_only: bool,
+    /// Mounted so that nothing on it can be executed.
+    pub(crate) no_exec: bool,
     rendezvous: OnceLock<Vec<u8>>,
 }
 
@@ -55,6 +57,7 @@ impl<FS: Filesystem> Core<FS> {
             owner: rustix::process::geteuid().as_raw(),
             default_permissions: has(&MountOption::DefaultPermissions, "default_permissions"),
             read_only: has(&MountOption::RO, "ro"),
+            no_exec: has(&MountOption::NoExec, "noexec"),
             rendezvous: OnceLock::new(),
         }
     }
@@ -128,8 +131,13 @@ impl<FS: Filesystem> Session<FS> {
         let core = initialised
             .try_recv()
             .map_err(|_| io::Error::other("the kernel accepted the session without initialising it"))?;
-        coherence.attach(inner.as_fd().try_clone_to_owned()?);
+        coherence.attach(inner.as_fd().try_clone_to_owned()?, core.mountpoint.clone());
         Ok((Self { inner, coherence, ring }, core))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn coherence(&self) -> Arc<Coherence> {
+        Arc::clone(&self.coherence)
     }
 
     /// Serves in a background thread.

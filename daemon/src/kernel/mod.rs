@@ -1,4 +1,7 @@
 //! The kernel road: file system calls that arrive as FUSE messages.
 
 pub(crate) mod adapter;
+pub(crate) mod below;
 pub(crate) mod hooks;
+#[cfg(test)]
+mod tests;

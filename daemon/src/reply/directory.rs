@@ -186,3 +186,20 @@ impl ReplyDirectoryPlus {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_local_page_is_full_when_fuse_would_say_so() {
+        // Two entries of 24 + 3 bytes, each rounded up to 32.
+        let (mut reply, answer) = ReplyDirectory::local(64);
+        assert!(!reply.add(INodeNo(1), 1, FileType::Directory, "one"));
+        assert!(!reply.add(INodeNo(2), 2, FileType::RegularFile, "two"));
+        assert!(reply.add(INodeNo(3), 3, FileType::RegularFile, "three"));
+        reply.ok();
+        let names: Vec<_> = answer.wait().unwrap().into_iter().map(|entry| entry.name).collect();
+        assert_eq!(names, ["one", "two"]);
+    }
+}

@@ -58,7 +58,7 @@ impl ReplyOpen {
     /// If `flags` contain `FOPEN_PASSTHROUGH`, which is
     /// [`opened_passthrough`](Self::opened_passthrough)'s to set.
     pub fn opened(self, fh: FileHandle, flags: FopenFlags) {
-        assert!(!flags.contains(FopenFlags::FOPEN_PASSTHROUGH));
+        assert!(!flags.contains(FopenFlags::FOPEN_PASSTHROUGH), "FOPEN_PASSTHROUGH without a backing file");
         match self.to {
             To::Kernel(kernel) => {
                 let (hooks, reply) = kernel.settle();
@@ -132,7 +132,7 @@ impl ReplyCreate {
         fh: FileHandle,
         flags: FopenFlags,
     ) {
-        assert!(!flags.contains(FopenFlags::FOPEN_PASSTHROUGH));
+        assert!(!flags.contains(FopenFlags::FOPEN_PASSTHROUGH), "FOPEN_PASSTHROUGH without a backing file");
         self.answer(ttl, attr, generation, fh, flags, None);
     }
 
@@ -203,5 +203,50 @@ impl ReplyCreate {
                 opened: Opened { fh, flags, backing: backing_id.and_then(BackingId::duplicate) },
             })),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::unix::fs::MetadataExt;
+
+    use fuser::Errno;
+
+    #[test]
+    fn on_the_bypass_a_backing_file_reaches_the_asker_as_a_descriptor_of_its_own() {
+        let file = tempfile::tempfile().unwrap();
+        let (reply, answer) = ReplyOpen::local();
+        let id = reply.open_backing(&file).unwrap();
+        reply.opened_passthrough(FileHandle(3), FopenFlags::FOPEN_PASSTHROUGH, &id);
+        drop(id);
+        let opened = answer.wait().unwrap();
+        assert_eq!((opened.fh, opened.flags), (FileHandle(3), FopenFlags::empty()));
+        let given = File::from(opened.backing.unwrap()).metadata().unwrap();
+        assert_eq!(given.ino(), file.metadata().unwrap().ino());
+    }
+
+    #[test]
+    fn a_wrapped_backing_id_has_no_descriptor_for_the_bypass_and_keeps_its_number() {
+        let (reply, answer) = ReplyOpen::local();
+        // SAFETY: the ID is never used on a kernel road, where alone it means anything.
+        let id = unsafe { reply.wrap_backing(77) };
+        reply.opened_passthrough(FileHandle(0), FopenFlags::empty(), &id);
+        assert!(answer.wait().unwrap().backing.is_none());
+        assert_eq!(id.into_raw(), 77);
+    }
+
+    #[test]
+    #[should_panic(expected = "FOPEN_PASSTHROUGH")]
+    fn passthrough_cannot_be_asked_for_without_a_backing_file() {
+        ReplyOpen::local().0.opened(FileHandle(0), FopenFlags::FOPEN_PASSTHROUGH);
+    }
+
+    #[test]
+    fn the_asker_sees_that_opens_are_not_implemented() {
+        let (reply, answer) = ReplyOpen::local();
+        reply.error(Errno::ENOSYS);
+        assert_eq!(answer.wait().unwrap_err(), Errno::ENOSYS);
     }
 }

@@ -1,0 +1,313 @@
+//! The kernel's caches and the bypass' clients, on real mounts. They need /dev/fuse and the right to mount.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+
+use crate::coherence::{Coherence, Invalidate, Refusal};
+use crate::{
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr,
+    Request, Session,
+};
+
+const TTL: Duration = Duration::from_secs(3600);
+const FILE: u64 = 2;
+const DIR: u64 = 3;
+
+/// What the file system was asked, and what it answers.
+#[derive(Default)]
+struct Script {
+    lookups: AtomicU32,
+    getattrs: AtomicU32,
+    size: AtomicU64,
+    byte: AtomicU32,
+}
+
+/// The root holds a file `file` of `size` times `byte`, and a directory `dir`.
+struct Scripted(Arc<Script>);
+
+impl Scripted {
+    fn attr(&self, ino: u64) -> FileAttr {
+        let file = ino == FILE;
+        FileAttr {
+            ino: INodeNo(ino),
+            size: if file { self.0.size.load(Ordering::SeqCst) } else { 0 },
+            blocks: 0,
+            atime: UNIX_EPOCH,
+            mtime: UNIX_EPOCH,
+            ctime: UNIX_EPOCH,
+            crtime: UNIX_EPOCH,
+            kind: if file { FileType::RegularFile } else { FileType::Directory },
+            perm: 0o755,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            blksize: 4096,
+            flags: 0,
+        }
+    }
+}
+
+impl Filesystem for Scripted {
+    fn lookup(&self, _req: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        self.0.lookups.fetch_add(1, Ordering::SeqCst);
+        let ino = match name.to_str() {
+            Some("file") => FILE,
+            Some("dir") => DIR,
+            // No such name, and for long.
+            _ => 0,
+        };
+        reply.entry(&TTL, &self.attr(ino), Generation(0));
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.0.getattrs.fetch_add(1, Ordering::SeqCst);
+        reply.attr(&TTL, &self.attr(ino.0));
+    }
+
+    fn open(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        _offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let size = self.0.size.load(Ordering::SeqCst).min(u64::from(size));
+        reply.data(&vec![self.0.byte.load(Ordering::SeqCst) as u8; size as usize]);
+    }
+
+    fn unlink(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn getxattr(&self, _req: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
+    }
+}
+
+struct Mounted {
+    dir: tempfile::TempDir,
+    script: Arc<Script>,
+    coherence: Arc<Coherence>,
+    session: BackgroundSession,
+}
+
+impl Mounted {
+    fn new() -> Self {
+        let script = Arc::new(Script::default());
+        script.size.store(10, Ordering::SeqCst);
+        let dir = tempfile::Builder::new().prefix("finesse-coherence-").tempdir().unwrap();
+        let session = Session::new(Scripted(Arc::clone(&script)), dir.path(), &Config::default())
+            .expect("cannot mount: this test needs /dev/fuse and root or fusermount3");
+        let coherence = session.coherence();
+        Self { dir, script, coherence, session: session.spawn().unwrap() }
+    }
+
+    fn size(&self) -> u64 {
+        fs::metadata(self.dir.path().join("file")).unwrap().size()
+    }
+
+    /// How many lookups reach the file system when `act` runs.
+    fn lookups(&self, act: impl FnOnce()) -> u32 {
+        let before = self.script.lookups.load(Ordering::SeqCst);
+        act();
+        self.script.lookups.load(Ordering::SeqCst) - before
+    }
+
+    fn end(self) {
+        self.session.umount_and_join().unwrap();
+    }
+}
+
+#[test]
+fn the_first_client_makes_the_kernel_forget_names_and_attributes() {
+    let mounted = Mounted::new();
+    assert_eq!(mounted.size(), 10);
+    mounted.script.size.store(20, Ordering::SeqCst);
+    assert_eq!(mounted.size(), 10, "the kernel was told that it may remember");
+    mounted.coherence.bypass_connected().unwrap();
+    assert_eq!(mounted.size(), 20);
+    mounted.script.size.store(30, Ordering::SeqCst);
+    assert_eq!(mounted.size(), 30, "nothing may be remembered while a client is there");
+    mounted.coherence.bypass_disconnected();
+    mounted.size();
+    assert_eq!(mounted.lookups(|| drop(mounted.size())), 0, "lifetimes are back");
+    mounted.end();
+}
+
+#[test]
+fn the_first_client_makes_the_kernel_forget_what_does_not_exist() {
+    let mounted = Mounted::new();
+    let look = || assert!(!mounted.dir.path().join("absent").exists());
+    look();
+    assert_eq!(mounted.lookups(look), 0);
+    mounted.coherence.bypass_connected().unwrap();
+    assert_eq!(mounted.lookups(look), 1);
+    assert_eq!(mounted.lookups(look), 1);
+    mounted.coherence.bypass_disconnected();
+    mounted.end();
+}
+
+#[test]
+fn the_first_client_makes_open_files_show_fresh_attributes() {
+    let mounted = Mounted::new();
+    let file = File::open(mounted.dir.path().join("file")).unwrap();
+    assert_eq!(file.metadata().unwrap().size(), 10);
+    mounted.script.size.store(12, Ordering::SeqCst);
+    assert_eq!(file.metadata().unwrap().size(), 10);
+    mounted.coherence.bypass_connected().unwrap();
+    assert_eq!(file.metadata().unwrap().size(), 12);
+    mounted.coherence.bypass_disconnected();
+    drop(file);
+    mounted.end();
+}
+
+#[test]
+fn the_first_client_and_every_change_after_it_make_open_files_show_fresh_contents() {
+    let mounted = Mounted::new();
+    let set = |byte: u8| mounted.script.byte.store(u32::from(byte), Ordering::SeqCst);
+    set(b'a');
+    let file = File::open(mounted.dir.path().join("file")).unwrap();
+    let first = || {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 0).unwrap();
+        byte[0]
+    };
+    assert_eq!(first(), b'a');
+    set(b'b');
+    assert_eq!(first(), b'a', "the page cache serves open files");
+    assert!(mounted.coherence.kernel_has_open(FILE) && mounted.coherence.kernel_knows(FILE));
+    mounted.coherence.bypass_connected().unwrap();
+    assert_eq!(first(), b'b');
+    set(b'c');
+    assert_eq!(first(), b'b');
+    mounted.coherence.bypass_changed_data(FILE).unwrap();
+    assert_eq!(first(), b'c');
+    mounted.coherence.bypass_disconnected();
+    drop(file);
+    mounted.end();
+}
+
+#[test]
+fn a_working_directory_survives_the_first_client() {
+    let mounted = Mounted::new();
+    let dir = mounted.dir.path().join("dir");
+    let mut shell = Command::new("sh")
+        .args(["-c", "read _; exec /bin/pwd -P"])
+        .current_dir(&dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    mounted.coherence.bypass_connected().unwrap();
+    fs::metadata(&dir).unwrap();
+    shell.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let output = shell.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), dir.to_str().unwrap());
+    mounted.coherence.bypass_disconnected();
+    mounted.end();
+}
+
+#[test]
+fn a_second_client_returns_only_after_the_first_ones_invalidation() {
+    let mounted = Mounted::new();
+    for round in 0..20 {
+        mounted.size();
+        let size = 100 + round;
+        mounted.script.size.store(size, Ordering::SeqCst);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    mounted.coherence.bypass_connected().unwrap();
+                    assert_eq!(mounted.size(), size);
+                });
+            }
+        });
+        for _ in 0..4 {
+            mounted.coherence.bypass_disconnected();
+        }
+    }
+    mounted.end();
+}
+
+#[test]
+fn a_regular_file_with_a_writable_grant_has_no_lifetime() {
+    let mounted = Mounted::new();
+    mounted.coherence.note_granted_write(FILE);
+    mounted.size();
+    mounted.script.size.store(20, Ordering::SeqCst);
+    assert_eq!(mounted.size(), 20);
+    mounted.script.byte.store(u32::from(b'a'), Ordering::SeqCst);
+    let file = File::open(mounted.dir.path().join("file")).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 0).unwrap();
+    mounted.script.byte.store(u32::from(b'b'), Ordering::SeqCst);
+    file.read_exact_at(&mut byte, 0).unwrap();
+    assert_eq!(&byte, b"b", "an open after the grant must not use the page cache");
+    drop(file);
+    mounted.end();
+}
+
+#[test]
+fn a_mount_below_is_worth_more_than_the_bypass() {
+    let mounted = Mounted::new();
+    let below = mounted.dir.path().join("dir");
+    fs::metadata(&below).unwrap();
+    let mounting = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&below).status();
+    assert!(mounting.unwrap().success(), "this test must be allowed to mount");
+    let device = fs::metadata(&below).unwrap().dev();
+    let refusal = mounted.coherence.bypass_connected().unwrap_err();
+    assert!(matches!(refusal, Refusal::MountBelow { below: at, .. } if at == below));
+    assert_eq!(fs::metadata(&below).unwrap().dev(), device);
+    assert!(Command::new("umount").arg(&below).status().unwrap().success());
+    mounted.coherence.bypass_connected().unwrap();
+    mounted.coherence.bypass_disconnected();
+    mounted.end();
+}
+
+/// Notes what it is told.
+#[derive(Default)]
+struct Noted(Mutex<Vec<String>>);
+
+impl Invalidate for Noted {
+    fn entry(&self, parent: u64, name: &OsStr) {
+        self.0.lock().push(format!("{parent}/{}", name.display()));
+    }
+
+    fn attr(&self, ino: u64) {
+        self.0.lock().push(format!("{ino}"));
+    }
+}
+
+#[test]
+fn the_bypass_cache_hears_of_a_change_before_the_program_goes_on() {
+    let mounted = Mounted::new();
+    let noted = Arc::new(Noted::default());
+    mounted.coherence.set_cache(Arc::clone(&noted) as Arc<dyn Invalidate>);
+    let error = fs::remove_file(mounted.dir.path().join("file")).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    assert_eq!(*noted.0.lock(), ["1/file", "1"], "failed requests may have acted, too");
+
+    noted.0.lock().clear();
+    mounted.session.notifier().inval_entry(INodeNo::ROOT, OsStr::new("dir")).unwrap();
+    mounted.session.notifier().inval_inode(INodeNo(FILE), 0, 0).unwrap();
+    assert_eq!(*noted.0.lock(), ["1/dir", "2"]);
+    mounted.end();
+}
