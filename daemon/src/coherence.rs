@@ -460,6 +460,11 @@ impl Coherence {
         }
     }
 
+    /// How many inodes the kernel holds references to.
+    pub(crate) fn known_inodes(&self) -> usize {
+        self.known.iter().map(|shard| shard.0.lock().len()).sum()
+    }
+
     /// Whether the kernel holds a reference to an inode.
     #[allow(dead_code)]
     pub(crate) fn kernel_knows(&self, ino: u64) -> bool {
@@ -572,10 +577,10 @@ impl Gate<'_> {
         }
         let ttl = self.attr_ttl(ino, attr, ttl);
         let until = self.note_attr(ttl);
-        if until != 0 {
-            if let Some(known) = shard(&self.coherence.known, ino).lock().get_mut(&ino) {
-                known.attr_until = known.attr_until.max(tenths(until));
-            }
+        if until != 0
+            && let Some(known) = shard(&self.coherence.known, ino).lock().get_mut(&ino)
+        {
+            known.attr_until = known.attr_until.max(tenths(until));
         }
         ttl
     }

@@ -13,8 +13,10 @@
 
 mod answer;
 mod coherence;
+mod engine;
 mod filesystem;
 mod kernel;
+pub mod passthrough;
 mod reply;
 mod request;
 mod ring;

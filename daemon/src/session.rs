@@ -135,9 +135,16 @@ impl<FS: Filesystem> Session<FS> {
         Ok((Self { inner, coherence, ring }, core))
     }
 
+    /// A mounted session without a ring, and what a ring would get.
     #[cfg(test)]
-    pub(crate) fn coherence(&self) -> Arc<Coherence> {
-        Arc::clone(&self.coherence)
+    pub(crate) fn without_bypass(
+        filesystem: FS,
+        mountpoint: &Path,
+        options: &Config,
+    ) -> io::Result<(Self, std::sync::Weak<Core<FS>>)> {
+        let core = Core::new(filesystem, Some(mountpoint.canonicalize()?), options.acl, options);
+        let (session, core) = Self::start(core, |adapter| fuser::Session::new(adapter, mountpoint, options))?;
+        Ok((session, Arc::downgrade(&core)))
     }
 
     /// Serves in a background thread.

@@ -258,6 +258,11 @@ impl Reply {
         Self { outcome: OUTCOME_KERNEL, value: reason as u32, ..Self::default() }
     }
 
+    /// A success with `len` bytes in the data buffer.
+    pub fn data(len: u32) -> Self {
+        Self { len, ..Self::default() }
+    }
+
     /// A success with attributes.
     pub fn attr(attr: Attr) -> Self {
         let mut reply = Self::default();

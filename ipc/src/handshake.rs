@@ -88,6 +88,9 @@ pub enum Refusal {
     /// The daemon cannot serve another client: memory, descriptors.
     #[error("the daemon has no room for another client (open files, memory)")]
     Resources,
+    /// The kernel cannot be made to forget what it caches: unmodified programs would see old answers.
+    #[error("the kernel's caches cannot be emptied at this moment (see the daemon's log)")]
+    Coherence,
     /// The client speaks another version.
     #[error("the program's preload library is of another version than the daemon")]
     Version,
@@ -110,8 +113,6 @@ pub struct MountStatus {
     pub known_inodes: u64,
     /// Resident memory of the daemon in bytes.
     pub resident_bytes: u64,
-    /// Requests served on the kernel road.
-    pub kernel_requests: u64,
     /// Sum over all clients, past and present.
     pub counts: Counts,
 }

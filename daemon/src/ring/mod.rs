@@ -1,17 +1,143 @@
-//! The shared-memory road.
+//! The shared-memory road's end in the daemon.
+//!
+//! | module | does |
+//! | --- | --- |
+//! | [`control`] | accepts connections, notices departures and changes of the mount table; never blocks |
+//! | [`reception`] | what may block: admits clients, answers `finesse status`, learns what is mounted below |
+//! | [`peer`] | one client, as the daemon sees it |
+//! | [`pool`] | the workers: who looks at which bitmap, who sleeps, who is woken |
+//! | [`introduction`] | who a connecting process is, by the kernel's word |
+//!
+//! Nothing here knows the type of the file system: [`Service`] is the engine, seen from the ring.
+
+mod control;
+mod introduction;
+mod mounts;
+mod peer;
+mod pool;
+mod reception;
+mod sys;
 
 use std::io;
 use std::sync::Arc;
 
+use finesse_ipc::frame::Reply;
+use finesse_ipc::handshake;
+
+use crate::engine::serve::{Asked, Malformed, Output};
+use crate::engine::{Context, Engine};
 use crate::filesystem::Filesystem;
 use crate::session::Core;
 
-/// The server of one mount's bypass clients. Dropping it ends it.
-#[derive(Debug)]
-pub(crate) struct Server(());
+/// What the ring needs of an engine.
+pub(crate) trait Service: Send + Sync + 'static {
+    /// Serves one request.
+    fn serve(&self, asked: &Asked<'_>, output: &mut Output) -> Result<Reply, Malformed>;
+    /// Makes a directory usable as a base.
+    fn prove(&self, context: &Context, ino: u64);
+    /// Sets the directories below which other file systems are mounted.
+    fn set_covered(&self, paths: &[Vec<u8>]);
+    /// A client is about to be served. Returns when the kernel holds nothing that could grow stale.
+    ///
+    /// # Errors
+    /// Why the client cannot be served; then it does not count as connected.
+    fn connected(&self) -> Result<(), String>;
+    /// A client is gone.
+    fn disconnected(&self);
+    /// Whether a user may use the mount (`fuse_allow_current_process`).
+    fn admits(&self, uid: u32) -> bool;
+    /// Whether opens may be granted a backing descriptor whose attributes are the file's.
+    fn grants(&self) -> bool;
+    /// Where the file system is mounted.
+    fn mountpoint(&self) -> Option<&std::path::Path>;
+    /// The file system's type.
+    fn name(&self) -> &'static str;
+    /// Inodes that the kernel or the engine holds.
+    fn known_inodes(&self) -> u64;
+}
+
+impl<FS: Filesystem> Service for Engine<FS> {
+    fn serve(&self, asked: &Asked<'_>, output: &mut Output) -> Result<Reply, Malformed> {
+        Engine::serve(self, asked, output)
+    }
+
+    fn prove(&self, context: &Context, ino: u64) {
+        Engine::prove(self, context, ino);
+    }
+
+    fn set_covered(&self, paths: &[Vec<u8>]) {
+        Engine::set_covered(self, paths.iter().map(Vec::as_slice));
+    }
+
+    fn connected(&self) -> Result<(), String> {
+        self.core().coherence.bypass_connected().map_err(|refusal| refusal.to_string())
+    }
+
+    fn disconnected(&self) {
+        self.core().coherence.bypass_disconnected();
+    }
+
+    fn admits(&self, uid: u32) -> bool {
+        use fuser::SessionACL;
+        match self.core().acl {
+            SessionACL::All => true,
+            SessionACL::RootAndOwner => uid == 0 || uid == self.core().owner,
+            SessionACL::Owner => uid == self.core().owner,
+        }
+    }
+
+    fn grants(&self) -> bool {
+        Engine::grants(self)
+    }
+
+    fn mountpoint(&self) -> Option<&std::path::Path> {
+        self.core().mountpoint.as_deref()
+    }
+
+    fn name(&self) -> &'static str {
+        std::any::type_name::<FS>()
+    }
+
+    fn known_inodes(&self) -> u64 {
+        (self.core().coherence.known_inodes()).max(self.cached_inodes()) as u64
+    }
+}
+
+/// The server of one mount's bypass clients. Dropping it ends it: clients go on through the kernel.
+pub(crate) struct Server {
+    control: control::Control,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
 
 impl Server {
-    pub(crate) fn start<FS: Filesystem>(_core: Arc<Core<FS>>) -> io::Result<Self> {
-        Ok(Self(()))
+    /// Listens on an abstract socket of a random name, which the mount's root tells whoever can reach it.
+    ///
+    /// # Errors
+    /// What the kernel answers when descriptors or threads run out.
+    pub(crate) fn start<FS: Filesystem>(core: Arc<Core<FS>>) -> io::Result<Self> {
+        let mut random = [0u8; 16];
+        rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+        let name: String =
+            "finesse/".chars().chain(random.iter().flat_map(|byte| hex(*byte))).collect::<String>();
+        let listener = handshake::listen(name.as_bytes())?;
+        let service: Arc<dyn Service> = Arc::new(Engine::new(core.clone()));
+        let control = control::Control::start(listener, service)?;
+        core.set_rendezvous(name.into_bytes());
+        Ok(Self { control })
     }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.control.stop();
+    }
+}
+
+fn hex(byte: u8) -> [char; 2] {
+    [byte >> 4, byte & 15].map(|digit| char::from_digit(digit.into(), 16).unwrap_or('0'))
 }

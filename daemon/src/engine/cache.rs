@@ -1,0 +1,471 @@
+//! Inodes, dentries and attributes that the engine remembers, for as long as the file system said.
+//!
+//! The contract is the one that the kernel's caches keep (`fuse_dentry_revalidate`, `fuse_update_get_attr`): a
+//! name is good until its entry TTL runs out, attributes until theirs, and whatever either road changes is
+//! dropped before the change is acknowledged.
+//!
+//! *What keeps a stale answer out.* A lookup that is under way while something changes may carry the state from
+//! before. So every change bumps [`Cache::changes`] after the file system has changed and before the reply
+//! leaves, and an answer is only remembered if the count is still what it was before the file system was asked.
+//!
+//! *References.* Every successful lookup owes the file system one forget. An [`Inode`] counts what it owes and
+//! pays when it is dropped: when no dentry, no walk and no client's base holds it any more. Dentries are keyed
+//! by their parent's *instance*, not by its number, so names of a directory that is gone can never be taken for
+//! those of a later one with the same number.
+
+use std::borrow::Borrow;
+use std::ffi::OsStr;
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use fuser::{FileAttr, FileType, INodeNo};
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use rustix::time::ClockId;
+
+use crate::answer;
+use crate::coherence::Invalidate;
+use crate::filesystem::Filesystem;
+use crate::request::{Credentials, Request};
+
+const SHARDS: usize = 64;
+/// Dentries per shard, beyond which a part is dropped: 262 144 in all.
+const DENTRIES_PER_SHARD: usize = 4096;
+
+/// A point in time by the coarse monotonic clock, in nanoseconds; a TTL may end up to 4 ms late by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Instant(u64);
+
+impl Instant {
+    /// The present.
+    #[inline]
+    pub(crate) fn now() -> Self {
+        let now = rustix::time::clock_gettime(ClockId::MonotonicCoarse);
+        Self(now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64)
+    }
+
+    /// The past, whenever it is.
+    pub(crate) const EXPIRED: Self = Self(0);
+
+    fn after(self, ttl: Duration) -> Self {
+        if ttl.is_zero() {
+            return Self::EXPIRED;
+        }
+        Self(self.0.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)))
+    }
+}
+
+/// What an inode's attributes are known to be.
+struct Attributes {
+    attr: Option<FileAttr>,
+    expiry: Instant,
+}
+
+/// Pays the forgets that a dropped inode owes.
+trait Owed: Send + Sync {
+    fn forget(&self, ino: u64, lookups: u64);
+}
+
+struct Payer<FS>(Arc<FS>, Arc<Credentials>);
+
+impl<FS: Filesystem> Owed for Payer<FS> {
+    fn forget(&self, ino: u64, lookups: u64) {
+        let request = Request::for_client(fuser::RequestId(0), self.1.clone());
+        self.0.forget(&request, INodeNo(ino), lookups);
+    }
+}
+
+/// One inode that the engine knows.
+pub(crate) struct Inode {
+    /// Node id, which is also the inode number.
+    pub(crate) ino: u64,
+    /// Unique among all inodes that this cache ever held.
+    pub(crate) instance: u64,
+    /// Type; never changes.
+    pub(crate) kind: FileType,
+    generation: AtomicU64,
+    lookups: AtomicU64,
+    /// Removed from the file system: nothing can be found in it.
+    dead: AtomicBool,
+    /// Bumped when the attributes change.
+    version: AtomicU64,
+    attributes: Mutex<Attributes>,
+    /// Of a directory that was looked up by name.
+    parent: Mutex<Option<Arc<Inode>>>,
+    owner: Weak<Shared>,
+}
+
+impl Inode {
+    /// References that this inode owes the file system.
+    pub(crate) fn lookups(&self) -> u64 {
+        self.lookups.load(Ordering::Relaxed)
+    }
+
+    /// One more lookup was answered with this inode.
+    pub(crate) fn referenced(&self) {
+        self.lookups.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The directory that this directory is in, if known.
+    pub(crate) fn parent(&self) -> Option<Arc<Inode>> {
+        self.parent.lock().clone()
+    }
+
+    /// The inode was moved or its place is not known any more.
+    pub(crate) fn set_parent(&self, parent: Option<Arc<Inode>>) {
+        let before = std::mem::replace(&mut *self.parent.lock(), parent);
+        // Dropped outside the lock: it may be the last reference to a whole chain.
+        drop(before);
+    }
+
+    /// Whether the directory was removed.
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Acquire)
+    }
+
+    /// The directory was removed.
+    pub(crate) fn bury(&self) {
+        self.dead.store(true, Ordering::Release);
+    }
+
+    /// Changes whenever the attributes may have.
+    pub(crate) fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Attributes that are still good.
+    pub(crate) fn attr(&self) -> Option<FileAttr> {
+        let attributes = self.attributes.lock();
+        attributes.attr.filter(|_| attributes.expiry > Instant::now())
+    }
+
+    /// When the attributes stop being good.
+    pub(crate) fn attr_expiry(&self) -> Instant {
+        self.attributes.lock().expiry
+    }
+
+    /// Forgets the attributes.
+    pub(crate) fn changed(&self) {
+        let mut attributes = self.attributes.lock();
+        self.version.fetch_add(1, Ordering::AcqRel);
+        attributes.expiry = Instant::EXPIRED;
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        let Some(shared) = self.owner.upgrade() else { return };
+        let mut inodes = shared.inodes[shard_of(self.ino)].lock();
+        // Unless another instance has taken the number meanwhile.
+        if inodes.get(&self.ino).is_some_and(|known| std::ptr::eq(known.as_ptr(), self)) {
+            inodes.remove(&self.ino);
+        }
+        drop(inodes);
+        let lookups = *self.lookups.get_mut();
+        if lookups > 0 {
+            shared.owed.forget(self.ino, lookups);
+        }
+    }
+}
+
+/// A name in a directory.
+#[derive(Hash, PartialEq, Eq)]
+struct Key {
+    directory: u64,
+    name: Box<[u8]>,
+}
+
+#[derive(Hash)]
+struct KeyRef<'n> {
+    directory: u64,
+    name: &'n [u8],
+}
+
+impl hashbrown::Equivalent<Key> for KeyRef<'_> {
+    fn equivalent(&self, key: &Key) -> bool {
+        self.directory == key.directory && self.name == Borrow::<[u8]>::borrow(&key.name)
+    }
+}
+
+struct Dentry {
+    /// `None`: the name does not exist.
+    inode: Option<Arc<Inode>>,
+    expiry: Instant,
+}
+
+struct Shared {
+    inodes: [Mutex<HashMap<u64, Weak<Inode>>>; SHARDS],
+    owed: Box<dyn Owed>,
+}
+
+/// What a cached name says.
+pub(crate) enum Known {
+    /// The name leads to this inode.
+    Inode(Arc<Inode>),
+    /// The name does not exist.
+    Nothing,
+    /// Ask the file system.
+    Unknown,
+}
+
+/// The cache of one mount.
+pub(crate) struct Cache {
+    shared: Arc<Shared>,
+    dentries: [Mutex<HashMap<Key, Dentry, RandomState>>; SHARDS],
+    hasher: RandomState,
+    instances: AtomicU64,
+    changes: AtomicU64,
+    /// Inodes that were seen with several links, since the cache was made: while there are none, removing a
+    /// name that is not cached cannot change what is cached.
+    hard_links: AtomicUsize,
+}
+
+fn shard_of(ino: u64) -> usize {
+    // Node ids are often consecutive: the multiplier spreads them (Fibonacci hashing).
+    (ino.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize
+}
+
+impl Cache {
+    /// An empty cache over a file system.
+    pub(crate) fn new<FS: Filesystem>(fs: Arc<FS>) -> Self {
+        let daemon =
+            Credentials { uid: 0, gid: 0, groups: Box::default(), pid: std::process::id(), caps: u64::MAX };
+        Self {
+            shared: Arc::new(Shared {
+                inodes: std::array::from_fn(|_| Mutex::default()),
+                owed: Box::new(Payer(fs, Arc::new(daemon))),
+            }),
+            dentries: std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(RandomState::new()))),
+            hasher: RandomState::new(),
+            instances: AtomicU64::new(1),
+            changes: AtomicU64::new(0),
+            hard_links: AtomicUsize::new(0),
+        }
+    }
+
+    /// A mark to take before the file system is asked: what it answers may be remembered only if nothing
+    /// changed since.
+    pub(crate) fn mark(&self) -> u64 {
+        self.changes.load(Ordering::SeqCst)
+    }
+
+    fn unchanged_since(&self, mark: u64) -> bool {
+        self.changes.load(Ordering::SeqCst) == mark
+    }
+
+    /// Something changed: what lookups under way bring may be old.
+    fn bump(&self) {
+        self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// How many inodes are held.
+    pub(crate) fn inodes(&self) -> usize {
+        self.shared.inodes.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    /// Whether an inode with several links may be cached.
+    pub(crate) fn may_hold_hard_links(&self) -> bool {
+        self.hard_links.load(Ordering::Relaxed) > 0
+    }
+
+    fn dentry_shard(&self, key: &KeyRef<'_>) -> &Mutex<HashMap<Key, Dentry, RandomState>> {
+        &self.dentries[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+
+    fn known(&self, ino: u64) -> Option<Arc<Inode>> {
+        self.shared.inodes[shard_of(ino)].lock().get(&ino).and_then(Weak::upgrade)
+    }
+
+    fn new_inode(&self, ino: u64, kind: FileType, generation: u64, lookups: u64) -> Arc<Inode> {
+        Arc::new(Inode {
+            ino,
+            instance: self.instances.fetch_add(1, Ordering::Relaxed),
+            kind,
+            generation: AtomicU64::new(generation),
+            lookups: AtomicU64::new(lookups),
+            dead: AtomicBool::new(false),
+            version: AtomicU64::new(0),
+            attributes: Mutex::new(Attributes { attr: None, expiry: Instant::EXPIRED }),
+            parent: Mutex::new(None),
+            owner: Arc::downgrade(&self.shared),
+        })
+    }
+
+    /// A directory known by its number only; it owes no forget (the kernel or the mount itself holds it).
+    pub(crate) fn borrowed(&self, ino: u64) -> Arc<Inode> {
+        let mut inodes = self.shared.inodes[shard_of(ino)].lock();
+        if let Some(inode) = inodes.get(&ino).and_then(Weak::upgrade) {
+            return inode;
+        }
+        let inode = self.new_inode(ino, FileType::Directory, 0, 0);
+        inodes.insert(ino, Arc::downgrade(&inode));
+        inode
+    }
+
+    /// What is known of a name.
+    pub(crate) fn lookup(&self, directory: &Inode, name: &OsStr) -> Known {
+        let key = KeyRef { directory: directory.instance, name: name.as_bytes() };
+        let shard = self.dentry_shard(&key).lock();
+        match shard.get(&key) {
+            Some(dentry) if dentry.expiry > Instant::now() => match &dentry.inode {
+                Some(inode) => Known::Inode(inode.clone()),
+                None => Known::Nothing,
+            },
+            _ => Known::Unknown,
+        }
+    }
+
+    /// Takes over what a lookup, or an operation that makes a name, answered: one reference, the attributes,
+    /// and the name, as far as they may be remembered.
+    ///
+    /// Returns `None` for a negative entry.
+    pub(crate) fn learn(
+        &self,
+        directory: &Arc<Inode>,
+        name: &OsStr,
+        entry: &answer::Entry,
+        mark: u64,
+    ) -> Option<Arc<Inode>> {
+        let now = Instant::now();
+        let ino = entry.attr.ino.0;
+        if ino == 0 {
+            self.remember(directory, name, None, now.after(entry.entry_ttl), mark);
+            return None;
+        }
+        let inode = self.adopt(entry);
+        if inode.kind == FileType::Directory {
+            inode.set_parent(Some(directory.clone()));
+        }
+        self.remember_attr(&inode, &entry.attr, now.after(entry.attr_ttl), mark);
+        self.remember(directory, name, Some(inode.clone()), now.after(entry.entry_ttl), mark);
+        Some(inode)
+    }
+
+    /// The inode of an entry, with one more reference owed.
+    fn adopt(&self, entry: &answer::Entry) -> Arc<Inode> {
+        let (ino, generation) = (entry.attr.ino.0, entry.generation.0);
+        // Outlives the lock: dropping an inode takes the lock of its shard.
+        let stale;
+        let mut inodes = self.shared.inodes[shard_of(ino)].lock();
+        if let Some(inode) = inodes.get(&ino).and_then(Weak::upgrade) {
+            let same = match inode.generation.load(Ordering::Relaxed) {
+                0 => {
+                    inode.generation.store(generation, Ordering::Relaxed);
+                    true
+                }
+                known => known == generation,
+            };
+            // As fuse_stale_inode: another generation or type is another file with the same number.
+            if same && inode.kind == entry.attr.kind {
+                inode.referenced();
+                return inode;
+            }
+            inode.bury();
+            stale = inode;
+            let _ = &stale;
+        }
+        let inode = self.new_inode(ino, entry.attr.kind, generation, 1);
+        inodes.insert(ino, Arc::downgrade(&inode));
+        drop(inodes);
+        inode
+    }
+
+    /// Remembers attributes that the file system gave for `ttl`, unless something changed since `mark`.
+    pub(crate) fn learn_attr(&self, inode: &Inode, answer: &answer::Attr, mark: u64) {
+        self.remember_attr(inode, &answer.attr, Instant::now().after(answer.ttl), mark);
+    }
+
+    fn remember_attr(&self, inode: &Inode, attr: &FileAttr, expiry: Instant, mark: u64) {
+        if attr.nlink > 1 && attr.kind != FileType::Directory {
+            self.hard_links.fetch_add(1, Ordering::Relaxed);
+        }
+        let mut attributes = inode.attributes.lock();
+        // Under the lock: a change bumps the count before it takes the lock to forget the attributes.
+        if self.unchanged_since(mark) {
+            *attributes = Attributes { attr: Some(*attr), expiry };
+        }
+    }
+
+    fn remember(
+        &self,
+        directory: &Inode,
+        name: &OsStr,
+        inode: Option<Arc<Inode>>,
+        expiry: Instant,
+        mark: u64,
+    ) {
+        if expiry == Instant::EXPIRED {
+            return;
+        }
+        let reference = KeyRef { directory: directory.instance, name: name.as_bytes() };
+        let mut shard = self.dentry_shard(&reference).lock();
+        if !self.unchanged_since(mark) {
+            return;
+        }
+        let surplus = make_room(&mut shard);
+        let key = Key { directory: reference.directory, name: reference.name.into() };
+        let before = shard.insert(key, Dentry { inode, expiry });
+        // Inodes are dropped outside the lock: they pay their forgets to the file system then.
+        drop(shard);
+        drop((before, surplus));
+    }
+
+    /// A name has changed, or may have: forgets it and its inode's attributes, and returns the inode.
+    pub(crate) fn forget_name(&self, directory: &Inode, name: &OsStr) -> Option<Arc<Inode>> {
+        self.bump();
+        let key = KeyRef { directory: directory.instance, name: name.as_bytes() };
+        let removed = self.dentry_shard(&key).lock().remove(&key);
+        let inode = removed.and_then(|dentry| dentry.inode);
+        if let Some(inode) = &inode {
+            inode.changed();
+        }
+        inode
+    }
+
+    /// An inode's attributes have changed, or may have.
+    pub(crate) fn forget_attr(&self, inode: &Inode) {
+        self.bump();
+        inode.changed();
+    }
+}
+
+/// Drops what has expired, and if that is not enough about half of the rest, from a full shard.
+fn make_room(shard: &mut HashMap<Key, Dentry, RandomState>) -> Vec<(Key, Dentry)> {
+    if shard.len() < DENTRIES_PER_SHARD {
+        return Vec::new();
+    }
+    let now = Instant::now();
+    let mut dropped: Vec<_> = shard.extract_if(|_, dentry| dentry.expiry <= now).collect();
+    if shard.len() > DENTRIES_PER_SHARD / 2 {
+        let mut odd = false;
+        dropped.extend(shard.extract_if(|_, _| {
+            odd = !odd;
+            odd
+        }));
+    }
+    dropped
+}
+
+impl Invalidate for Cache {
+    fn entry(&self, parent: u64, name: &OsStr) {
+        match self.known(parent) {
+            Some(directory) => {
+                if let Some(inode) = self.forget_name(&directory, name) {
+                    // Perhaps moved.
+                    inode.set_parent(None);
+                }
+            }
+            None => self.bump(),
+        }
+    }
+
+    fn attr(&self, ino: u64) {
+        match self.known(ino) {
+            Some(inode) => self.forget_attr(&inode),
+            None => self.bump(),
+        }
+    }
+}

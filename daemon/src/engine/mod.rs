@@ -1,0 +1,200 @@
+//! The engine: serves path-shaped requests of bypass clients by calling the file system's trait methods, with
+//! the results, errnos and side effects that the kernel would have given the same caller.
+//!
+//! | module | does |
+//! | --- | --- |
+//! | [`cache`] | inodes, dentries and attributes, for as long as the file system allows |
+//! | [`permission`] | who may do what, as the kernel would decide |
+//! | [`walk`] | from (base, path) to an inode or a parent and a name |
+//! | [`serve`] | one method per operation |
+//!
+//! The engine never blocks a client on another: it holds no lock while it calls the file system.
+
+pub(crate) mod cache;
+mod permission;
+pub(crate) mod serve;
+mod walk;
+
+use std::sync::Arc;
+
+use fuser::RequestId;
+use hashbrown::{HashMap, HashSet};
+use parking_lot::{Mutex, RwLock};
+
+use crate::engine::cache::{Cache, Inode};
+use crate::filesystem::{Bypass, Filesystem};
+use crate::request::{Credentials, Request};
+use crate::session::Core;
+use finesse_ipc::frame::{Fallback, Reply};
+
+/// Why an operation stops: the program shall see an errno, or the kernel shall serve the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The call fails.
+    Errno(i32),
+    /// The kernel serves it.
+    Kernel(Fallback),
+}
+
+impl From<fuser::Errno> for Stop {
+    fn from(errno: fuser::Errno) -> Self {
+        match errno.code() {
+            // The kernel remembers that an operation is not implemented and knows what to do without it.
+            libc::ENOSYS => Self::Kernel(Fallback::NotImplemented),
+            // A base whose inode is gone: the kernel knows whether the program sees ENOENT or ESTALE.
+            libc::ESTALE => Self::Kernel(Fallback::UnknownBase),
+            code => Self::Errno(code),
+        }
+    }
+}
+
+impl From<Stop> for Reply {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Errno(errno) => Self::errno(errno),
+            Stop::Kernel(reason) => Self::kernel(reason),
+        }
+    }
+}
+
+/// The kernel decides.
+pub(crate) fn kernel<T>(reason: Fallback) -> Result<T, Stop> {
+    Err(Stop::Kernel(reason))
+}
+
+/// The call fails.
+pub(crate) fn fail<T>(errno: i32) -> Result<T, Stop> {
+    Err(Stop::Errno(errno))
+}
+
+/// Who decides about permissions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Checks {
+    /// The engine, by mode bits, as the kernel does under `default_permissions`.
+    Engine,
+    /// The file system, at every operation, acting as the caller.
+    Caller,
+    /// The file system, if it wants to: FUSE without `default_permissions`, where the kernel checks nothing
+    /// but what `access` answers (`fuse_permission`).
+    FileSystem,
+}
+
+/// Most base directories that one client may have proven; beyond it the client must prove them again.
+const BASES_MAX: usize = 4096;
+
+/// What the engine keeps for one client.
+pub(crate) struct Context {
+    /// Who the client is.
+    pub(crate) credentials: Arc<Credentials>,
+    /// Directories whose node ids the client may use as bases.
+    bases: Mutex<HashMap<u64, Arc<Inode>>>,
+    /// Directories that the client may search, by cache instance: attribute version and expiry of the verdict.
+    searchable: Mutex<HashMap<u64, (u64, cache::Instant)>>,
+}
+
+impl Context {
+    /// A client that has proven nothing yet: it may use the root only.
+    pub(crate) fn new(credentials: Credentials) -> Self {
+        Self { credentials: Arc::new(credentials), bases: Mutex::default(), searchable: Mutex::default() }
+    }
+
+    fn allow_base(&self, directory: Arc<Inode>) {
+        // Dropped after the lock: the last reference to an inode pays its forgets to the file system.
+        let mut surplus = HashMap::new();
+        let mut bases = self.bases.lock();
+        if bases.len() >= BASES_MAX {
+            surplus = std::mem::take(&mut *bases);
+        }
+        bases.insert(directory.ino, directory);
+        drop(bases);
+        drop(surplus);
+    }
+}
+
+/// The engine of one mount.
+pub(crate) struct Engine<FS: Filesystem> {
+    core: Arc<Core<FS>>,
+    cache: Arc<Cache>,
+    bypass: Bypass,
+    checks: Checks,
+    root: Arc<Inode>,
+    /// Inodes on which something else is mounted, in the daemon's mount namespace.
+    covered: RwLock<HashSet<u64>>,
+}
+
+impl<FS: Filesystem> Engine<FS> {
+    /// An engine over a mounted file system. Installs its cache as the one that kernel-road changes
+    /// invalidate.
+    pub(crate) fn new(core: Arc<Core<FS>>) -> Self {
+        let bypass = core.fs.bypass();
+        let cache = Arc::new(Cache::new(core.fs.clone()));
+        core.coherence.set_cache(cache.clone());
+        let checks = match (bypass.acts_as_caller, core.default_permissions) {
+            (true, _) => Checks::Caller,
+            (false, true) => Checks::Engine,
+            (false, false) => Checks::FileSystem,
+        };
+        let root = cache.borrowed(finesse_ipc::frame::ROOT);
+        Self { core, cache, bypass, checks, root, covered: RwLock::default() }
+    }
+
+    /// What both roads share.
+    pub(crate) fn core(&self) -> &Core<FS> {
+        &self.core
+    }
+
+    /// Inodes that the engine's cache holds.
+    pub(crate) fn cached_inodes(&self) -> usize {
+        self.cache.inodes()
+    }
+
+    /// Whether opens may be answered with a backing descriptor.
+    pub(crate) fn grants(&self) -> bool {
+        self.bypass.grants && self.bypass.backing_attrs
+    }
+
+    /// Replaces the set of covered directories. `paths` are relative to the root, in bytes.
+    ///
+    /// Directories that cannot be resolved are left out: a path that the engine cannot walk, it cannot cross.
+    pub(crate) fn set_covered<'p>(&self, paths: impl Iterator<Item = &'p [u8]>) {
+        let root =
+            Credentials { uid: 0, gid: 0, groups: Box::default(), pid: std::process::id(), caps: u64::MAX };
+        let context = Context::new(root);
+        let request = self.request(&context);
+        self.covered.write().clear();
+        let resolved: Vec<u64> = paths
+            .filter_map(|path| self.resolve(&context, &request, finesse_ipc::frame::ROOT, path, true).ok())
+            .map(|node| node.inode.ino)
+            .collect();
+        self.covered.write().extend(resolved);
+    }
+
+    fn is_covered(&self, ino: u64) -> bool {
+        let covered = self.covered.read();
+        !covered.is_empty() && covered.contains(&ino)
+    }
+
+    /// Makes a directory, shown to be the client's by its descriptor, usable as a base.
+    pub(crate) fn prove(&self, context: &Context, ino: u64) {
+        let inode = if ino == self.root.ino { self.root.clone() } else { self.cache.borrowed(ino) };
+        if inode.lookups() == 0 && ino != self.root.ino {
+            // A reference of our own, so that the id stays this directory's. File systems that cannot look up
+            // "." (only those meant for NFS export can) rely on the kernel's reference.
+            let request = self.request(context);
+            let (reply, answer) = crate::ReplyEntry::local();
+            self.core.fs.lookup(&request, fuser::INodeNo(ino), std::ffi::OsStr::new("."), reply);
+            match answer.wait() {
+                Ok(entry) if entry.attr.ino.0 == ino => inode.referenced(),
+                Ok(entry) if entry.attr.ino.0 != 0 => {
+                    self.core.fs.forget(&request, entry.attr.ino, 1);
+                }
+                _ => {}
+            }
+        }
+        context.allow_base(inode);
+    }
+
+    fn request(&self, context: &Context) -> Request {
+        Request::for_client(RequestId(0), context.credentials.clone())
+    }
+}

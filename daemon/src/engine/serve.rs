@@ -1,0 +1,813 @@
+//! One method per operation: what the system call of that name does in the kernel, for a FUSE mount.
+
+use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{FileAttr, FileHandle, FileType, INodeNo, OpenFlags, RenameFlags, TimeOrNow};
+
+use crate::answer::{self, Answer, Opened};
+use crate::engine::cache::Inode;
+use crate::engine::permission::{EXEC, READ, WRITE};
+use crate::engine::walk::{Last, Node, Parent};
+use crate::engine::{Checks, Context, Engine, Stop, fail, kernel};
+use crate::filesystem::Filesystem;
+use crate::reply::{ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs};
+use crate::request::Request;
+use finesse_ipc::frame::{self, Attr, Fallback, Op, Reply, Statfs, Time};
+
+/// What goes to the client besides the reply.
+#[derive(Default)]
+pub(crate) struct Output {
+    /// For the data buffer.
+    pub(crate) data: Vec<u8>,
+    /// A granted descriptor.
+    pub(crate) grant: Option<OwnedFd>,
+}
+
+/// A request that no client of this version sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Malformed {
+    /// No such operation.
+    #[error("unknown operation {0}")]
+    Operation(u32),
+    /// A path longer than a slot holds.
+    #[error("path of {0} bytes")]
+    Length(u32),
+}
+
+/// One request on its way: the caller, the frame and the paths, copied out of shared memory.
+pub(crate) struct Asked<'a> {
+    /// The caller.
+    pub(crate) context: &'a Context,
+    /// The frame.
+    pub(crate) frame: &'a frame::Request,
+    /// The first path.
+    pub(crate) path: &'a [u8],
+    /// The second path.
+    pub(crate) path2: &'a [u8],
+}
+
+/// An operation with its FUSE request.
+struct Call<'a> {
+    context: &'a Context,
+    request: Request,
+    frame: &'a frame::Request,
+    path: &'a [u8],
+    path2: &'a [u8],
+}
+
+type Served = Result<Reply, Stop>;
+
+impl<FS: Filesystem> Engine<FS> {
+    /// Serves one request.
+    ///
+    /// # Errors
+    /// A request that no honest client sends; its connection is to be ended.
+    pub(crate) fn serve(&self, asked: &Asked<'_>, output: &mut Output) -> Result<Reply, Malformed> {
+        let op = Op::from_u32(asked.frame.op).ok_or(Malformed::Operation(asked.frame.op))?;
+        let call = Call {
+            context: asked.context,
+            request: self.request(asked.context),
+            frame: asked.frame,
+            path: asked.path,
+            path2: asked.path2,
+        };
+        let changes = !matches!(
+            op,
+            Op::Noop | Op::Stat | Op::Access | Op::Readlink | Op::Statfs | Op::ResolveDir | Op::Open
+        );
+        if changes && self.core.read_only {
+            return Ok(Reply::kernel(Fallback::KernelByChoice));
+        }
+        let served = match op {
+            Op::Noop => Ok(Reply::ok()),
+            Op::Stat => self.stat(&call),
+            Op::Access => self.access(&call),
+            Op::Open => self.open(&call, output),
+            Op::Unlink => self.remove(&call, false),
+            Op::Rmdir => self.remove(&call, true),
+            Op::Rename => self.rename(&call),
+            Op::Mkdir | Op::Mknod | Op::Symlink => self.make(&call, op),
+            Op::Link => self.link(&call),
+            Op::Readlink => self.read_link(&call, output),
+            Op::Chmod => self.chmod(&call),
+            Op::Chown => self.chown(&call),
+            Op::Truncate => self.truncate(&call),
+            Op::Utimens => self.utimens(&call),
+            Op::Statfs => self.statfs(&call),
+            Op::ResolveDir => self.resolve_dir(&call),
+            Op::ProveDir => return Err(Malformed::Operation(asked.frame.op)),
+        };
+        Ok(served.unwrap_or_else(Reply::from))
+    }
+
+    fn target(&self, call: &Call<'_>) -> Result<Node, Stop> {
+        let follow = call.frame.flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0;
+        if call.path.is_empty() && call.frame.flags & libc::AT_EMPTY_PATH as u32 != 0 {
+            return Ok(Node { inode: self.base(call.context, call.frame.base)?, attr: None });
+        }
+        self.resolve(call.context, &call.request, call.frame.base, call.path, follow)
+    }
+
+    fn parent_of<'a>(&self, call: &Call<'a>) -> Result<Parent<'a>, Stop> {
+        self.parent(call.context, &call.request, call.frame.base, call.path)
+    }
+
+    fn stat(&self, call: &Call<'_>) -> Served {
+        let node = self.target(call)?;
+        let attr = match node.attr {
+            Some(attr) => attr,
+            None if call.frame.flags & libc::AT_STATX_FORCE_SYNC as u32 != 0 => {
+                self.fresh_attr(&call.request, &node.inode)?
+            }
+            None => self.attr(&call.request, &node.inode)?,
+        };
+        Ok(Reply::attr(to_frame(&attr)))
+    }
+
+    fn resolve_dir(&self, call: &Call<'_>) -> Served {
+        let node = self.resolve(call.context, &call.request, call.frame.base, call.path, true)?;
+        if node.inode.kind != FileType::Directory {
+            return fail(libc::ENOTDIR);
+        }
+        let reply = Reply::attr(Attr { ino: node.inode.ino, ..Attr::default() });
+        call.context.allow_base(node.inode);
+        Ok(reply)
+    }
+
+    fn access(&self, call: &Call<'_>) -> Served {
+        let mask = call.frame.mode;
+        if mask & !(READ | WRITE | EXEC) != 0 {
+            return kernel(Fallback::Unsupported);
+        }
+        let node = self.target(call)?;
+        if mask == 0 {
+            return Ok(Reply::ok());
+        }
+        let by_mount_flags = (mask & WRITE != 0 && self.core.read_only)
+            || (mask & EXEC != 0 && self.core.no_exec && node.inode.kind == FileType::RegularFile);
+        if by_mount_flags {
+            return kernel(Fallback::KernelByChoice);
+        }
+        match self.checks {
+            Checks::Engine => self.may(call.context, &call.request, &node.inode, mask)?,
+            Checks::Caller | Checks::FileSystem => self.ask_access(&call.request, node.inode.ino, mask)?,
+        }
+        Ok(Reply::ok())
+    }
+
+    // --- open ---
+
+    fn open(&self, call: &Call<'_>, output: &mut Output) -> Served {
+        let flags = call.frame.flags as i32;
+        let unsupported = libc::O_PATH | libc::O_DIRECTORY | (libc::O_TMPFILE & !libc::O_DIRECTORY);
+        let truncates_unwritable = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE == libc::O_RDONLY;
+        if flags & unsupported != 0 || flags & libc::O_ACCMODE == libc::O_ACCMODE || truncates_unwritable {
+            return kernel(Fallback::Unsupported);
+        }
+        if !self.grants() {
+            return kernel(Fallback::NotGranted);
+        }
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if self.core.read_only && (writes || flags & libc::O_CREAT != 0) {
+            return kernel(Fallback::KernelByChoice);
+        }
+        let exclusive = flags & (libc::O_CREAT | libc::O_EXCL) == libc::O_CREAT | libc::O_EXCL;
+        let follow = flags & libc::O_NOFOLLOW == 0 && !exclusive;
+        if flags & libc::O_CREAT != 0 && call.path.last() == Some(&b'/') {
+            return kernel(Fallback::KernelByChoice);
+        }
+        match self.last(call.context, &call.request, call.frame.base, call.path, follow)? {
+            Last::There(_) if exclusive => fail(libc::EEXIST),
+            Last::There(node) => self.open_existing(call, &node, output),
+            Last::Missing(directory, name) if flags & libc::O_CREAT != 0 => {
+                self.create(call, &directory, &name, output)
+            }
+            Last::Missing(..) => fail(libc::ENOENT),
+        }
+    }
+
+    fn open_existing(&self, call: &Call<'_>, node: &Node, output: &mut Output) -> Served {
+        let flags = call.frame.flags as i32;
+        match node.inode.kind {
+            FileType::RegularFile => {}
+            FileType::Directory => return kernel(Fallback::OpenDirectory),
+            FileType::Symlink => return fail(libc::ELOOP),
+            _ => return kernel(Fallback::OpenSpecial),
+        }
+        if flags & libc::O_CREAT != 0 {
+            self.may_open_shared(call)?;
+        }
+        let mask = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => READ,
+            libc::O_WRONLY => WRITE,
+            _ => READ | WRITE,
+        };
+        self.may(call.context, &call.request, &node.inode, mask)?;
+        if self.checks == Checks::Engine && flags & libc::O_NOATIME != 0 {
+            return kernel(Fallback::KernelByChoice);
+        }
+        if mask & WRITE != 0 {
+            self.before_writable_grant(&node.inode)?;
+        }
+        let ino = INodeNo(node.inode.ino);
+        let passed = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_NOCTTY | libc::O_TRUNC);
+        let (reply, answer) = ReplyOpen::local();
+        self.core.fs.open(&call.request, ino, OpenFlags(passed), reply);
+        let opened = answer.wait()?;
+        let grant = Granted { engine: self, request: &call.request, ino, flags: passed, opened };
+        if grant.opened.backing.is_none() {
+            return kernel(Fallback::NotGranted);
+        }
+        if flags & libc::O_TRUNC != 0 {
+            let fh = Some(grant.opened.fh);
+            let changes = Changes { size: Some(0), fh, ..Changes::default() };
+            self.setattr(&call.request, &node.inode, changes)?;
+            self.data_changed(&node.inode);
+        }
+        self.grant(&node.inode, grant, output)
+    }
+
+    /// In a sticky directory that others may write, `O_CREAT` of an existing file is judged by a system-wide
+    /// setting (`may_create_in_sticky`).
+    fn may_open_shared(&self, call: &Call<'_>) -> Result<(), Stop> {
+        let parent = self.parent_of(call)?;
+        let mode = u32::from(self.attr(&call.request, &parent.directory)?.perm);
+        if mode & libc::S_ISVTX != 0 && mode & (libc::S_IWGRP | libc::S_IWOTH) != 0 {
+            return kernel(Fallback::KernelByChoice);
+        }
+        Ok(())
+    }
+
+    fn create(&self, call: &Call<'_>, directory: &Arc<Inode>, name: &OsStr, output: &mut Output) -> Served {
+        self.may_create(call.context, &call.request, directory)?;
+        let flags = call.frame.flags as i32 & !libc::O_NOCTTY;
+        let mode = call.frame.mode & 0o7777 & !call.frame.umask | libc::S_IFREG;
+        let mark = self.cache.mark();
+        let (reply, answer) = ReplyCreate::local();
+        self.core.fs.create(
+            &call.request,
+            INodeNo(directory.ino),
+            name,
+            mode,
+            call.frame.umask,
+            flags,
+            reply,
+        );
+        let created = answer.wait();
+        // The negative entry that led here is no more; the directory's times have changed.
+        self.cache.forget_name(directory, name);
+        self.cache.forget_attr(directory);
+        let created = created?;
+        let Some(node) = self.learned(directory, name, &created.entry, mark) else { return fail(libc::EIO) };
+        let ino = INodeNo(node.inode.ino);
+        let grant = Granted { engine: self, request: &call.request, ino, flags, opened: created.opened };
+        if grant.opened.backing.is_none() {
+            // The kernel will create it: O_EXCL would fail if the file stayed.
+            drop(grant);
+            let (reply, answer) = ReplyEmpty::local();
+            self.core.fs.unlink(&call.request, INodeNo(directory.ino), name, reply);
+            self.removed(directory, name, answer)?;
+            return kernel(Fallback::NotGranted);
+        }
+        if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            self.before_writable_grant(&node.inode)?;
+        }
+        self.grant(&node.inode, grant, output)
+    }
+
+    /// From here on the inode's size, times and contents change unseen.
+    fn before_writable_grant(&self, inode: &Inode) -> Result<(), Stop> {
+        self.core.coherence.note_granted_write(inode.ino);
+        self.cache.forget_attr(inode);
+        if self.core.coherence.kernel_opens(inode.ino).cached {
+            return kernel(Fallback::KernelHasItOpen);
+        }
+        Ok(())
+    }
+
+    fn grant(&self, inode: &Inode, mut granted: Granted<'_, FS>, output: &mut Output) -> Served {
+        output.grant = granted.opened.backing.take();
+        let mut reply = Reply::attr(Attr { ino: inode.ino, ..Attr::default() });
+        reply.flags = frame::REPLY_GRANT;
+        Ok(reply)
+    }
+
+    // --- names ---
+
+    fn remove(&self, call: &Call<'_>, directory: bool) -> Served {
+        let parent = self.parent_of(call)?;
+        if parent.trailing_slash && !directory {
+            return kernel(Fallback::KernelByChoice);
+        }
+        // The child matters if the file system does not check its type, if permissions depend on it, if
+        // something may be mounted on it, or if another name of it may be cached.
+        let must_know = !self.bypass.checks_types
+            || self.checks == Checks::Engine
+            || !self.covered.read().is_empty()
+            || self.cache.may_hold_hard_links();
+        if must_know {
+            let child = self.child(&call.request, &parent.directory, parent.name)?;
+            let Some(child) = child else { return fail(libc::ENOENT) };
+            self.may_delete(call.context, &call.request, &parent.directory, &child.inode)?;
+            match (child.inode.kind, directory) {
+                (FileType::Directory, false) => return fail(libc::EISDIR),
+                (FileType::Directory, true) | (_, false) => {}
+                (_, true) => return fail(libc::ENOTDIR),
+            }
+            let served = self.remove_name(call, &parent, directory);
+            self.cache.forget_attr(&child.inode);
+            if directory && served.is_ok() {
+                child.inode.bury();
+            }
+            return served;
+        }
+        self.remove_name(call, &parent, directory)
+    }
+
+    fn remove_name(&self, call: &Call<'_>, parent: &Parent<'_>, directory: bool) -> Served {
+        let (reply, answer) = ReplyEmpty::local();
+        let ino = INodeNo(parent.directory.ino);
+        match directory {
+            false => self.core.fs.unlink(&call.request, ino, parent.name, reply),
+            true => self.core.fs.rmdir(&call.request, ino, parent.name, reply),
+        }
+        let child = self.removed(&parent.directory, parent.name, answer)?;
+        if let (Some(child), true) = (child, directory) {
+            child.bury();
+        }
+        Ok(Reply::ok())
+    }
+
+    /// Waits for a removal and forgets the name, whatever came of it.
+    fn removed(
+        &self,
+        directory: &Inode,
+        name: &OsStr,
+        answer: Answer<()>,
+    ) -> Result<Option<Arc<Inode>>, Stop> {
+        let removed = answer.wait();
+        let child = self.cache.forget_name(directory, name);
+        self.cache.forget_attr(directory);
+        removed?;
+        Ok(child)
+    }
+
+    fn rename(&self, call: &Call<'_>) -> Served {
+        let flags = call.frame.flags;
+        let from = self.parent_of(call)?;
+        let to = self.parent(call.context, &call.request, call.frame.base2, call.path2)?;
+        if from.trailing_slash || to.trailing_slash {
+            return kernel(Fallback::KernelByChoice);
+        }
+        if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
+            // Whiteouts need CAP_MKNOD; what is unknown is EINVAL.
+            return kernel(Fallback::KernelByChoice);
+        }
+        let must_know = !self.bypass.checks_types
+            || self.checks == Checks::Engine
+            || !self.covered.read().is_empty()
+            || self.cache.may_hold_hard_links();
+        let mut replaced = None;
+        if must_know {
+            let source = self.child(&call.request, &from.directory, from.name)?;
+            let Some(source) = source else { return fail(libc::ENOENT) };
+            let target = self.child(&call.request, &to.directory, to.name)?;
+            self.may_rename(call, &from, &source, &to, target.as_ref())?;
+            replaced = target.map(|target| target.inode);
+        }
+        let (reply, answer) = ReplyEmpty::local();
+        self.core.fs.rename(
+            &call.request,
+            INodeNo(from.directory.ino),
+            from.name,
+            INodeNo(to.directory.ino),
+            to.name,
+            RenameFlags::from_bits_retain(flags),
+            reply,
+        );
+        let renamed = answer.wait();
+        let moved = self.cache.forget_name(&from.directory, from.name);
+        let target = self.cache.forget_name(&to.directory, to.name).or(replaced);
+        for inode in [&from.directory, &to.directory].into_iter().chain(&target) {
+            self.cache.forget_attr(inode);
+        }
+        let exchanged = flags & libc::RENAME_EXCHANGE != 0;
+        if renamed.is_ok() {
+            if let Some(moved) = &moved {
+                moved.set_parent(Some(to.directory.clone()));
+            }
+            match &target {
+                Some(target) if exchanged => target.set_parent(Some(from.directory.clone())),
+                // An empty directory that the moved one has replaced. A rename of a file onto another link of
+                // itself does nothing, so files stay.
+                Some(target) if target.kind == FileType::Directory => target.bury(),
+                _ => {}
+            }
+        }
+        renamed?;
+        Ok(Reply::ok())
+    }
+
+    /// `vfs_rename`'s checks.
+    fn may_rename(
+        &self,
+        call: &Call<'_>,
+        from: &Parent<'_>,
+        source: &Node,
+        to: &Parent<'_>,
+        target: Option<&Node>,
+    ) -> Result<(), Stop> {
+        let flags = call.frame.flags;
+        let is_directory = |node: &Node| node.inode.kind == FileType::Directory;
+        if !self.bypass.checks_types && (is_directory(source) || flags & libc::RENAME_EXCHANGE != 0) {
+            // Whether one directory is above the other is known to the kernel (`lock_rename`).
+            return kernel(Fallback::KernelByChoice);
+        }
+        if flags & libc::RENAME_NOREPLACE != 0 && target.is_some() {
+            return fail(libc::EEXIST);
+        }
+        if target.is_some_and(|target| Arc::ptr_eq(&target.inode, &source.inode)) {
+            return kernel(Fallback::KernelByChoice);
+        }
+        self.may_delete(call.context, &call.request, &from.directory, &source.inode)?;
+        match target {
+            None => self.may_create(call.context, &call.request, &to.directory)?,
+            Some(target) => {
+                self.may_delete(call.context, &call.request, &to.directory, &target.inode)?;
+                match (is_directory(source), is_directory(target)) {
+                    _ if flags & libc::RENAME_EXCHANGE != 0 => {}
+                    (true, false) => return fail(libc::ENOTDIR),
+                    (false, true) => return fail(libc::EISDIR),
+                    _ => {}
+                }
+            }
+        }
+        if self.checks == Checks::Engine && is_directory(source) && from.directory.ino != to.directory.ino {
+            // `..` of the moved directory changes.
+            self.may(call.context, &call.request, &source.inode, WRITE)?;
+        }
+        Ok(())
+    }
+
+    fn make(&self, call: &Call<'_>, op: Op) -> Served {
+        let parent = self.parent_of(call)?;
+        if parent.trailing_slash && op != Op::Mkdir {
+            return kernel(Fallback::KernelByChoice);
+        }
+        self.may_make(call, &parent)?;
+        let mode = call.frame.mode & !call.frame.umask;
+        let (reply, answer) = ReplyEntry::local();
+        let mark = self.cache.mark();
+        let (fs, request, directory) = (&self.core.fs, &call.request, INodeNo(parent.directory.ino));
+        match op {
+            Op::Mkdir => {
+                let mode = mode & 0o1777 | libc::S_IFDIR;
+                fs.mkdir(request, directory, parent.name, mode, call.frame.umask, reply);
+            }
+            Op::Mknod => {
+                let kind = match call.frame.mode & libc::S_IFMT {
+                    0 => libc::S_IFREG,
+                    kind @ (libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK) => kind,
+                    // Device nodes ask for CAP_MKNOD; the rest is EPERM or EINVAL.
+                    _ => return kernel(Fallback::KernelByChoice),
+                };
+                let mode = mode & 0o7777 | kind;
+                fs.mknod(request, directory, parent.name, mode, call.frame.umask, 0, reply);
+            }
+            _ => {
+                if call.path2.is_empty() {
+                    return fail(libc::ENOENT);
+                }
+                let target = Path::new(OsStr::from_bytes(call.path2));
+                fs.symlink(request, directory, parent.name, target, reply);
+            }
+        }
+        self.made(&parent, answer, mark)
+    }
+
+    /// The new name must not exist, and the caller may make it (`filename_create`, `may_create`).
+    fn may_make(&self, call: &Call<'_>, parent: &Parent<'_>) -> Result<(), Stop> {
+        if !self.bypass.checks_types || self.checks == Checks::Engine {
+            let there = self.child(&call.request, &parent.directory, parent.name)?;
+            if there.is_some() {
+                return fail(libc::EEXIST);
+            }
+        }
+        self.may_create(call.context, &call.request, &parent.directory)
+    }
+
+    fn made(&self, parent: &Parent<'_>, answer: Answer<answer::Entry>, mark: u64) -> Served {
+        let made = answer.wait();
+        self.cache.forget_name(&parent.directory, parent.name);
+        self.cache.forget_attr(&parent.directory);
+        // Takes over the reference; the name itself is remembered by the next lookup.
+        match self.learned(&parent.directory, parent.name, &made?, mark) {
+            Some(_) => Ok(Reply::ok()),
+            None => fail(libc::EIO),
+        }
+    }
+
+    fn link(&self, call: &Call<'_>) -> Served {
+        let follow = call.frame.flags & libc::AT_SYMLINK_FOLLOW as u32 != 0;
+        let source = self.resolve(call.context, &call.request, call.frame.base, call.path, follow)?;
+        let parent = self.parent(call.context, &call.request, call.frame.base2, call.path2)?;
+        if parent.trailing_slash || source.inode.kind == FileType::Directory {
+            return kernel(Fallback::KernelByChoice);
+        }
+        if self.checks != Checks::Caller {
+            // `may_linkat`: beyond the owner it depends on a system-wide setting.
+            let attr = self.attr(&call.request, &source.inode)?;
+            if !call.context.credentials.owns(&attr) {
+                return kernel(Fallback::KernelByChoice);
+            }
+        }
+        self.may_make(call, &parent)?;
+        let (reply, answer) = ReplyEntry::local();
+        let mark = self.cache.mark();
+        let (old, directory) = (INodeNo(source.inode.ino), INodeNo(parent.directory.ino));
+        self.core.fs.link(&call.request, old, directory, parent.name, reply);
+        let served = self.made(&parent, answer, mark);
+        self.cache.forget_attr(&source.inode);
+        served
+    }
+
+    fn read_link(&self, call: &Call<'_>, output: &mut Output) -> Served {
+        let node = self.resolve(call.context, &call.request, call.frame.base, call.path, false)?;
+        let mut target = self.link_target(&call.request, &node.inode)?;
+        target.truncate(call.frame.size.min(finesse_ipc::layout::DATA_BYTES as u64) as usize);
+        let reply = Reply::data(target.len() as u32);
+        output.data = target;
+        Ok(reply)
+    }
+
+    // --- attributes ---
+
+    fn setattr(&self, request: &Request, inode: &Inode, changes: Changes) -> Result<(), Stop> {
+        let (reply, answer) = ReplyAttr::local();
+        self.core.fs.setattr(
+            request,
+            INodeNo(inode.ino),
+            changes.mode,
+            changes.uid,
+            changes.gid,
+            changes.size,
+            changes.atime,
+            changes.mtime,
+            None,
+            changes.fh,
+            None,
+            None,
+            None,
+            None,
+            reply,
+        );
+        let changed = answer.wait();
+        self.cache.forget_attr(inode);
+        changed?;
+        Ok(())
+    }
+
+    fn data_changed(&self, inode: &Inode) {
+        if let Err(error) = self.core.coherence.bypass_changed_data(inode.ino) {
+            tracing::warn!(ino = inode.ino, %error, "the kernel did not drop its pages of a changed file");
+        }
+    }
+
+    fn chmod(&self, call: &Call<'_>) -> Served {
+        let node = self.target(call)?;
+        if node.inode.kind == FileType::Symlink {
+            return kernel(Fallback::KernelByChoice);
+        }
+        let mut mode = call.frame.mode & 0o7777;
+        let attr = self.attr(&call.request, &node.inode)?;
+        if self.checks == Checks::Engine {
+            let credentials = &call.context.credentials;
+            if !credentials.owns(&attr) {
+                return fail(libc::EPERM);
+            }
+            if !credentials.keeps_setgid(attr.gid) {
+                mode &= !libc::S_ISGID;
+            }
+        }
+        let changes = Changes { mode: Some(mode | type_bits(attr.kind)), ..Changes::default() };
+        self.setattr(&call.request, &node.inode, changes)?;
+        Ok(Reply::ok())
+    }
+
+    fn chown(&self, call: &Call<'_>) -> Served {
+        let given = |id: u32| (id != u32::MAX).then_some(id);
+        let (uid, gid) = (given(call.frame.uid), given(call.frame.gid));
+        if uid.is_none() && gid.is_none() {
+            return kernel(Fallback::KernelByChoice);
+        }
+        let node = self.target(call)?;
+        let mut mode = None;
+        if self.checks != Checks::Caller {
+            let attr = self.attr(&call.request, &node.inode)?;
+            if self.checks == Checks::Engine {
+                let credentials = &call.context.credentials;
+                if uid.is_some_and(|uid| !credentials.may_chown(&attr, uid))
+                    || gid.is_some_and(|gid| !credentials.may_chgrp(&attr, gid))
+                {
+                    return fail(libc::EPERM);
+                }
+            }
+            mode = without_privileges(&attr);
+        }
+        self.setattr(&call.request, &node.inode, Changes { mode, uid, gid, ..Changes::default() })?;
+        Ok(Reply::ok())
+    }
+
+    fn truncate(&self, call: &Call<'_>) -> Served {
+        let node = self.target(call)?;
+        match node.inode.kind {
+            FileType::RegularFile => {}
+            FileType::Directory => return fail(libc::EISDIR),
+            _ => return fail(libc::EINVAL),
+        }
+        if call.frame.size > i64::MAX as u64 {
+            return fail(libc::EINVAL);
+        }
+        self.may(call.context, &call.request, &node.inode, WRITE)?;
+        let mut mode = None;
+        if self.checks != Checks::Caller {
+            mode = without_privileges(&self.attr(&call.request, &node.inode)?);
+        }
+        let changes = Changes { mode, size: Some(call.frame.size), ..Changes::default() };
+        self.setattr(&call.request, &node.inode, changes)?;
+        self.data_changed(&node.inode);
+        Ok(Reply::ok())
+    }
+
+    fn utimens(&self, call: &Call<'_>) -> Served {
+        let [atime, mtime] = call.frame.times.map(to_time);
+        let (Ok(atime), Ok(mtime)) = (atime, mtime) else { return fail(libc::EINVAL) };
+        if atime.is_none() && mtime.is_none() {
+            // The kernel does not even look at the path then.
+            return kernel(Fallback::KernelByChoice);
+        }
+        let node = self.target(call)?;
+        if self.checks == Checks::Engine {
+            let attr = self.attr(&call.request, &node.inode)?;
+            let both_now = matches!((atime, mtime), (Some(TimeOrNow::Now), Some(TimeOrNow::Now)));
+            if !call.context.credentials.owns(&attr) {
+                if !both_now {
+                    return fail(libc::EPERM);
+                }
+                self.may(call.context, &call.request, &node.inode, WRITE)?;
+            }
+        }
+        self.setattr(&call.request, &node.inode, Changes { atime, mtime, ..Changes::default() })?;
+        Ok(Reply::ok())
+    }
+
+    fn statfs(&self, call: &Call<'_>) -> Served {
+        let node = self.target(call)?;
+        let (reply, answer) = ReplyStatfs::local();
+        self.core.fs.statfs(&call.request, INodeNo(node.inode.ino), reply);
+        let answer = answer.wait()?;
+        Ok(Reply::statfs(Statfs {
+            blocks: answer.blocks,
+            bfree: answer.bfree,
+            bavail: answer.bavail,
+            files: answer.files,
+            ffree: answer.ffree,
+            bsize: answer.bsize,
+            namelen: answer.namelen,
+            // `convert_fuse_statfs` takes it as it is; `statfs_by_dentry` fills a zero in.
+            frsize: if answer.frsize == 0 { answer.bsize } else { answer.frsize },
+            pad: 0,
+        }))
+    }
+}
+
+/// An open file that is released again, as nobody will do it by the handle: what was granted lives on its own.
+struct Granted<'a, FS: Filesystem> {
+    engine: &'a Engine<FS>,
+    request: &'a Request,
+    ino: INodeNo,
+    flags: i32,
+    opened: Opened,
+}
+
+impl<FS: Filesystem> Drop for Granted<'_, FS> {
+    fn drop(&mut self) {
+        let (reply, answer) = ReplyEmpty::local();
+        let flags = OpenFlags(self.flags);
+        self.engine.core.fs.release(self.request, self.ino, self.opened.fh, flags, None, false, reply);
+        // Errors of release reach nobody in the kernel either.
+        let _ = answer.wait();
+    }
+}
+
+/// Arguments of `setattr`.
+#[derive(Default)]
+struct Changes {
+    mode: Option<u32>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    size: Option<u64>,
+    atime: Option<TimeOrNow>,
+    mtime: Option<TimeOrNow>,
+    fh: Option<FileHandle>,
+}
+
+/// The mode without the bits that a change of owner or size takes away (`fuse_setattr` without
+/// `FUSE_HANDLE_KILLPRIV`); `None` if there are none.
+fn without_privileges(attr: &FileAttr) -> Option<u32> {
+    if attr.kind != FileType::RegularFile {
+        return None;
+    }
+    let mode = u32::from(attr.perm);
+    let mut kept = mode & !libc::S_ISUID;
+    if mode & (libc::S_ISGID | libc::S_IXGRP) == libc::S_ISGID | libc::S_IXGRP {
+        kept &= !libc::S_ISGID;
+    }
+    (kept != mode).then_some(kept | libc::S_IFREG)
+}
+
+/// What a request's time means; `None` is "leave it".
+fn to_time(time: Time) -> Result<Option<TimeOrNow>, ()> {
+    match time.nsec {
+        libc::UTIME_NOW => Ok(Some(TimeOrNow::Now)),
+        libc::UTIME_OMIT => Ok(None),
+        nsec @ 0..1_000_000_000 => {
+            let seconds = Duration::from_secs(time.sec.unsigned_abs());
+            let whole = match time.sec {
+                0.. => UNIX_EPOCH.checked_add(seconds),
+                _ => UNIX_EPOCH.checked_sub(seconds),
+            };
+            let time = whole.and_then(|whole| whole.checked_add(Duration::from_nanos(nsec as u64)));
+            time.map(|time| Some(TimeOrNow::SpecificTime(time))).ok_or(())
+        }
+        _ => Err(()),
+    }
+}
+
+fn from_time(time: SystemTime) -> Time {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Time { sec: since.as_secs() as i64, nsec: since.subsec_nanos().into() },
+        Err(before) => {
+            let before = before.duration();
+            match before.subsec_nanos() {
+                0 => Time { sec: -(before.as_secs() as i64), nsec: 0 },
+                nanos => Time { sec: -(before.as_secs() as i64) - 1, nsec: 1_000_000_000 - i64::from(nanos) },
+            }
+        }
+    }
+}
+
+fn type_bits(kind: FileType) -> u32 {
+    match kind {
+        FileType::NamedPipe => libc::S_IFIFO,
+        FileType::CharDevice => libc::S_IFCHR,
+        FileType::BlockDevice => libc::S_IFBLK,
+        FileType::Directory => libc::S_IFDIR,
+        FileType::RegularFile => libc::S_IFREG,
+        FileType::Symlink => libc::S_IFLNK,
+        FileType::Socket => libc::S_IFSOCK,
+    }
+}
+
+/// Attributes as `fuse_fillattr` would report them.
+fn to_frame(attr: &FileAttr) -> Attr {
+    Attr {
+        ino: attr.ino.0,
+        size: attr.size,
+        blocks: attr.blocks,
+        times: [from_time(attr.atime), from_time(attr.mtime), from_time(attr.ctime)],
+        mode: type_bits(attr.kind) | u32::from(attr.perm) & 0o7777,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: attr.blksize,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_survive_on_both_sides_of_the_epoch() {
+        for time in [(0, 0), (1, 999_999_999), (-1, 0), (-1, 1), (-62_135_596_800, 7)] {
+            let time = Time { sec: time.0, nsec: time.1 };
+            let Ok(Some(TimeOrNow::SpecificTime(system))) = to_time(time) else { panic!("{time:?}") };
+            assert_eq!(from_time(system), time);
+        }
+    }
+
+    #[test]
+    fn special_times_are_told_apart() {
+        let nsec = |nsec| to_time(Time { sec: 0, nsec });
+        assert!(matches!(nsec(libc::UTIME_NOW), Ok(Some(TimeOrNow::Now))));
+        assert!(matches!(nsec(libc::UTIME_OMIT), Ok(None)));
+        assert!(nsec(1_000_000_000).is_err() && nsec(-1).is_err());
+    }
+}

@@ -1,0 +1,364 @@
+//! From (base, path) to an inode, or to a parent and a name: `link_path_walk` over the trait's `lookup`.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use fuser::{FileAttr, FileType, INodeNo};
+
+use crate::answer;
+use crate::engine::cache::{Inode, Known};
+use crate::engine::{Context, Engine, Stop, fail, kernel};
+use crate::filesystem::Filesystem;
+use crate::reply::{ReplyAttr, ReplyData, ReplyEntry};
+use crate::request::Request;
+use finesse_ipc::frame::{Fallback, PATH_MAX, ROOT};
+
+/// Symbolic links that one walk follows (`MAXSYMLINKS`).
+const LINKS_MAX: u32 = 40;
+/// Longest name that Linux file systems store; what is longer is the kernel's to refuse.
+const NAME_MAX: usize = 255;
+
+/// An inode at the end of a walk.
+pub(crate) struct Node {
+    /// The inode.
+    pub(crate) inode: Arc<Inode>,
+    /// Its attributes, if the walk got them fresh from the file system.
+    pub(crate) attr: Option<FileAttr>,
+}
+
+/// The directory that holds, or shall hold, the last component.
+pub(crate) struct Parent<'p> {
+    /// The directory.
+    pub(crate) directory: Arc<Inode>,
+    /// The last component: neither empty nor `.` nor `..`.
+    pub(crate) name: &'p OsStr,
+    /// The path ends in a slash.
+    pub(crate) trailing_slash: bool,
+}
+
+/// What stands at the end of a path that may be created.
+pub(crate) enum Last {
+    /// Something.
+    There(Node),
+    /// Nothing, in this directory, under this name.
+    Missing(Arc<Inode>, Box<OsStr>),
+}
+
+fn is_name(component: &[u8]) -> bool {
+    !component.is_empty() && component != b"." && component != b".."
+}
+
+/// Splits the first component off a path that does not begin with a slash.
+fn split_first(path: &[u8]) -> (&[u8], &[u8]) {
+    let end = path.iter().position(|byte| *byte == b'/').unwrap_or(path.len());
+    let rest = &path[end..];
+    let next = rest.iter().position(|byte| *byte != b'/').unwrap_or(rest.len());
+    (&path[..end], &rest[next..])
+}
+
+/// Splits a path into everything before the last component, and the last component.
+fn split_last(path: &[u8]) -> (&[u8], &[u8], bool) {
+    let end = path.iter().rposition(|byte| *byte != b'/').map_or(0, |last| last + 1);
+    let trimmed = &path[..end];
+    let start = trimmed.iter().rposition(|byte| *byte == b'/').map_or(0, |slash| slash + 1);
+    (&trimmed[..start], &trimmed[start..], end < path.len())
+}
+
+impl<FS: Filesystem> Engine<FS> {
+    /// The directory that a client calls by its node id.
+    pub(crate) fn base(&self, context: &Context, base: u64) -> Result<Arc<Inode>, Stop> {
+        if base == ROOT {
+            return Ok(self.root.clone());
+        }
+        let Some(inode) = context.bases.lock().get(&base).cloned() else {
+            return kernel(Fallback::UnknownBase);
+        };
+        // Borrowed from the kernel, which may have forgotten it since.
+        if inode.is_dead() || (inode.lookups() == 0 && !self.core.coherence.kernel_knows(base)) {
+            return kernel(Fallback::UnknownBase);
+        }
+        Ok(inode)
+    }
+
+    /// Attributes, from the cache while they are good.
+    pub(crate) fn attr(&self, request: &Request, inode: &Inode) -> Result<FileAttr, Stop> {
+        if let Some(attr) = inode.attr().filter(|_| !self.changes_unseen(inode)) {
+            return Ok(attr);
+        }
+        self.fresh_attr(request, inode)
+    }
+
+    /// Attributes from the file system.
+    pub(crate) fn fresh_attr(&self, request: &Request, inode: &Inode) -> Result<FileAttr, Stop> {
+        let mark = self.cache.mark();
+        let (reply, answer) = ReplyAttr::local();
+        self.core.fs.getattr(request, INodeNo(inode.ino), None, reply);
+        let answer = answer.wait()?;
+        self.cache.learn_attr(inode, &answer, mark);
+        Ok(answer.attr)
+    }
+
+    /// Whether the file may be written through a descriptor that the daemon does not see.
+    fn changes_unseen(&self, inode: &Inode) -> bool {
+        inode.kind == FileType::RegularFile && self.core.coherence.is_granted_write(inode.ino)
+    }
+
+    /// Looks up one name; `None` if it does not exist.
+    pub(crate) fn child(
+        &self,
+        request: &Request,
+        directory: &Arc<Inode>,
+        name: &OsStr,
+    ) -> Result<Option<Node>, Stop> {
+        if name.len() > NAME_MAX {
+            return kernel(Fallback::BadPath);
+        }
+        if directory.is_dead() {
+            return Ok(None);
+        }
+        let node = match self.cache.lookup(directory, name) {
+            Known::Nothing => None,
+            Known::Inode(inode) => Some(Node { inode, attr: None }),
+            Known::Unknown => {
+                let mark = self.cache.mark();
+                let (reply, answer) = ReplyEntry::local();
+                self.core.fs.lookup(request, INodeNo(directory.ino), name, reply);
+                match answer.wait() {
+                    Ok(entry) => self.learned(directory, name, &entry, mark),
+                    Err(errno) if errno.code() == libc::ENOENT => None,
+                    Err(errno) => return Err(errno.into()),
+                }
+            }
+        };
+        match node {
+            Some(node) if self.is_covered(node.inode.ino) => kernel(Fallback::CrossesMount),
+            node => Ok(node),
+        }
+    }
+
+    /// Takes over an entry that the file system answered.
+    pub(crate) fn learned(
+        &self,
+        directory: &Arc<Inode>,
+        name: &OsStr,
+        entry: &answer::Entry,
+        mark: u64,
+    ) -> Option<Node> {
+        let inode = self.cache.learn(directory, name, entry, mark)?;
+        Some(Node { inode, attr: Some(entry.attr) })
+    }
+
+    fn readlink(&self, request: &Request, inode: &Inode) -> Result<Vec<u8>, Stop> {
+        let (reply, answer) = ReplyData::local();
+        self.core.fs.readlink(request, INodeNo(inode.ino), reply);
+        let target = answer.wait()?;
+        if target.is_empty() { fail(libc::ENOENT) } else { Ok(target) }
+    }
+
+    /// The target of a symbolic link, for the program.
+    pub(crate) fn link_target(&self, request: &Request, inode: &Inode) -> Result<Vec<u8>, Stop> {
+        match inode.kind {
+            FileType::Symlink => self.readlink(request, inode),
+            _ => fail(libc::EINVAL),
+        }
+    }
+
+    /// `..` (`handle_dots`).
+    fn above(&self, directory: &Inode) -> Result<Arc<Inode>, Stop> {
+        if directory.ino == ROOT {
+            return kernel(Fallback::LeavesMount);
+        }
+        directory.parent().ok_or(Stop::Kernel(Fallback::UnknownParent))
+    }
+
+    /// Follows a link that stands before `rest`: the path that replaces both.
+    fn follow(
+        &self,
+        context: &Context,
+        request: &Request,
+        directory: &Inode,
+        link: &Inode,
+        rest: &[u8],
+        followed: &mut u32,
+    ) -> Result<Vec<u8>, Stop> {
+        *followed += 1;
+        if *followed > LINKS_MAX {
+            return fail(libc::ELOOP);
+        }
+        self.may_follow(context, request, directory)?;
+        let mut path = self.readlink(request, link)?;
+        if path[0] == b'/' {
+            return kernel(Fallback::LeavesMount);
+        }
+        if !rest.is_empty() {
+            path.push(b'/');
+            path.extend_from_slice(rest);
+        }
+        if path.len() > PATH_MAX {
+            // The kernel limits a path and each link, but not what they make together.
+            return kernel(Fallback::BadPath);
+        }
+        Ok(path)
+    }
+
+    /// Walks all components of `path` as directories, from `directory`. `followed` counts links.
+    fn descend(
+        &self,
+        context: &Context,
+        request: &Request,
+        mut directory: Arc<Inode>,
+        path: &[u8],
+        followed: &mut u32,
+    ) -> Result<Arc<Inode>, Stop> {
+        if path.first() == Some(&b'/') {
+            return kernel(Fallback::LeavesMount);
+        }
+        let mut replaced: Vec<u8>;
+        let mut path = path;
+        while !path.is_empty() {
+            self.may_search(context, request, &directory)?;
+            let (component, rest) = split_first(path);
+            match component {
+                b"." => path = rest,
+                b".." => {
+                    directory = self.above(&directory)?;
+                    path = rest;
+                }
+                name => {
+                    let Some(node) = self.child(request, &directory, OsStr::from_bytes(name))? else {
+                        return fail(libc::ENOENT);
+                    };
+                    match node.inode.kind {
+                        FileType::Directory => {
+                            directory = node.inode;
+                            path = rest;
+                        }
+                        FileType::Symlink => {
+                            replaced =
+                                self.follow(context, request, &directory, &node.inode, rest, followed)?;
+                            path = &replaced;
+                        }
+                        _ => return fail(libc::ENOTDIR),
+                    }
+                }
+            }
+        }
+        Ok(directory)
+    }
+
+    /// The inode that a path names; a last symbolic link is followed if `follow`, or if a slash comes after.
+    pub(crate) fn resolve(
+        &self,
+        context: &Context,
+        request: &Request,
+        base: u64,
+        path: &[u8],
+        follow: bool,
+    ) -> Result<Node, Stop> {
+        match self.last(context, request, base, path, follow)? {
+            Last::There(node) => Ok(node),
+            Last::Missing(..) => fail(libc::ENOENT),
+        }
+    }
+
+    /// What stands at the end of a path. Unlike for `resolve` nothing may stand there, in an existing
+    /// directory.
+    pub(crate) fn last(
+        &self,
+        context: &Context,
+        request: &Request,
+        base: u64,
+        path: &[u8],
+        follow: bool,
+    ) -> Result<Last, Stop> {
+        if path.is_empty() {
+            return kernel(Fallback::BadPath);
+        }
+        let mut directory = self.base(context, base)?;
+        let mut followed = 0;
+        let mut replaced: Vec<u8>;
+        let mut path = path;
+        // A slash after a link's name counts for whatever the link leads to.
+        let mut must_be_directory = false;
+        loop {
+            let (above, name, trailing_slash) = split_last(path);
+            must_be_directory |= trailing_slash;
+            if !is_name(name) {
+                // `.`, `..`, or slashes only
+                let inode = self.descend(context, request, directory, path, &mut followed)?;
+                return Ok(Last::There(Node { inode, attr: None }));
+            }
+            directory = self.descend(context, request, directory, above, &mut followed)?;
+            self.may_search(context, request, &directory)?;
+            let name = OsStr::from_bytes(name);
+            let Some(node) = self.child(request, &directory, name)? else {
+                if must_be_directory {
+                    return fail(libc::ENOENT);
+                }
+                return Ok(Last::Missing(directory, name.into()));
+            };
+            match node.inode.kind {
+                FileType::Symlink if follow || must_be_directory => {
+                    replaced = self.follow(context, request, &directory, &node.inode, b"", &mut followed)?;
+                    path = &replaced;
+                }
+                FileType::Directory => return Ok(Last::There(node)),
+                _ if must_be_directory => return fail(libc::ENOTDIR),
+                _ => return Ok(Last::There(node)),
+            }
+        }
+    }
+
+    /// The directory of a path's last component (`filename_parentat`). Paths that end in `.`, `..` or at the
+    /// root are the kernel's to refuse.
+    pub(crate) fn parent<'p>(
+        &self,
+        context: &Context,
+        request: &Request,
+        base: u64,
+        path: &'p [u8],
+    ) -> Result<Parent<'p>, Stop> {
+        let (above, name, trailing_slash) = split_last(path);
+        if !is_name(name) {
+            return kernel(Fallback::KernelByChoice);
+        }
+        if name.len() > NAME_MAX {
+            return kernel(Fallback::BadPath);
+        }
+        let base = self.base(context, base)?;
+        let directory = self.descend(context, request, base, above, &mut 0)?;
+        self.may_search(context, request, &directory)?;
+        Ok(Parent { directory, name: OsStr::from_bytes(name), trailing_slash })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_are_split_at_runs_of_slashes() {
+        for (path, first, rest) in
+            [("a", "a", ""), ("a/b", "a", "b"), ("a//b/", "a", "b/"), ("a//", "a", ""), ("..", "..", "")]
+        {
+            assert_eq!(split_first(path.as_bytes()), (first.as_bytes(), rest.as_bytes()), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_last_component_is_split_off_without_its_slashes() {
+        for (path, above, last, slash) in [
+            ("a", "", "a", false),
+            ("a/", "", "a", true),
+            ("a/b", "a/", "b", false),
+            ("a//b//", "a//", "b", true),
+            ("a/..", "a/", "..", false),
+            (".", "", ".", false),
+            ("", "", "", false),
+            ("/", "", "", true),
+        ] {
+            assert_eq!(split_last(path.as_bytes()), (above.as_bytes(), last.as_bytes(), slash), "{path}");
+        }
+    }
+}

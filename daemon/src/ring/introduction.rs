@@ -1,0 +1,53 @@
+//! Who a connecting process is: by the kernel's word, never by its own.
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+
+use finesse_ipc::handshake::Refusal;
+
+use crate::request::Credentials;
+use crate::ring::{Service, sys};
+
+/// Reads the credentials of a socket's other end, and decides whether it may use the mount.
+///
+/// # Errors
+/// Why it may not.
+pub(crate) fn credentials(socket: &OwnedFd, service: &dyn Service) -> Result<Credentials, Refusal> {
+    let unreadable = |_| Refusal::UserNamespace;
+    let peer = rustix::net::sockopt::socket_peercred(socket).map_err(unreadable)?;
+    let (pid, uid, gid) = (peer.pid.as_raw_nonzero().get() as u32, peer.uid.as_raw(), peer.gid.as_raw());
+    if !service.admits(uid) {
+        return Err(Refusal::NotOwner);
+    }
+    let groups = sys::peer_groups(socket).map_err(unreadable)?;
+    // What /proc says of the process holds for the one that connected: it waits for our answer with its socket
+    // open, so its number cannot have been given to another.
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| Refusal::UserNamespace)?;
+    let namespace = |of: &str| fs::metadata(format!("/proc/{of}/ns/user")).map(|ns| (ns.dev(), ns.ino()));
+    match (namespace(&pid.to_string()), namespace("self")) {
+        (Ok(theirs), Ok(ours)) if theirs == ours => {}
+        _ => return Err(Refusal::UserNamespace),
+    }
+    Ok(Credentials { uid, gid, groups, pid, caps: effective_capabilities(&status) })
+}
+
+/// The line `CapEff:` of /proc/PID/status; no capabilities if there is none.
+fn effective_capabilities(status: &str) -> u64 {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_read_from_proc() {
+        assert_eq!(effective_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"), 0x1ff_ffff_ffff);
+        assert_eq!(effective_capabilities("Name:\tx\n"), 0);
+    }
+}

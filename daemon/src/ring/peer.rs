@@ -1,0 +1,268 @@
+//! One client, as the daemon sees it.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use finesse_ipc::counters::Counts;
+use finesse_ipc::frame::{Attr, Fallback, PATH_MAX, Reply};
+use finesse_ipc::handshake::{self, Answer};
+use finesse_ipc::ring;
+use finesse_ipc::segment::{PathBuffer, Segment};
+use parking_lot::Mutex;
+use rustix::fs::{AtFlags, StatxFlags};
+use rustix::thread::futex;
+
+use crate::engine::Context;
+use crate::engine::serve::{Asked, Malformed, Output};
+use crate::ring::Service;
+
+/// Sums over clients that are gone.
+#[derive(Default)]
+pub(crate) struct Past {
+    /// What they counted.
+    pub(crate) counts: Mutex<Counts>,
+    /// How many clients there ever were.
+    pub(crate) clients: AtomicU64,
+}
+
+/// A connected client. Dropped when its connection has ended and its last operation is done.
+pub(crate) struct Peer {
+    /// Identifies it in both epoll sets.
+    pub(crate) token: u64,
+    /// Its name for itself.
+    pub(crate) program: String,
+    /// The socket: receives proofs, sends grants.
+    pub(crate) socket: OwnedFd,
+    /// The doorbell.
+    pub(crate) bell: OwnedFd,
+    context: Context,
+    segment: Segment,
+    service: Arc<dyn Service>,
+    past: Arc<Past>,
+    /// `st_dev` of the mount, which a proven directory must be on.
+    dev: (u32, u32),
+    /// Slots that are being served.
+    running: AtomicU64,
+    /// Slots that wait for a proof, and the descriptors.
+    proofs_waiting: AtomicU64,
+    proofs: Mutex<HashMap<u32, OwnedFd>>,
+    gone: AtomicBool,
+    /// In the pool's list of peers that are looked at.
+    pub(crate) hot: AtomicBool,
+    /// Scans since something was last submitted.
+    pub(crate) quiet: AtomicU32,
+}
+
+/// What a worker keeps between requests: room for paths, so that no request clears pages on the stack.
+#[derive(Default)]
+pub(crate) struct Workspace {
+    path: PathBuffer,
+    path2: PathBuffer,
+}
+
+/// Why a connection is ended by the daemon.
+#[derive(Debug, thiserror::Error)]
+enum Misconduct {
+    #[error("slot {0} was submitted while it was being served")]
+    Resubmitted(u32),
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    #[error("does not receive what it was granted")]
+    Deaf,
+}
+
+impl Peer {
+    /// A client that has been admitted.
+    pub(crate) fn new(
+        token: u64,
+        program: String,
+        (socket, bell): (OwnedFd, OwnedFd),
+        segment: Segment,
+        context: Context,
+        (service, past): (Arc<dyn Service>, Arc<Past>),
+        dev: (u32, u32),
+    ) -> Self {
+        past.clients.fetch_add(1, Ordering::Relaxed);
+        Self {
+            token,
+            program,
+            socket,
+            bell,
+            context,
+            segment,
+            service,
+            past,
+            dev,
+            running: AtomicU64::new(0),
+            proofs_waiting: AtomicU64::new(0),
+            proofs: Mutex::default(),
+            gone: AtomicBool::new(false),
+            hot: AtomicBool::new(false),
+            quiet: AtomicU32::new(0),
+        }
+    }
+
+    /// The process, as the kernel named it when it connected.
+    pub(crate) fn pid(&self) -> u32 {
+        self.context.credentials.pid
+    }
+
+    /// The user.
+    pub(crate) fn uid(&self) -> u32 {
+        self.context.credentials.uid
+    }
+
+    /// What the client has counted so far.
+    pub(crate) fn counts(&self) -> Counts {
+        self.segment.header().counters.snapshot()
+    }
+
+    /// The daemon's mount table has changed.
+    pub(crate) fn mounts_changed(&self) {
+        self.segment.header().mount_generation.fetch_add(1, Ordering::Release);
+    }
+
+    /// Ends the connection: the client goes on through the kernel.
+    pub(crate) fn close(&self) {
+        self.gone.store(true, Ordering::Release);
+        self.segment.header().closed.store(1, Ordering::Release);
+        // Wakes a client that waits for a reply, by hanging up; the control thread sees it, too.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
+    }
+
+    /// Whether the connection has ended.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Takes a directory's descriptor for the slot that waits for its proof, and submits the slot on the
+    /// client's behalf.
+    pub(crate) fn take_proof(&self, slot: u32, directory: OwnedFd) {
+        if slot < u64::BITS && self.proofs_waiting.load(Ordering::Acquire) & (1 << slot) == 0 {
+            self.proofs.lock().insert(slot, directory);
+            self.proofs_waiting.fetch_or(1 << slot, Ordering::Release);
+            let header = self.segment.header();
+            if ring::submit(&*header.submitted, &*header.worker, slot) {
+                let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+            }
+        }
+    }
+
+    /// Whether something is submitted.
+    #[inline]
+    pub(crate) fn has_work(&self) -> bool {
+        self.segment.header().submitted.load(Ordering::Relaxed) != 0
+    }
+
+    /// Declares that nobody looks at the bitmap any more; `false` if there is something in it.
+    pub(crate) fn fall_asleep(&self) -> bool {
+        let header = self.segment.header();
+        ring::fall_asleep(&*header.submitted, &*header.worker)
+    }
+
+    /// Somebody looks at the bitmap.
+    pub(crate) fn wake(&self) {
+        self.segment.header().worker.store(ring::AWAKE, Ordering::SeqCst);
+    }
+
+    /// Claims a submitted slot.
+    #[inline]
+    pub(crate) fn claim(&self) -> Option<u32> {
+        ring::claim(&*self.segment.header().submitted)
+    }
+
+    /// Serves a claimed slot, and returns the CPU on which the client submitted it.
+    pub(crate) fn serve(&self, slot: u32, cpu: u32, workspace: &mut Workspace) -> u32 {
+        let header = self.segment.header();
+        if header.worker_cpu.load(Ordering::Relaxed) != cpu {
+            header.worker_cpu.store(cpu, Ordering::Relaxed);
+        }
+        let client_cpu = self.segment.slot(slot).cpu.load(Ordering::Relaxed);
+        if let Err(misconduct) = self.try_serve(slot, workspace) {
+            tracing::warn!(
+                pid = self.pid(),
+                uid = self.uid(),
+                program = self.program,
+                "a client broke the protocol and was disconnected: {misconduct}"
+            );
+            self.close();
+        }
+        client_cpu
+    }
+
+    fn try_serve(&self, slot: u32, workspace: &mut Workspace) -> Result<(), Misconduct> {
+        let bit = 1 << slot;
+        if self.running.fetch_or(bit, Ordering::Acquire) & bit != 0 {
+            return Err(Misconduct::Resubmitted(slot));
+        }
+        let served = self.answer(slot, workspace);
+        self.running.fetch_and(!bit, Ordering::Release);
+        let reply = served?;
+        self.segment.write_reply(slot, &reply);
+        let state = &self.segment.slot(slot).state;
+        if ring::complete(state) {
+            // Fails only for addresses that are not mapped, and this one is.
+            let _ = futex::wake(state, futex::Flags::empty(), 1);
+        }
+        Ok(())
+    }
+
+    fn answer(&self, slot: u32, workspace: &mut Workspace) -> Result<Reply, Misconduct> {
+        if self.proofs_waiting.load(Ordering::Acquire) & (1 << slot) != 0 {
+            return Ok(self.prove(slot));
+        }
+        let frame = self.segment.read_request(slot);
+        for len in [frame.len, frame.len2] {
+            if len as usize > PATH_MAX {
+                return Err(Malformed::Length(len).into());
+            }
+        }
+        let asked = Asked {
+            context: &self.context,
+            frame: &frame,
+            path: self.segment.read_path(slot, 0, frame.len, &mut workspace.path),
+            path2: self.segment.read_path(slot, 1, frame.len2, &mut workspace.path2),
+        };
+        if asked.path.contains(&0) || asked.path2.contains(&0) {
+            return Ok(Reply::kernel(Fallback::BadPath));
+        }
+        let mut output = Output::default();
+        let reply = self.service.serve(&asked, &mut output)?;
+        if let Some(descriptor) = output.grant {
+            handshake::send(&self.socket, &Answer::Grant { slot }, &[descriptor.as_fd()])
+                .map_err(|_| Misconduct::Deaf)?;
+        }
+        if !output.data.is_empty() {
+            self.segment.write_data(slot, &output.data);
+        }
+        Ok(reply)
+    }
+
+    fn prove(&self, slot: u32) -> Reply {
+        let descriptor = self.proofs.lock().remove(&slot);
+        self.proofs_waiting.fetch_and(!(1 << slot), Ordering::Release);
+        let Some(directory) = descriptor else { return Reply::kernel(Fallback::UnknownBase) };
+        // Without synchronisation: the daemon must not ask itself through the kernel.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = rustix::fs::statx(&directory, c"", flags, StatxFlags::INO | StatxFlags::TYPE);
+        match stat {
+            Ok(stat)
+                if (stat.stx_dev_major, stat.stx_dev_minor) == self.dev
+                    && u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR =>
+            {
+                self.service.prove(&self.context, stat.stx_ino);
+                Reply::attr(Attr { ino: stat.stx_ino, ..Attr::default() })
+            }
+            _ => Reply::kernel(Fallback::UnknownBase),
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.past.counts.lock().add(&self.counts());
+        self.service.disconnected();
+    }
+}

@@ -1,0 +1,176 @@
+//! What may block, away from the control thread: admitting clients (the kernel's caches may have to be emptied
+//! first), reports for `finesse status`, and learning what is mounted below.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender};
+
+use finesse_ipc::handshake::{self, Answer, ClientStatus, MountStatus, Refusal, Welcome};
+use finesse_ipc::segment::Segment;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::io::Errno;
+
+use crate::engine::Context;
+use crate::ring::peer::{Past, Peer};
+use crate::ring::pool::Pool;
+use crate::ring::{Service, introduction, mounts};
+
+/// What the control thread hands over.
+pub(crate) enum Job {
+    /// A program wants to attach.
+    Attach(OwnedFd, String),
+    /// Somebody wants a report.
+    Report(OwnedFd),
+    /// The mount table has changed.
+    MountsChanged,
+}
+
+/// The reception's thread.
+pub(crate) struct Reception {
+    pub(crate) service: Arc<dyn Service>,
+    pub(crate) pool: Arc<Pool>,
+    pub(crate) past: Arc<Past>,
+    /// Admitted peers go to the control thread, which watches their sockets.
+    pub(crate) admitted: Sender<Arc<Peer>>,
+    /// Wakes the control thread.
+    pub(crate) wake: Arc<OwnedFd>,
+    pub(crate) tokens: AtomicU64,
+}
+
+impl Reception {
+    /// Works until the control thread hangs up.
+    pub(crate) fn run(&self, jobs: &Receiver<Job>) {
+        self.learn_mounts();
+        for job in jobs {
+            match job {
+                Job::Attach(socket, program) => {
+                    if let Err((socket, refusal)) = self.attach(socket, program) {
+                        tracing::info!("a client was refused: {refusal}");
+                        // It may have gone away meanwhile.
+                        let _ = handshake::send(&socket, &Answer::Refused(refusal), &[]);
+                    }
+                }
+                Job::Report(socket) => {
+                    if let Err(error) = self.report(&socket) {
+                        tracing::info!(%error, "a status report was not delivered");
+                    }
+                }
+                Job::MountsChanged => {
+                    self.learn_mounts();
+                    for peer in self.pool.peers() {
+                        peer.mounts_changed();
+                    }
+                }
+            }
+        }
+    }
+
+    fn attach(&self, socket: OwnedFd, program: String) -> Result<(), (OwnedFd, Refusal)> {
+        let credentials = match introduction::credentials(&socket, &*self.service) {
+            Ok(credentials) => credentials,
+            Err(refusal) => return Err((socket, refusal)),
+        };
+        let prepared = self.device().and_then(|dev| {
+            let (segment, memory) = Segment::create()?;
+            let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            Ok((dev, segment, memory, bell))
+        });
+        let (dev, segment, memory, bell) = match prepared {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                tracing::warn!(%error, "a client could not be given a segment");
+                return Err((socket, Refusal::Resources));
+            }
+        };
+        if let Err(reason) = self.service.connected() {
+            tracing::warn!("a client was refused: {reason}");
+            return Err((socket, Refusal::Coherence));
+        }
+        // From here on the peer's drop tells the service that it is gone.
+        let peer = Arc::new(Peer::new(
+            self.tokens.fetch_add(1, Ordering::Relaxed),
+            program,
+            (socket, bell),
+            segment,
+            Context::new(credentials),
+            (self.service.clone(), self.past.clone()),
+            dev,
+        ));
+        if let Err(error) = self.pool.add(peer.clone()) {
+            tracing::warn!(%error, "a client's doorbell could not be watched");
+            peer.close();
+            return Ok(());
+        }
+        let welcome = Answer::Welcome(Welcome { dev, backing_attrs: self.service.grants() });
+        if handshake::send(&peer.socket, &welcome, &[memory.as_fd(), peer.bell.as_fd()]).is_err() {
+            self.pool.remove(&peer);
+            return Ok(());
+        }
+        if self.admitted.send(peer).is_ok() {
+            let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+        }
+        Ok(())
+    }
+
+    /// `st_dev` of the mount.
+    fn device(&self) -> Result<(u32, u32), Errno> {
+        let mountpoint = self.service.mountpoint().ok_or(Errno::NODEV)?;
+        // Without synchronisation: the daemon must not ask itself through the kernel.
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        let stat = rustix::fs::statx(CWD, mountpoint, flags, StatxFlags::INO)?;
+        Ok((stat.stx_dev_major, stat.stx_dev_minor))
+    }
+
+    fn report(&self, socket: &OwnedFd) -> Result<(), handshake::Error> {
+        // A reader that does not read must not hold up the reception for long.
+        let timeout = Some(std::time::Duration::from_secs(2));
+        rustix::net::sockopt::set_socket_timeout(socket, rustix::net::sockopt::Timeout::Send, timeout)?;
+        rustix::io::ioctl_fionbio(socket, false)?;
+        let peers = self.pool.peers();
+        let mut counts = self.past.counts.lock().clone();
+        let clients: Vec<ClientStatus> = peers
+            .iter()
+            .map(|peer| ClientStatus {
+                pid: peer.pid(),
+                uid: peer.uid(),
+                program: peer.program.clone(),
+                counts: peer.counts(),
+            })
+            .collect();
+        for client in &clients {
+            counts.add(&client.counts);
+        }
+        let mount = MountStatus {
+            pid: std::process::id(),
+            daemon_version: env!("CARGO_PKG_VERSION").into(),
+            file_system: self.service.name().into(),
+            clients: clients.len() as u64,
+            clients_ever: self.past.clients.load(Ordering::Relaxed),
+            known_inodes: self.service.known_inodes(),
+            resident_bytes: resident_bytes(),
+            counts,
+        };
+        handshake::send(socket, &Answer::Mount(mount), &[])?;
+        for client in clients {
+            handshake::send(socket, &Answer::Client(client), &[])?;
+        }
+        handshake::send(socket, &Answer::End, &[])
+    }
+
+    fn learn_mounts(&self) {
+        let Some(mountpoint) = self.service.mountpoint() else { return };
+        match std::fs::read("/proc/self/mountinfo") {
+            Ok(mountinfo) => self.service.set_covered(&mounts::below(&mountinfo, mountpoint)),
+            Err(error) => tracing::warn!(%error, "cannot read /proc/self/mountinfo; mounts below go unseen"),
+        }
+    }
+}
+
+/// The daemon's resident memory (`VmRSS`); 0 if /proc does not say.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}

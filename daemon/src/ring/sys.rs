@@ -1,0 +1,38 @@
+//! Socket options that rustix does not wrap: this module holds the ring's `unsafe` code.
+
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, AsRawFd};
+
+use rustix::io::Errno;
+
+/// The supplementary groups of the process that connected, as they were then (`SO_PEERGROUPS`).
+///
+/// # Errors
+/// What getsockopt(2) answers.
+pub(crate) fn peer_groups(socket: impl AsFd) -> Result<Box<[u32]>, Errno> {
+    let mut groups: Vec<u32> = vec![0; 64];
+    loop {
+        let mut bytes = (groups.len() * size_of::<u32>()) as libc::socklen_t;
+        // SAFETY: the buffer is valid for `bytes` bytes, and the kernel writes no more than it is told.
+        let result = unsafe {
+            libc::getsockopt(
+                socket.as_fd().as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &mut bytes,
+            )
+        };
+        let count = bytes as usize / size_of::<u32>();
+        match (result, std::io::Error::last_os_error().raw_os_error()) {
+            (0, _) => {
+                groups.truncate(count);
+                return Ok(groups.into());
+            }
+            // The kernel has said how many there are.
+            (_, Some(libc::ERANGE)) if count > groups.len() => groups.resize(count, 0),
+            (_, errno) => return Err(Errno::from_raw_os_error(errno.unwrap_or(libc::EIO))),
+        }
+    }
+}
