@@ -207,7 +207,14 @@ impl Filesystem for Flat {
         }
     }
 
-    fn readdir(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+    fn readdir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
         let files = self.files.lock().unwrap();
         for (index, (name, file)) in files.iter().enumerate().skip(offset as usize) {
             if reply.add(INodeNo(file.0), index as u64 + 1, FileType::RegularFile, name) {
@@ -219,9 +226,9 @@ impl Filesystem for Flat {
 }
 
 struct Mounted {
-    dir: tempfile::TempDir,
-    seen: Arc<Seen>,
     session: BackgroundSession,
+    seen: Arc<Seen>,
+    dir: tempfile::TempDir,
 }
 
 fn mount() -> Mounted {
@@ -229,7 +236,7 @@ fn mount() -> Mounted {
     let dir = tempfile::Builder::new().prefix("finesse-kernel-road-").tempdir().unwrap();
     let session = finesse::spawn_mount2(Flat::new(&seen), dir.path(), &Config::default())
         .expect("cannot mount: this test needs /dev/fuse and root or fusermount3");
-    Mounted { dir, seen, session }
+    Mounted { session, seen, dir }
 }
 
 #[test]

@@ -63,7 +63,7 @@ impl<FS: Filesystem> Adapter<FS> {
     }
 }
 
-/// The file system, if nobody else holds it.
+/// The file system, if nobody else holds it, not even weakly.
 fn sole<FS: Filesystem>(core: &mut Arc<Core<FS>>) -> Option<&mut FS> {
     Arc::get_mut(&mut Arc::get_mut(core)?.fs)
 }
@@ -380,15 +380,15 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         size: u32,
         reply: fuser::ReplyXattr,
     ) {
-        if ino == INodeNo::ROOT && name == RENDEZVOUS {
-            if let Some(value) = self.core.rendezvous() {
-                match u32::try_from(value.len()) {
-                    Ok(len) if size == 0 => reply.size(len),
-                    Ok(len) if len <= size => reply.data(value),
-                    _ => reply.error(Errno::ERANGE),
-                }
-                return;
-            }
+        if ino == INodeNo::ROOT
+            && name == RENDEZVOUS
+            && let Some(value) = self.core.rendezvous()
+        {
+            return match u32::try_from(value.len()) {
+                Ok(len) if size == 0 => reply.size(len),
+                Ok(len) if len <= size => reply.data(value),
+                _ => reply.error(Errno::ERANGE),
+            };
         }
         self.fs().getxattr(&req.into(), ino, name, size, ReplyXattr::kernel(reply, self.hooks(ino)));
     }

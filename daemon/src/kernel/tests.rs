@@ -5,17 +5,18 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 
 use crate::coherence::{Coherence, Invalidate, Refusal};
+use crate::session::Core;
 use crate::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr,
-    Request, Session,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyXattr, Request, Session,
 };
 
 const TTL: Duration = Duration::from_secs(3600);
@@ -58,6 +59,27 @@ impl Scripted {
 }
 
 impl Filesystem for Scripted {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        config
+            .add_capabilities(InitFlags::FUSE_DO_READDIRPLUS)
+            .map_err(|_| io::Error::other("this kernel has no READDIRPLUS"))
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        if offset == 0 {
+            let full = reply.add(INodeNo(FILE), 1, "file", &TTL, &self.attr(FILE), Generation(0));
+            assert!(!full);
+        }
+        reply.ok();
+    }
+
     fn lookup(&self, _req: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.0.lookups.fetch_add(1, Ordering::SeqCst);
         let ino = match name.to_str() {
@@ -103,10 +125,11 @@ impl Filesystem for Scripted {
 }
 
 struct Mounted {
-    dir: tempfile::TempDir,
     script: Arc<Script>,
+    core: Weak<Core<Scripted>>,
     coherence: Arc<Coherence>,
     session: BackgroundSession,
+    dir: tempfile::TempDir,
 }
 
 impl Mounted {
@@ -114,10 +137,11 @@ impl Mounted {
         let script = Arc::new(Script::default());
         script.size.store(10, Ordering::SeqCst);
         let dir = tempfile::Builder::new().prefix("finesse-coherence-").tempdir().unwrap();
-        let session = Session::new(Scripted(Arc::clone(&script)), dir.path(), &Config::default())
-            .expect("cannot mount: this test needs /dev/fuse and root or fusermount3");
-        let coherence = session.coherence();
-        Self { dir, script, coherence, session: session.spawn().unwrap() }
+        let (session, core) =
+            Session::without_bypass(Scripted(Arc::clone(&script)), dir.path(), &Config::default())
+                .expect("cannot mount: this test needs /dev/fuse and root or fusermount3");
+        let coherence = Arc::clone(&core.upgrade().unwrap().coherence);
+        Self { script, core, coherence, session: session.spawn().unwrap(), dir }
     }
 
     fn size(&self) -> u64 {
@@ -132,6 +156,8 @@ impl Mounted {
     }
 
     fn end(self) {
+        // The file system is destroyed only when nobody can reach it any more.
+        drop(self.core);
         self.session.umount_and_join().unwrap();
     }
 }
@@ -148,7 +174,7 @@ fn the_first_client_makes_the_kernel_forget_names_and_attributes() {
     assert_eq!(mounted.size(), 30, "nothing may be remembered while a client is there");
     mounted.coherence.bypass_disconnected();
     mounted.size();
-    assert_eq!(mounted.lookups(|| drop(mounted.size())), 0, "lifetimes are back");
+    assert_eq!(mounted.lookups(|| assert_ne!(mounted.size(), 0)), 0, "lifetimes are back");
     mounted.end();
 }
 
@@ -222,6 +248,40 @@ fn a_working_directory_survives_the_first_client() {
     let output = shell.wait_with_output().unwrap();
     assert_eq!(String::from_utf8(output.stdout).unwrap().trim_end(), dir.to_str().unwrap());
     mounted.coherence.bypass_disconnected();
+    mounted.end();
+}
+
+#[test]
+fn what_a_listing_told_the_kernel_is_forgotten_too() {
+    let mounted = Mounted::new();
+    let list = || {
+        assert_eq!(fs::read_dir(mounted.dir.path()).unwrap().count(), 1);
+    };
+    list();
+    assert!(mounted.coherence.kernel_knows(FILE));
+    assert_eq!(mounted.lookups(|| assert_eq!(mounted.size(), 10)), 0, "the listing told the kernel");
+    mounted.script.size.store(20, Ordering::SeqCst);
+    mounted.coherence.bypass_connected().unwrap();
+    list();
+    assert_eq!(mounted.lookups(|| assert_eq!(mounted.size(), 20)), 1);
+    mounted.coherence.bypass_disconnected();
+    mounted.end();
+}
+
+#[test]
+fn programs_find_the_bypass_though_the_file_system_has_no_attributes() {
+    let mounted = Mounted::new();
+    // What any program does first; a file system without attributes answers ENOSYS.
+    let get = |name: &str, buffer: &mut [u8]| rustix::fs::getxattr(mounted.dir.path(), name, buffer);
+    mounted.coherence.set_cache(Arc::new(Noted::default()));
+    assert_eq!(get("user.any", &mut [0; 64]), Err(rustix::io::Errno::OPNOTSUPP));
+    assert_eq!(get("system.finesse", &mut [0; 64]), Err(rustix::io::Errno::OPNOTSUPP));
+    mounted.core.upgrade().unwrap().set_rendezvous(b"socket".to_vec());
+    assert_eq!(rustix::fs::getxattr_query(mounted.dir.path(), "system.finesse"), Ok(6));
+    assert_eq!(get("system.finesse", &mut [0; 3]), Err(rustix::io::Errno::RANGE));
+    let mut value = [0; 64];
+    assert_eq!(get("system.finesse", &mut value), Ok(6));
+    assert_eq!(&value[..6], b"socket");
     mounted.end();
 }
 
