@@ -116,7 +116,6 @@ mod tests {
             clients_ever: 2,
             known_inodes: 3,
             resident_bytes: 4,
-            kernel_requests: 5,
             counts: Counts::default(),
         })
     }
