@@ -1,0 +1,313 @@
+//! The operations on open files, and opening them.
+
+#![deny(unsafe_code)]
+
+use std::cell::RefCell;
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{
+    AtFlags, CWD, FallocateFlags, Mode, OFlags, ResolveFlags, SeekFrom, fcntl_setfl, openat, openat2,
+};
+use rustix::io::{Errno, Result};
+
+use super::handles::OpenFile;
+use super::inodes::{INSIDE, check_name, stat_of};
+use super::names::Entry;
+use super::nodes::{Kind, Way};
+use super::{Acting, PassthroughFs, Rights, attributes};
+use crate::{BackingId, FileHandle, Generation, Request, Road};
+
+/// What `open` may carry over to the backing. Creation and truncation are requests of their own.
+const OPEN_FLAGS: OFlags = OFlags::ACCMODE
+    .union(OFlags::APPEND)
+    .union(OFlags::NONBLOCK)
+    .union(OFlags::DIRECT)
+    .union(OFlags::SYNC)
+    .union(OFlags::DSYNC)
+    .union(OFlags::NOATIME)
+    .union(OFlags::LARGEFILE);
+
+/// `FMODE_EXEC`, which the kernel leaves in the flags of a file that it opens to execute it.
+const OPEN_TO_EXECUTE: i32 = 0x20;
+
+/// The largest count that a FUSE reply can carry for a copy, in whole pages as the kernel's own limit
+/// (`MAX_RW_COUNT`).
+const LONGEST_COPY: u64 = 0x7fff_f000;
+
+/// A file that was opened: what the reply is made of.
+pub(super) struct Opened {
+    pub(super) file: OpenFile,
+    /// Whether its descriptor can stand for it, on the kernel's side or the client's.
+    pub(super) regular: bool,
+}
+
+/// The flags for the backing. On the kernel road the daemon reads and writes for the program, from buffers that are
+/// not aligned as `O_DIRECT` wants them; a file that the kernel serves by itself goes by the program's own flags.
+fn backing_flags(road: Road, flags: i32) -> OFlags {
+    let flags = OFlags::from_bits_retain(flags as u32) & OPEN_FLAGS;
+    let flags = match road {
+        Road::Kernel => flags - OFlags::DIRECT - OFlags::NONBLOCK,
+        Road::Bypass => flags,
+    };
+    flags | OFlags::CLOEXEC
+}
+
+fn is_writable(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
+}
+
+impl PassthroughFs {
+    pub(super) fn open_file(&self, req: &Request, id: u64, flags: i32) -> Result<Opened> {
+        let wanted = backing_flags(req.road(), flags);
+        // Before the check of the file's type, nothing may block: it could have become a FIFO.
+        let careful = wanted | OFlags::NONBLOCK;
+        let settle = |fd: &OwnedFd| match req.road() {
+            Road::Bypass if careful != wanted => fcntl_setfl(fd, wanted - OFlags::CLOEXEC),
+            _ => Ok(()),
+        };
+        let opened = |fd, regular| Opened { file: OpenFile::new(fd, id, is_writable(flags)), regular };
+
+        let rights = if req.road() == Road::Kernel && flags & OPEN_TO_EXECUTE != 0 {
+            self.check_execute(req, id)?;
+            Rights::Daemon
+        } else {
+            Rights::Checked
+        };
+        if self.act(req, rights)? == Acting::Root
+            && let Some((Way::Handle(handle), Kind::Regular)) = self.nodes.way(id)
+            && let Some((device, number)) = self.ids.resolve(id)
+            && let Ok(fd) = self.open_handle(&device, &handle, careful)
+        {
+            let stat = stat_of(&fd)?;
+            if stat.stx_ino == number && attributes::is_regular(&stat) {
+                settle(&fd)?;
+                return Ok(opened(fd, true));
+            }
+        }
+
+        let inode = self.inode(id)?;
+        let regular = inode.as_open_file().is_some() || attributes::is_regular(&inode.attributes()?);
+        if !regular {
+            // The kernel opens devices, FIFOs and sockets by itself, and directories by `opendir`. To open one
+            // here could block, or do things to a device.
+            let fd = openat(CWD, inode.path().as_c_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+            return Ok(opened(fd, false));
+        }
+        self.act(req, rights)?;
+        let path = inode.path();
+        let fd = self.with_spare_descriptors(|| openat(CWD, path.as_c_str(), careful, Mode::empty()))?;
+        settle(&fd)?;
+        Ok(opened(fd, true))
+    }
+
+    /// Executing takes execute permission, not read permission.
+    fn check_execute(&self, req: &Request, id: u64) -> Result<()> {
+        if self.options.kernel_checked {
+            return Ok(());
+        }
+        self.check_access(req, id, libc::X_OK)
+    }
+
+    pub(super) fn create_file(
+        &self,
+        req: &Request,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+    ) -> Result<(Entry, Opened)> {
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        self.act(req, Rights::Caller)?;
+        let creation = OFlags::from_bits_retain(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
+        let wanted = backing_flags(req.road(), flags);
+        let careful = wanted | OFlags::NONBLOCK | OFlags::CREATE | creation;
+        let mode = self.masked(&dir, mode, umask);
+        // Not O_NOFOLLOW, which would show in the flags of a granted descriptor.
+        let resolve = INSIDE | ResolveFlags::NO_SYMLINKS;
+        let fd = self.with_spare_descriptors(|| openat2(&dir, name, careful, mode, resolve))?;
+        let stat = stat_of(&fd)?;
+        if !attributes::is_regular(&stat) {
+            // Somebody else was faster, with something that is not opened here. The caller looks again.
+            return Err(Errno::STALE);
+        }
+        if req.road() == Road::Bypass {
+            fcntl_setfl(&fd, wanted - OFlags::CLOEXEC)?;
+        }
+        let (id, generation) = self.remember_open(parent, &fd, name, &stat, true)?;
+        let entry = Entry { attr: attributes::of(&stat, id), generation: Generation(generation) };
+        Ok((entry, Opened { file: OpenFile::new(fd, id, is_writable(flags)), regular: true }))
+    }
+
+    /// Adds a file that was opened on the kernel road. `register` makes a backing file known to the kernel.
+    pub(super) fn serve_kernel(
+        &self,
+        opened: Opened,
+        register: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> std::io::Result<BackingId>,
+    ) -> (FileHandle, Option<Arc<BackingId>>) {
+        let regular = opened.regular;
+        let (file, backing) = self.open_inodes.add_for_kernel(opened.file, |fd| {
+            if !regular || !self.kernel_serves_data.load(Ordering::Relaxed) {
+                return None;
+            }
+            register(fd).inspect_err(|error| self.passthrough_failed(error)).ok()
+        });
+        (self.files.insert(&file), backing)
+    }
+
+    /// Decides whether kernel passthrough is worth another try.
+    fn passthrough_failed(&self, error: &std::io::Error) {
+        let passing = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EINTR];
+        if error.raw_os_error().is_some_and(|errno| passing.contains(&errno)) {
+            return;
+        }
+        if self.kernel_serves_data.swap(false, Ordering::Relaxed) {
+            tracing::info!(
+                %error,
+                "the kernel does not serve the files of this source by itself; their data goes through the daemon"
+            );
+        }
+    }
+
+    pub(super) fn release_file(&self, fh: FileHandle) {
+        if let Some(file) = self.files.remove(fh) {
+            self.open_inodes.remove(&file);
+        }
+    }
+
+    /// pread(2) until `size` bytes or the end of the file.
+    pub(super) fn read_file<T>(
+        &self,
+        req: &Request,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        answer: impl FnOnce(Result<&[u8]>) -> T,
+    ) -> T {
+        thread_local! {
+            static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+        }
+        /// What a thread keeps between reads, in bytes: the largest read of the kernel's page cache by default.
+        const KEPT: usize = 1 << 20;
+        BUFFER.with_borrow_mut(|buffer| {
+            let size = size as usize;
+            if buffer.len() < size {
+                buffer.resize(size, 0);
+            }
+            let result = self.fill(req, fh, offset, &mut buffer[..size]);
+            let answered = answer(result.map(|length| &buffer[..length]));
+            if buffer.len() > KEPT {
+                buffer.truncate(KEPT);
+                buffer.shrink_to_fit();
+            }
+            answered
+        })
+    }
+
+    fn fill(&self, req: &Request, fh: FileHandle, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let file = self.files.get(fh)?;
+        self.act(req, Rights::Checked)?;
+        let mut length = 0;
+        while length < buffer.len() {
+            match rustix::io::pread(&*file, &mut buffer[length..], offset + length as u64) {
+                Ok(0) => break,
+                Ok(more) => length += more,
+                Err(Errno::INTR) => {}
+                Err(_) if length > 0 => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(length)
+    }
+
+    /// pwrite(2) of all of `data`, or of as much as there is room for.
+    pub(super) fn write_file(&self, req: &Request, fh: FileHandle, offset: u64, data: &[u8]) -> Result<u32> {
+        let file = self.files.get(fh)?;
+        // The caller's rights, so that the backing takes away set-user-ID bits as it would of the caller
+        // (`file_remove_privs`). On the kernel road the kernel does that, by a request of its own.
+        self.act(req, Rights::Checked)?;
+        let mut written = 0;
+        while written < data.len() {
+            match rustix::io::pwrite(&*file, &data[written..], offset + written as u64) {
+                Ok(0) => break,
+                Ok(more) => written += more,
+                Err(Errno::INTR) => {}
+                Err(_) if written > 0 => break,
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(written as u32)
+    }
+
+    /// What a close(2) of one of several descriptors reports: some file systems only say then that a write
+    /// failed.
+    pub(super) fn flush_file(&self, fh: FileHandle) -> Result<()> {
+        let file = self.files.get(fh)?;
+        let copy = rustix::io::fcntl_dupfd_cloexec(&*file, 0)?;
+        super::sys::close(copy)
+    }
+
+    pub(super) fn sync(&self, fd: impl AsFd, data_only: bool) -> Result<()> {
+        if data_only { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }
+    }
+
+    pub(super) fn allocate(
+        &self,
+        req: &Request,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+    ) -> Result<()> {
+        let file = self.files.get(fh)?;
+        self.act(req, Rights::Checked)?;
+        rustix::fs::fallocate(&*file, FallocateFlags::from_bits_retain(mode as u32), offset, length)
+    }
+
+    pub(super) fn seek(&self, fh: FileHandle, offset: i64, whence: i32) -> Result<i64> {
+        let file = self.files.get(fh)?;
+        let from = match whence {
+            libc::SEEK_SET => SeekFrom::Start(u64::try_from(offset).map_err(|_| Errno::INVAL)?),
+            libc::SEEK_END => SeekFrom::End(offset),
+            // A negative offset is ENXIO, as generic_file_llseek has it.
+            libc::SEEK_DATA => SeekFrom::Data(u64::try_from(offset).map_err(|_| Errno::NXIO)?),
+            libc::SEEK_HOLE => SeekFrom::Hole(u64::try_from(offset).map_err(|_| Errno::NXIO)?),
+            _ => return Err(Errno::INVAL),
+        };
+        rustix::fs::seek(&*file, from).map(|offset| offset as i64)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn copy_range(
+        &self,
+        req: &Request,
+        fh_in: FileHandle,
+        mut offset_in: u64,
+        fh_out: FileHandle,
+        mut offset_out: u64,
+        length: u64,
+        flags: u64,
+    ) -> Result<u32> {
+        if flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        let (from, to) = (self.files.get(fh_in)?, self.files.get(fh_out)?);
+        self.act(req, Rights::Checked)?;
+        let length = length.min(LONGEST_COPY) as usize;
+        rustix::fs::copy_file_range(&*from, Some(&mut offset_in), &*to, Some(&mut offset_out), length)
+            .map(|copied| copied as u32)
+    }
+
+    /// access(2), as the caller.
+    pub(super) fn check_access(&self, req: &Request, id: u64, mask: i32) -> Result<()> {
+        let inode = self.inode(id)?;
+        self.act(req, Rights::Caller)?;
+        let access = rustix::fs::Access::from_bits(mask as u32).ok_or(Errno::INVAL)?;
+        // AT_EACCESS: what counts is the thread's file system user, not the real user of the daemon.
+        rustix::fs::accessat(CWD, inode.path().as_c_str(), access, AtFlags::EACCESS)
+    }
+}

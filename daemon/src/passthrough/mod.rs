@@ -1,0 +1,837 @@
+//! The passthrough file system: a mount that mirrors a directory.
+//!
+//! - *Inodes* are not held open. [`nodes`] keeps a file handle (or a name) of each, so millions of inodes can be
+//!   known under a limit of a few thousand descriptors; [`directories`] keeps descriptors of the directories in
+//!   use.
+//! - *Permissions* are the backing's. Requests of the bypass run as their caller. So do those of the kernel, unless the
+//!   mount has `default_permissions`: then the kernel has checked them, and only what creates inodes
+//!   runs as the caller ([`Rights`]). An ordinary user's daemon acts as itself for everybody it serves.
+//! - *Data* of regular files does not pass through here where it need not: the kernel gets the backing file
+//!   (`FUSE_PASSTHROUGH`), and a bypass client gets a descriptor of its own.
+//!
+//! The process's umask must be 0 ([`PassthroughFs::new`] leaves it alone): modes arrive complete, and
+//! the backing must not take more away.
+
+#![deny(unsafe_code)]
+
+mod attributes;
+mod credentials;
+mod directories;
+mod files;
+mod handles;
+mod ids;
+mod inodes;
+mod ioctl;
+mod locks;
+mod metadata;
+mod names;
+mod nodes;
+mod streams;
+mod sys;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat};
+
+use self::directories::Directories;
+use self::handles::{Handles, OpenDirectory, OpenFile, OpenInodes};
+use self::ids::{Device, Ids, ROOT};
+use self::locks::{Kind as LockKind, Locks};
+use self::metadata::{Changes, Xattr};
+use self::nodes::Nodes;
+use self::sys::FileLock;
+use crate::{
+    AccessFlags, BsdFileFlags, Bypass, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    ForgetOne, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Road,
+    TimeOrNow, WriteFlags,
+};
+
+/// For how long the kernel and the bypass may rely on what they were told about the source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum CachePolicy {
+    /// Not at all: every path lookup and every `stat` asks the source.
+    Never,
+    /// For a second, because others may change the source, too. Also names that do not exist.
+    #[default]
+    Auto,
+    /// For a day: nobody else changes the source while it is mounted. File contents are kept, too.
+    Always,
+}
+
+impl CachePolicy {
+    /// The time to live of names and attributes.
+    pub const fn ttl(self) -> Duration {
+        match self {
+            Self::Never => Duration::ZERO,
+            Self::Auto => Duration::from_secs(1),
+            Self::Always => Duration::from_secs(24 * 60 * 60),
+        }
+    }
+}
+
+/// How a [`PassthroughFs`] behaves.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Options {
+    /// For how long answers may be cached.
+    pub cache: CachePolicy,
+    /// Let the kernel read and write backing files by itself where it can (Linux 6.9 or later, as root).
+    pub kernel_passthrough: bool,
+    /// The mount has `default_permissions`: the kernel has checked what comes over the kernel road.
+    pub kernel_checked: bool,
+    /// The one user, besides root, who is served if the daemon cannot act as others.
+    pub owner_uid: u32,
+    /// How many directories may be held open to be at hand. Less if the process may not open four times as many
+    /// files.
+    pub open_directories: usize,
+    /// Find inodes again by file handle where that works. Off: by name, as it is for ordinary users.
+    pub file_handles: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            cache: CachePolicy::Auto,
+            kernel_passthrough: true,
+            kernel_checked: true,
+            owner_uid: credentials::daemon_uid(),
+            open_directories: 4096,
+            file_handles: true,
+        }
+    }
+}
+
+/// Why a directory cannot be mirrored.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// It cannot be opened.
+    #[error("cannot open the source directory {path}: {error}; give an existing directory that you may read")]
+    Open {
+        /// The directory.
+        path: PathBuf,
+        /// What open(2) said.
+        error: io::Error,
+    },
+    /// It is something else.
+    #[error("the source {path} is not a directory; give a directory")]
+    NotADirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Its attributes cannot be read.
+    #[error(
+        "cannot read the attributes of the source directory {path}: {error}; is its file system healthy?"
+    )]
+    Stat {
+        /// The directory.
+        path: PathBuf,
+        /// What statx(2) said.
+        error: io::Error,
+    },
+    /// `/proc` is missing.
+    #[error("cannot reach open files through /proc/self/fd: {error}; mount /proc (mount -t proc proc /proc)")]
+    NoProc {
+        /// What was said of `/proc/self/fd`.
+        error: io::Error,
+    },
+}
+
+impl From<SourceError> for io::Error {
+    fn from(error: SourceError) -> Self {
+        let kind = match &error {
+            SourceError::Open { error, .. }
+            | SourceError::Stat { error, .. }
+            | SourceError::NoProc { error } => error.kind(),
+            SourceError::NotADirectory { .. } => io::ErrorKind::NotADirectory,
+        };
+        io::Error::new(kind, error)
+    }
+}
+
+/// Who an operation runs as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rights {
+    /// The caller, whichever road it came by: for what makes inodes, which will belong to it.
+    Caller,
+    /// The caller, unless the kernel has checked already what it may do.
+    Checked,
+    /// The daemon: for what the kernel does on its own, only in the caller's name.
+    Daemon,
+}
+
+/// Who a thread acts as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Acting {
+    /// User 0 with all its capabilities.
+    Root,
+    /// An ordinary user.
+    User,
+}
+
+/// A mirror of a directory; see the [module documentation](self).
+pub struct PassthroughFs {
+    root: Arc<OwnedFd>,
+    ids: Ids,
+    nodes: Nodes,
+    directories: Directories,
+    files: Handles<OpenFile>,
+    streams: Handles<OpenDirectory>,
+    open_inodes: OpenInodes,
+    locks: Locks,
+    options: Options,
+    ttl: Duration,
+    can_switch: bool,
+    may_use_handles: bool,
+    /// Whether `FUSE_PASSTHROUGH` was negotiated, and has not failed since.
+    kernel_serves_data: AtomicBool,
+    /// Whether flock(2) comes here, too.
+    serves_flock: bool,
+}
+
+impl std::fmt::Debug for PassthroughFs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PassthroughFs")
+            .field("options", &self.options)
+            .field("can_switch", &self.can_switch)
+            .field("file_handles", &self.uses_file_handles())
+            .finish_non_exhaustive()
+    }
+}
+
+impl PassthroughFs {
+    /// A mirror of the directory `source`, which may be mounted over later: it stays open.
+    ///
+    /// Changes nothing outside the new object; in particular the process's umask, which the caller sets to 0 before it
+    /// serves requests.
+    ///
+    /// # Errors
+    /// A [`SourceError`] inside of an [`io::Error`], which displays as what failed, on what, and what to do.
+    pub fn new(source: &Path, options: Options) -> io::Result<Self> {
+        Ok(Self::open(source, options)?)
+    }
+
+    fn open(source: &Path, options: Options) -> Result<Self, SourceError> {
+        let path = || source.to_owned();
+        let open = |flags| openat(CWD, source, flags | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty());
+        let root = open(OFlags::PATH).map_err(|errno| match errno {
+            rustix::io::Errno::NOTDIR if source.exists() => SourceError::NotADirectory { path: path() },
+            errno => SourceError::Open { path: path(), error: errno.into() },
+        })?;
+        let stat = inodes::stat_of(&root)
+            .map_err(|errno| SourceError::Stat { path: path(), error: errno.into() })?;
+        rustix::fs::stat(inodes::ProcPath::of(&root).as_c_str())
+            .map_err(|errno| SourceError::NoProc { error: errno.into() })?;
+
+        let can_switch = credentials::can_switch();
+        let may_use_handles = options.file_handles && can_switch;
+        let anchor = open(OFlags::RDONLY).ok().filter(|_| may_use_handles);
+        let device =
+            Device { number: ids::device_number(&stat), handles: anchor.and_then(inodes::usable_handles) };
+        let room = usize::try_from(sys::open_files_limit() / 4).unwrap_or(usize::MAX);
+        Ok(Self {
+            root: Arc::new(root),
+            ids: Ids::new(stat.stx_ino, device),
+            nodes: Nodes::new(),
+            directories: Directories::new(options.open_directories.min(room)),
+            files: Handles::new(),
+            streams: Handles::new(),
+            open_inodes: OpenInodes::new(),
+            locks: Locks::new(),
+            ttl: options.cache.ttl(),
+            options,
+            can_switch,
+            may_use_handles,
+            kernel_serves_data: AtomicBool::new(false),
+            serves_flock: false,
+        })
+    }
+
+    /// How many inodes the kernel and the bypass hold references to.
+    pub fn known_inodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// About how much memory each known inode takes, in bytes. 0 if none is known.
+    ///
+    /// Looks at every known inode: for reports, not for loops.
+    pub fn bytes_per_inode(&self) -> usize {
+        self.nodes.memory().checked_div(self.nodes.len()).unwrap_or(0)
+    }
+
+    /// Whether inodes of the source's own file system are found again by file handle, rather than by name.
+    pub fn uses_file_handles(&self) -> bool {
+        self.ids.has_handles(ROOT)
+    }
+
+    /// Whether the daemon acts as each caller, rather than as one user for all.
+    pub fn acts_as_callers(&self) -> bool {
+        self.can_switch
+    }
+
+    /// Makes the calling thread act with the rights that the request has.
+    fn act(&self, req: &Request, rights: Rights) -> rustix::io::Result<Acting> {
+        if !self.can_switch {
+            return self.act_as_owner(req);
+        }
+        let as_daemon = match (req.road(), rights) {
+            (_, Rights::Daemon) => true,
+            (Road::Kernel, Rights::Checked) => self.options.kernel_checked,
+            _ => false,
+        };
+        if as_daemon {
+            credentials::become_daemon()?;
+            return Ok(Acting::Root);
+        }
+        match (req.uid(), req.groups()) {
+            (0, _) => credentials::assume(0, req.gid(), &[])?,
+            (uid, Some(groups)) => credentials::assume(uid, req.gid(), groups)?,
+            (uid, None) => {
+                let groups = credentials::groups_of(req.pid(), uid).unwrap_or_default();
+                credentials::assume(uid, req.gid(), &groups)?;
+            }
+        }
+        Ok(if req.uid() == 0 { Acting::Root } else { Acting::User })
+    }
+
+    /// For a daemon that cannot act as others: the kernel lets only the mount's owner in, unless told otherwise, so the
+    /// bypass lets nobody else in either.
+    fn act_as_owner(&self, req: &Request) -> rustix::io::Result<Acting> {
+        match req.road() {
+            Road::Bypass if req.uid() != self.options.owner_uid => Err(rustix::io::Errno::ACCESS),
+            _ => Ok(Acting::User),
+        }
+    }
+
+    fn forget_node(&self, id: u64, count: u64) {
+        if id != ROOT && self.nodes.forget(id, count) {
+            self.directories.remove(id);
+        }
+    }
+
+    fn reply_entry(&self, reply: ReplyEntry, result: rustix::io::Result<names::Entry>) {
+        match result {
+            Ok(entry) => reply.entry(&self.ttl, &entry.attr, entry.generation),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn open_flags(&self) -> FopenFlags {
+        match self.options.cache {
+            CachePolicy::Always => FopenFlags::FOPEN_KEEP_CACHE,
+            CachePolicy::Never | CachePolicy::Auto => FopenFlags::empty(),
+        }
+    }
+}
+
+/// A backing error, as the reply has it.
+fn errno(errno: rustix::io::Errno) -> Errno {
+    Errno::from_i32(errno.raw_os_error())
+}
+
+fn reply_empty(reply: ReplyEmpty, result: rustix::io::Result<()>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn reply_attr(reply: ReplyAttr, ttl: &Duration, result: rustix::io::Result<crate::FileAttr>) {
+    match result {
+        Ok(attr) => reply.attr(ttl, &attr),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn reply_written(reply: ReplyWrite, result: rustix::io::Result<u32>) {
+    match result {
+        Ok(count) => reply.written(count),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr, result: rustix::io::Result<Xattr>) {
+    match result {
+        Ok(Xattr::Size(size)) => reply.size(size),
+        Ok(Xattr::Data(data)) => reply.data(&data),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+impl Filesystem for PassthroughFs {
+    fn bypass(&self) -> Bypass {
+        Bypass::new()
+            .with_grants(true)
+            .with_backing_attrs(true)
+            .with_checks_types(true)
+            .with_acts_as_caller(true)
+    }
+
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let mut wanted = vec![
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_AUTO_INVAL_DATA,
+            InitFlags::FUSE_HAS_IOCTL_DIR,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_POSIX_LOCKS,
+        ];
+        if self.options.kernel_checked {
+            // Names that come with attributes enter the kernel's cache for everybody, which is only right
+            // if the kernel checks who may see them. ACLs are applied at creation by the backing, in the
+            // place of the umask; so the umask comes here, too.
+            wanted.extend([
+                InitFlags::FUSE_DO_READDIRPLUS,
+                InitFlags::FUSE_READDIRPLUS_AUTO,
+                InitFlags::FUSE_POSIX_ACL,
+                InitFlags::FUSE_DONT_MASK,
+            ]);
+        }
+        if self.options.cache != CachePolicy::Never {
+            wanted.push(InitFlags::FUSE_CACHE_SYMLINKS);
+        }
+        let has = |flag| config.capabilities().contains(flag);
+        // Where the two kinds of lock cannot be told apart, flock(2) is left to the kernel, which knows of no locks on
+        // the source itself.
+        if LockKind::can_be_told_apart() && has(InitFlags::FUSE_FLOCK_LOCKS) {
+            wanted.push(InitFlags::FUSE_FLOCK_LOCKS);
+            self.serves_flock = true;
+        }
+        let passthrough = self.options.kernel_passthrough && has(InitFlags::FUSE_PASSTHROUGH);
+        if passthrough && config.set_max_stack_depth(1).is_ok() {
+            wanted.push(InitFlags::FUSE_PASSTHROUGH);
+            self.kernel_serves_data.store(true, Ordering::Relaxed);
+        }
+        for flag in wanted {
+            if config.capabilities().contains(flag) && config.add_capabilities(flag).is_err() {
+                tracing::debug!(?flag, "the kernel took an offer back");
+            }
+        }
+        // The default of 16 is from times of one disk and one thread.
+        let _ = config.set_max_background(64);
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match self.lookup_entry(req, parent.0, name) {
+            Err(rustix::io::Errno::NOENT) if self.options.cache != CachePolicy::Never => {
+                reply.entry(&self.ttl, &attributes::nothing(), Generation(0));
+            }
+            result => self.reply_entry(reply, result),
+        }
+    }
+
+    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
+        self.forget_node(ino.0, nlookup);
+    }
+
+    fn batch_forget(&self, _req: &Request, nodes: &[ForgetOne]) {
+        for node in nodes {
+            self.forget_node(node.nodeid().0, node.nlookup());
+        }
+    }
+
+    fn getattr(&self, _req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
+        reply_attr(reply, &self.ttl, self.get_attributes(ino.0, fh));
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let changes = Changes { mode, uid, gid, size, atime, mtime };
+        reply_attr(reply, &self.ttl, self.set_attributes(req, ino.0, fh, changes));
+    }
+
+    fn readlink(&self, _req: &Request, ino: INodeNo, reply: ReplyData) {
+        match self.read_link(ino.0) {
+            Ok(target) => reply.data(&target),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        self.reply_entry(reply, self.make_node(req, parent.0, name, mode, umask, rdev));
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        self.reply_entry(reply, self.make_directory(req, parent.0, name, mode, umask));
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.remove(req, parent.0, name, AtFlags::empty()));
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.remove(req, parent.0, name, AtFlags::REMOVEDIR));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, link_name: &OsStr, target: &Path, reply: ReplyEntry) {
+        self.reply_entry(reply, self.make_symlink(req, parent.0, link_name, target));
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, self.move_entry(req, parent.0, name, newparent.0, newname, flags.bits()));
+    }
+
+    fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        self.reply_entry(reply, self.make_link(req, ino.0, newparent.0, newname));
+    }
+
+    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let opened = match self.open_file(req, ino.0, flags.0) {
+            Ok(opened) => opened,
+            Err(error) => return reply.error(errno(error)),
+        };
+        if req.road() == Road::Kernel {
+            let (fh, backing) = self.serve_kernel(opened, |fd| reply.open_backing(fd));
+            return match backing {
+                Some(backing) => reply.opened_passthrough(fh, FopenFlags::empty(), &backing),
+                None => reply.opened(fh, self.open_flags()),
+            };
+        }
+        let regular = opened.regular;
+        let file = self.open_inodes.add(opened.file);
+        let fh = self.files.insert(&file);
+        // The client's own copy of the descriptor: never one that another open shares.
+        match regular.then(|| reply.open_backing(&*file)) {
+            Some(Ok(grant)) => reply.opened_passthrough(fh, FopenFlags::empty(), &grant),
+            _ => reply.opened(fh, self.open_flags()),
+        }
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.read_file(req, fh, offset, size, |result| match result {
+            Ok(data) => reply.data(data),
+            Err(error) => reply.error(errno(error)),
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        reply_written(reply, self.write_file(req, fh, offset, data));
+    }
+
+    fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+        self.locks.release(ino.0, lock_owner);
+        reply_empty(reply, self.flush_file(fh));
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if let Some(owner) = lock_owner {
+            self.locks.release(ino.0, owner);
+        }
+        self.release_file(fh);
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        reply_empty(reply, self.files.get(fh).and_then(|file| self.sync(&*file, datasync)));
+    }
+
+    fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        match self.open_stream(req, ino.0) {
+            Ok(fh) => reply.opened(fh, FopenFlags::empty()),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        match self.list(req, fh, offset, &mut reply) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        match self.list_plus(req, fh, offset, &mut reply) {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn releasedir(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        drop(self.streams.remove(fh));
+        reply.ok();
+    }
+
+    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        reply_empty(reply, self.streams.get(fh).and_then(|stream| self.sync(&*stream, datasync)));
+    }
+
+    fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
+        match self.file_system(ino.0) {
+            Ok(fs) => reply.statfs(
+                fs.f_blocks,
+                fs.f_bfree,
+                fs.f_bavail,
+                fs.f_files,
+                fs.f_ffree,
+                fs.f_bsize as u32,
+                fs.f_namemax as u32,
+                fs.f_frsize as u32,
+            ),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        req: &Request,
+        ino: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, self.set_xattr(req, ino.0, name, value, flags));
+    }
+
+    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, self.get_xattr(req, ino.0, name, size));
+    }
+
+    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        reply_xattr(reply, self.list_xattr(req, ino.0, size));
+    }
+
+    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply_empty(reply, self.remove_xattr(req, ino.0, name));
+    }
+
+    fn access(&self, req: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        reply_empty(reply, self.check_access(req, ino.0, mask.bits()));
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let (entry, opened) = match self.create_file(req, parent.0, name, mode, umask, flags) {
+            Ok(created) => created,
+            Err(error) => return reply.error(errno(error)),
+        };
+        let (attr, generation) = (&entry.attr, entry.generation);
+        if req.road() == Road::Kernel {
+            let (fh, backing) = self.serve_kernel(opened, |fd| reply.open_backing(fd));
+            return match backing {
+                Some(backing) => {
+                    reply.created_passthrough(&self.ttl, attr, generation, fh, FopenFlags::empty(), &backing);
+                }
+                None => reply.created(&self.ttl, attr, generation, fh, self.open_flags()),
+            };
+        }
+        let file = self.open_inodes.add(opened.file);
+        let fh = self.files.insert(&file);
+        match reply.open_backing(&*file) {
+            Ok(grant) => {
+                reply.created_passthrough(&self.ttl, attr, generation, fh, FopenFlags::empty(), &grant);
+            }
+            Err(_) => reply.created(&self.ttl, attr, generation, fh, self.open_flags()),
+        }
+    }
+
+    fn getlk(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let found = self
+            .files
+            .get(fh)
+            .and_then(|file| self.locks.test(&file, lock_owner, FileLock { kind: typ, start, end }));
+        match found {
+            Ok(Some((lock, pid))) => reply.locked(lock.start, lock.end, lock.kind, pid),
+            Ok(None) => reply.locked(start, end, libc::F_UNLCK, pid),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let file = match self.files.get(fh) {
+            Ok(file) => file,
+            Err(error) => return reply.error(errno(error)),
+        };
+        // Only flock(2) always means the whole file.
+        let whole = start == 0 && end == i64::MAX as u64;
+        let kind = if self.serves_flock && whole && req.road() == Road::Kernel {
+            LockKind::asked_by(req.pid())
+        } else {
+            LockKind::Posix
+        };
+        let lock = FileLock { kind: typ, start, end };
+        self.locks.set(file, lock_owner, kind, lock, pid, req.pid(), sleep, reply);
+    }
+
+    fn ioctl(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        _flags: IoctlFlags,
+        cmd: u32,
+        in_data: &[u8],
+        out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        match self.control(req, fh, cmd, in_data, out_size) {
+            Ok((result, data)) => reply.ioctl(result, &data),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        reply_empty(reply, self.allocate(req, fh, offset, length, mode));
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        _ino: INodeNo,
+        fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        match self.seek(fh, offset, whence) {
+            Ok(offset) => reply.offset(offset),
+            Err(error) => reply.error(errno(error)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        _ino_in: INodeNo,
+        fh_in: FileHandle,
+        offset_in: u64,
+        _ino_out: INodeNo,
+        fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let result = self.copy_range(req, fh_in, offset_in, fh_out, offset_out, len, flags.bits());
+        reply_written(reply, result);
+    }
+}

@@ -1,0 +1,165 @@
+//! The operations on names: what makes, finds, moves and removes directory entries.
+
+#![deny(unsafe_code)]
+
+use std::ffi::OsStr;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, RenameFlags, Statx, linkat, mkdirat, mknodat, renameat_with, symlinkat,
+    unlinkat,
+};
+use rustix::io::{Errno, Result};
+
+use super::inodes::{Inode, check_name, stat_at};
+use super::{PassthroughFs, Rights, attributes};
+use crate::{FileAttr, Generation, Request};
+
+/// An inode that an operation answers with: one reference to it was taken.
+pub(super) struct Entry {
+    pub(super) attr: FileAttr,
+    pub(super) generation: Generation,
+}
+
+impl PassthroughFs {
+    /// The directory `parent`, and the thread acting with the rights that the request calls for.
+    fn parent(&self, req: &Request, parent: u64, name: &OsStr, rights: Rights) -> Result<Inode> {
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        self.act(req, rights)?;
+        Ok(dir)
+    }
+
+    fn entry(&self, parent: u64, dir: impl AsFd, name: &OsStr, stat: &Statx, created: bool) -> Result<Entry> {
+        let (id, generation) = self.remember(parent, dir, name, stat, created)?;
+        Ok(Entry { attr: attributes::of(stat, id), generation: Generation(generation) })
+    }
+
+    pub(super) fn lookup_entry(&self, req: &Request, parent: u64, name: &OsStr) -> Result<Entry> {
+        let dir = self.parent(req, parent, name, Rights::Checked)?;
+        let stat = stat_at(&dir, name)?;
+        self.entry(parent, &dir, name, &stat, false)
+    }
+
+    fn created_entry(&self, parent: u64, dir: &Inode, name: &OsStr) -> Result<Entry> {
+        let stat = stat_at(dir, name)?;
+        self.entry(parent, dir, name, &stat, true)
+    }
+
+    /// The mode that a new inode in `dir` asks for. A default ACL of the directory takes the place of the umask
+    /// (`posix_acl_create`), and the backing applies it; the daemon's own umask is 0.
+    pub(super) fn masked(&self, dir: &Inode, mode: u32, umask: u32) -> Mode {
+        let wanted = mode & 0o7777;
+        let mode = if wanted & umask == 0 || has_default_acl(dir) { wanted } else { wanted & !umask };
+        Mode::from_raw_mode(mode)
+    }
+
+    pub(super) fn make_node(
+        &self,
+        req: &Request,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        device: u32,
+    ) -> Result<Entry> {
+        let dir = self.parent(req, parent, name, Rights::Caller)?;
+        let permissions = self.masked(&dir, mode, umask);
+        let kind = FileType::from_raw_mode(mode);
+        let kind = if kind == FileType::Unknown { FileType::RegularFile } else { kind };
+        mknodat(&dir, name, kind, permissions, attributes::decode_device(device))?;
+        self.created_entry(parent, &dir, name)
+    }
+
+    pub(super) fn make_directory(
+        &self,
+        req: &Request,
+        parent: u64,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry> {
+        let dir = self.parent(req, parent, name, Rights::Caller)?;
+        mkdirat(&dir, name, self.masked(&dir, mode, umask))?;
+        self.created_entry(parent, &dir, name)
+    }
+
+    pub(super) fn make_symlink(
+        &self,
+        req: &Request,
+        parent: u64,
+        name: &OsStr,
+        target: &Path,
+    ) -> Result<Entry> {
+        let dir = self.parent(req, parent, name, Rights::Caller)?;
+        symlinkat(target, &dir, name)?;
+        self.created_entry(parent, &dir, name)
+    }
+
+    pub(super) fn make_link(
+        &self,
+        req: &Request,
+        id: u64,
+        new_parent: u64,
+        new_name: &OsStr,
+    ) -> Result<Entry> {
+        check_name(new_name)?;
+        let inode = self.inode(id)?;
+        let dir = self.inode(new_parent)?;
+        self.act(req, Rights::Checked)?;
+        linkat(CWD, inode.path().as_c_str(), &dir, new_name, AtFlags::SYMLINK_FOLLOW)?;
+        let stat = stat_at(&dir, new_name)?;
+        self.entry(new_parent, &dir, new_name, &stat, false)
+    }
+
+    /// unlink(2) and rmdir(2). Nothing to update: an inode that was reached by the name answers `ESTALE`
+    /// or is found through an open file, and one that has other names is looked up again by one of them.
+    pub(super) fn remove(&self, req: &Request, parent: u64, name: &OsStr, flags: AtFlags) -> Result<()> {
+        let dir = self.parent(req, parent, name, Rights::Checked)?;
+        unlinkat(&dir, name, flags)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn move_entry(
+        &self,
+        req: &Request,
+        parent: u64,
+        name: &OsStr,
+        new_parent: u64,
+        new_name: &OsStr,
+        flags: u32,
+    ) -> Result<()> {
+        check_name(name)?;
+        check_name(new_name)?;
+        let from = self.inode(parent)?;
+        let to = self.inode(new_parent)?;
+        let flags = RenameFlags::from_bits(flags).ok_or(Errno::INVAL)?;
+        // A whiteout is an inode, too, and belongs to whoever made it.
+        let rights = if flags.contains(RenameFlags::WHITEOUT) { Rights::Caller } else { Rights::Checked };
+        self.act(req, rights)?;
+        renameat_with(&from, name, &to, new_name, flags)?;
+        if !self.ids.has_handles(new_parent) {
+            self.follow_move(new_parent, &to, new_name);
+            if flags.contains(RenameFlags::EXCHANGE) {
+                self.follow_move(parent, &from, name);
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes the new name of an inode that is found by name. If that cannot be found out, the next use of the
+    /// inode does.
+    fn follow_move(&self, parent: u64, dir: &Inode, name: &OsStr) {
+        if let Ok(stat) = stat_at(dir, name)
+            && let Ok(Ok(id)) = self.ids.of(&stat)
+        {
+            self.nodes.moved(id, parent, name.as_bytes());
+        }
+    }
+}
+
+fn has_default_acl(dir: &Inode) -> bool {
+    rustix::fs::getxattr_query(dir.path().as_c_str(), c"system.posix_acl_default").is_ok()
+}

@@ -1,0 +1,154 @@
+//! Open directories. Offsets are the backing's own (`d_off`), so telldir, seekdir and changes between two reads
+//! work as they do there.
+
+#![deny(unsafe_code)]
+
+use std::ffi::OsStr;
+use std::mem::MaybeUninit;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+
+use rustix::fs::{CWD, Mode, OFlags, RawDir, SeekFrom, openat, seek};
+use rustix::io::{Errno, Result};
+
+use super::handles::OpenDirectory;
+use super::ids::ROOT;
+use super::inodes::stat_at;
+use super::{PassthroughFs, Rights, attributes};
+use crate::{
+    FileAttr, FileHandle, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request,
+};
+
+/// How much is read from the backing at a time, in bytes: about as much as the kernel asks for.
+const CHUNK: usize = 8192;
+
+/// No position that getdents64(2) knows: the next read seeks.
+const LOST: u64 = u64::MAX;
+
+/// An entry as the backing has it.
+struct Entry<'a> {
+    id: u64,
+    kind: FileType,
+    name: &'a OsStr,
+    next: u64,
+}
+
+/// What became of an entry that was offered.
+enum Offer {
+    Taken,
+    Full,
+}
+
+impl PassthroughFs {
+    pub(super) fn open_stream(&self, req: &Request, id: u64) -> Result<FileHandle> {
+        let inode = self.inode(id)?;
+        self.act(req, Rights::Checked)?;
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let path = inode.path();
+        let fd = self.with_spare_descriptors(|| openat(CWD, path.as_c_str(), flags, Mode::empty()))?;
+        Ok(self.streams.insert(&Arc::new(OpenDirectory::new(fd, id))))
+    }
+
+    /// Offers entries from `offset` on until one is not taken or there are no more.
+    fn read_stream(
+        &self,
+        req: &Request,
+        fh: FileHandle,
+        offset: u64,
+        mut offer: impl FnMut(&OpenDirectory, &Entry<'_>) -> Result<Offer>,
+    ) -> Result<()> {
+        let stream = self.streams.get(fh)?;
+        self.act(req, Rights::Checked)?;
+        let mut position = stream.position.lock();
+        if *position != offset {
+            *position = LOST;
+            seek(&*stream, SeekFrom::Start(offset))?;
+        }
+        let mut buffer = [MaybeUninit::uninit(); CHUNK];
+        let mut entries = RawDir::new(&*stream, &mut buffer);
+        // Any early way out leaves entries behind in the buffer.
+        *position = LOST;
+        let mut last = offset;
+        let mut taken = false;
+        while let Some(entry) = entries.next() {
+            let entry = match entry {
+                // What was read so far is the answer; the error comes again.
+                Err(_) if taken => return Ok(()),
+                Err(Errno::NOENT) => break,
+                other => other?,
+            };
+            let name = OsStr::from_bytes(entry.file_name().to_bytes());
+            let kind = attributes::entry_kind(entry.file_type());
+            let next = entry.next_entry_cookie();
+            let id = self.entry_id(stream.id, name, entry.ino())?;
+            let kind = match kind {
+                Some(kind) => kind,
+                None => stat_at(&*stream, name)
+                    .map_or(FileType::RegularFile, |stat| attributes::of(&stat, id).kind),
+            };
+            match offer(&stream, &Entry { id, kind, name, next }) {
+                Ok(Offer::Taken) => taken = true,
+                Ok(Offer::Full) => return Ok(()),
+                Err(_) if taken => return Ok(()),
+                Err(errno) => return Err(errno),
+            }
+            last = next;
+        }
+        *position = last;
+        Ok(())
+    }
+
+    /// The node id of an entry. The root has no parent within the mount.
+    fn entry_id(&self, dir: u64, name: &OsStr, ino: u64) -> Result<u64> {
+        if dir == ROOT && name == ".." { Ok(ROOT) } else { self.ids.beside(dir, ino) }
+    }
+
+    pub(super) fn list(
+        &self,
+        req: &Request,
+        fh: FileHandle,
+        offset: u64,
+        reply: &mut ReplyDirectory,
+    ) -> Result<()> {
+        self.read_stream(req, fh, offset, |_, entry| {
+            let full = reply.add(INodeNo(entry.id), entry.next, entry.kind, entry.name);
+            Ok(if full { Offer::Full } else { Offer::Taken })
+        })
+    }
+
+    pub(super) fn list_plus(
+        &self,
+        req: &Request,
+        fh: FileHandle,
+        offset: u64,
+        reply: &mut ReplyDirectoryPlus,
+    ) -> Result<()> {
+        let ttl = self.ttl;
+        let mut add = |entry: &Entry<'_>, attr: &FileAttr, generation| {
+            let full = reply.add(attr.ino, entry.next, entry.name, &ttl, attr, Generation(generation));
+            if full { Offer::Full } else { Offer::Taken }
+        };
+        self.read_stream(req, fh, offset, |stream, entry| {
+            let unreferenced = |id| FileAttr { ino: INodeNo(id), kind: entry.kind, ..attributes::nothing() };
+            if entry.name == "." || entry.name == ".." {
+                // The kernel takes no reference for these two (`fuse_direntplus_link`).
+                return Ok(add(entry, &unreferenced(entry.id), 0));
+            }
+            let stat = match stat_at(stream, entry.name) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => return Ok(Offer::Taken),
+                Err(_) => return Ok(add(entry, &unreferenced(0), 0)),
+            };
+            let (id, generation) = match self.remember(stream.id, stream, entry.name, &stat, false) {
+                Ok(known) => known,
+                Err(Errno::NOENT) => return Ok(Offer::Taken),
+                Err(errno) => return Err(errno),
+            };
+            let offered = add(entry, &attributes::of(&stat, id), generation);
+            if matches!(offered, Offer::Full) {
+                self.forget_node(id, 1);
+            }
+            Ok(offered)
+        })
+    }
+}
