@@ -1,0 +1,206 @@
+//! The `-o` lists of `finesse mount`, as mount(8) and FUSE write them.
+
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use finesse::MountOption;
+
+use super::{Failure, Outcome};
+
+/// How long the kernel and the bypass may believe what they know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Cache {
+    /// Not at all: every call asks the source directory. For directories that others change and whose every
+    /// change must be seen at once.
+    Never,
+    /// For one second; a file's contents until it is opened again after a change.
+    Auto,
+    /// Until something changes through the mount: the fastest, for a source that nobody else changes.
+    Always,
+}
+
+/// One word of a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Word {
+    Kernel(MountOption),
+    AllowOther(bool),
+    DefaultPermissions,
+    Cache(Cache),
+}
+
+/// What a list asks for. The last of contradicting words wins, as with mount(8).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    /// Whether other users may use the mount, if the list says so.
+    pub(crate) allow_other: Option<bool>,
+    /// Whether the kernel shall check permissions.
+    pub(crate) default_permissions: bool,
+    /// The cache policy, if the list has one.
+    pub(crate) cache: Option<Cache>,
+    /// Flags and names for the kernel, without contradictions.
+    pub(crate) kernel: Vec<MountOption>,
+}
+
+const KNOWN: &str = "allow_other, owner_only, default_permissions, ro, rw, suid, nosuid, dev, nodev, exec, \
+                     noexec, atime, noatime, sync, async, dirsync, auto_unmount, fsname=NAME, subtype=NAME, \
+                     cache=never|auto|always";
+
+impl Options {
+    /// Reads any number of lists.
+    ///
+    /// # Errors
+    /// Names the word that is unknown or malformed.
+    pub(crate) fn parse<'a>(lists: impl IntoIterator<Item = &'a str>) -> Outcome<Self> {
+        let mut options = Self::default();
+        for word in lists.into_iter().flat_map(split).filter(|word| !word.is_empty()) {
+            match word.parse()? {
+                Word::AllowOther(yes) => options.allow_other = Some(yes),
+                Word::DefaultPermissions => options.default_permissions = true,
+                Word::Cache(cache) => options.cache = Some(cache),
+                Word::Kernel(option) => options.set(option),
+            }
+        }
+        Ok(options)
+    }
+
+    /// Adds an option, in place of any that contradicts it.
+    fn set(&mut self, option: MountOption) {
+        self.kernel.retain(|other| topic(other) != topic(&option));
+        self.kernel.push(option);
+    }
+
+    /// Adds an option unless the list says something about the same thing.
+    pub(crate) fn set_default(&mut self, option: MountOption) {
+        if !self.kernel.iter().any(|other| topic(other) == topic(&option)) {
+            self.kernel.push(option);
+        }
+    }
+}
+
+/// How the type appears in the mount table: `fuse.NAME`. In this form it reaches the kernel for root, too;
+/// `MountOption::Subtype` reaches only fusermount3.
+pub(crate) fn subtype(name: &str) -> MountOption {
+    MountOption::CUSTOM(format!("subtype={name}"))
+}
+
+/// Options of one topic exclude each other.
+fn topic(option: &MountOption) -> &str {
+    match option {
+        MountOption::RO | MountOption::RW => "rw",
+        MountOption::Suid | MountOption::NoSuid => "suid",
+        MountOption::Dev | MountOption::NoDev => "dev",
+        MountOption::Exec | MountOption::NoExec => "exec",
+        MountOption::Atime | MountOption::NoAtime => "atime",
+        MountOption::Sync | MountOption::Async => "sync",
+        MountOption::DirSync => "dirsync",
+        MountOption::AutoUnmount => "auto_unmount",
+        MountOption::DefaultPermissions => "default_permissions",
+        MountOption::FSName(_) => "fsname",
+        MountOption::Subtype(_) => "subtype",
+        MountOption::CUSTOM(word) => word.split_once('=').map_or(word, |(key, _)| key),
+    }
+}
+
+/// Splits at commas that no backslash protects, and removes the backslashes.
+fn split(list: &str) -> Vec<String> {
+    let (mut words, mut escaped) = (vec![String::new()], false);
+    for character in list.chars() {
+        let word = words.last_mut().expect("never empty");
+        match character {
+            _ if escaped => {
+                word.push(character);
+                escaped = false;
+            }
+            '\\' => escaped = true,
+            ',' => words.push(String::new()),
+            _ => word.push(character),
+        }
+    }
+    words
+}
+
+impl FromStr for Word {
+    type Err = Failure;
+
+    fn from_str(word: &str) -> Outcome<Self> {
+        let (key, value) = word.split_once('=').map_or((word, None), |(key, value)| (key, Some(value)));
+        let option = match (key, value) {
+            ("allow_other", None) => return Ok(Self::AllowOther(true)),
+            ("owner_only", None) => return Ok(Self::AllowOther(false)),
+            ("default_permissions", None) => return Ok(Self::DefaultPermissions),
+            ("cache", Some(policy)) => {
+                return Cache::from_str(policy, false).map(Self::Cache).map_err(|_| {
+                    Failure::new(format!("-o cache={policy}: no such policy; one of never, auto, always"))
+                });
+            }
+            ("ro", None) => MountOption::RO,
+            ("rw", None) => MountOption::RW,
+            ("suid", None) => MountOption::Suid,
+            ("nosuid", None) => MountOption::NoSuid,
+            ("dev", None) => MountOption::Dev,
+            ("nodev", None) => MountOption::NoDev,
+            ("exec", None) => MountOption::Exec,
+            ("noexec", None) => MountOption::NoExec,
+            ("atime", None) => MountOption::Atime,
+            ("noatime", None) => MountOption::NoAtime,
+            ("sync", None) => MountOption::Sync,
+            ("async", None) => MountOption::Async,
+            ("dirsync", None) => MountOption::DirSync,
+            ("auto_unmount", None) => MountOption::AutoUnmount,
+            ("fsname", Some(name)) if !name.is_empty() => MountOption::FSName(name.to_owned()),
+            ("subtype", Some(name)) if !name.is_empty() && !name.contains(',') => subtype(name),
+            _ => {
+                return Err(Failure::new(format!("-o {word}: unknown mount option; known are {KNOWN}"))
+                    .with_status(2));
+            }
+        };
+        Ok(Self::Kernel(option))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(list: &str) -> Options {
+        Options::parse([list]).unwrap()
+    }
+
+    #[test]
+    fn words_are_sorted_by_whom_they_concern() {
+        let options = parse("allow_other,ro,cache=always,default_permissions,fsname=disk");
+        assert_eq!(options.allow_other, Some(true));
+        assert_eq!(options.cache, Some(Cache::Always));
+        assert!(options.default_permissions);
+        assert_eq!(options.kernel, [MountOption::RO, MountOption::FSName("disk".into())]);
+    }
+
+    #[test]
+    fn the_last_of_contradicting_words_wins() {
+        assert_eq!(parse("ro,nodev,rw,dev").kernel, [MountOption::RW, MountOption::Dev]);
+        assert_eq!(parse("allow_other,owner_only").allow_other, Some(false));
+        assert_eq!(parse("fsname=a,fsname=b").kernel, [MountOption::FSName("b".into())]);
+    }
+
+    #[test]
+    fn defaults_give_way_to_the_list() {
+        let mut options = parse("suid");
+        options.set_default(MountOption::NoSuid);
+        options.set_default(MountOption::NoDev);
+        assert_eq!(options.kernel, [MountOption::Suid, MountOption::NoDev]);
+    }
+
+    #[test]
+    fn commas_in_names_are_escaped() {
+        assert_eq!(parse(r"fsname=a\,b,,ro").kernel[0], MountOption::FSName("a,b".into()));
+    }
+
+    #[test]
+    fn unknown_words_are_named() {
+        for (list, named) in
+            [("ro,bogus", "-o bogus"), ("cache=later", "-o cache=later"), ("ro=1", "-o ro=1")]
+        {
+            assert!(Options::parse([list]).unwrap_err().to_string().starts_with(named), "{list}");
+        }
+    }
+}

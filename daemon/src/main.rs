@@ -1,0 +1,7 @@
+//! The `finesse` command.
+
+mod command;
+
+fn main() -> std::process::ExitCode {
+    command::main()
+}
