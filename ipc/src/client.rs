@@ -142,6 +142,11 @@ impl Client {
         self.first_fd
     }
 
+    /// The doorbell: for tests that play a hostile client.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
     /// The raw segment: for tests that play a hostile client.
     pub fn segment(&self) -> &Segment {
         &self.segment
@@ -209,6 +214,34 @@ impl Client {
         }
     }
 
+    /// Like [`Client::forget`], for a child that may have been forked in the middle of a call: the call ends,
+    /// and this value stays valid, with every further call answered by [`Fallback::Disconnected`].
+    pub fn abandon(&self) {
+        // A failure leaves what a plain fork would leave: an interrupted call that cannot go on.
+        let _ = self.segment.stand_in();
+        for fd in self.fds() {
+            // SAFETY: both are this process's copies, and a closed client never uses them again: `wait` looks
+            // at the closed mark before it looks at the socket.
+            #[allow(unsafe_code)]
+            unsafe {
+                rustix::io::close(fd)
+            };
+        }
+    }
+
+    /// Gives up the number of one of its descriptors, because the program wants it: moves it elsewhere.
+    ///
+    /// # Errors
+    /// `EMFILE` if there is no other number left.
+    pub fn vacate(&mut self, fd: RawFd) -> Result<(), Errno> {
+        for own in [&mut self.socket, &mut self.bell] {
+            if own.as_raw_fd() == fd {
+                *own = rustix::io::fcntl_dupfd_cloexec(&*own, self.first_fd)?;
+            }
+        }
+        Ok(())
+    }
+
     fn claim(&self) -> Result<u32, Fallback> {
         if self.is_closed() {
             return Err(Fallback::Disconnected);
@@ -264,6 +297,9 @@ impl Client {
             rustix::thread::sched_yield();
         }
         while ring::declare_sleep(state) {
+            if self.is_closed() {
+                return Err(Fallback::Disconnected);
+            }
             match futex::wait(state, futex::Flags::empty(), ring::SLEEPING, Some(&LIVENESS_CHECK)) {
                 Err(Errno::TIMEDOUT) if self.hung_up() => {
                     self.segment.header().closed.store(1, Ordering::Relaxed);

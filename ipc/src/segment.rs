@@ -71,6 +71,25 @@ impl Segment {
         Ok(segment)
     }
 
+    /// In a forked child, which did not inherit the mapping: puts a private, closed segment in its place, so that
+    /// a call which the fork interrupted (from a signal handler) ends instead of touching unmapped memory.
+    ///
+    /// # Errors
+    /// What `mmap` answers; `EEXIST` if the child has used the addresses for something else.
+    pub fn stand_in(&self) -> Result<()> {
+        // SAFETY: MAP_FIXED_NOREPLACE touches nothing that is mapped; the range is the one this value stands for.
+        unsafe {
+            rustix::mm::mmap_anonymous(
+                self.base.as_ptr().cast(),
+                SEGMENT_BYTES,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE | MapFlags::NORESERVE,
+            )?
+        };
+        self.header().closed.store(1, Ordering::Release);
+        Ok(())
+    }
+
     fn map(fd: impl AsFd) -> Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours; the memfd is
         // sealed against shrinking, so every byte of it stays backed.

@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use fuser::{FileAttr, FileType, INodeNo};
 use hashbrown::HashMap;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustix::time::ClockId;
 
 use crate::answer;
@@ -165,8 +165,10 @@ impl Drop for Inode {
         }
         drop(inodes);
         let lookups = *self.lookups.get_mut();
-        if lookups > 0 {
-            shared.owed.forget(self.ino, lookups);
+        if lookups > 0
+            && let Some(owed) = &*shared.owed.read()
+        {
+            owed.forget(self.ino, lookups);
         }
     }
 }
@@ -198,7 +200,8 @@ struct Dentry {
 
 struct Shared {
     inodes: [Mutex<HashMap<u64, Weak<Inode>>>; SHARDS],
-    owed: Box<dyn Owed>,
+    /// `None` once the bypass has ended: the file system is to be destroyed then, and owed nothing.
+    owed: RwLock<Option<Box<dyn Owed>>>,
 }
 
 /// What a cached name says.
@@ -230,13 +233,13 @@ fn shard_of(ino: u64) -> usize {
 
 impl Cache {
     /// An empty cache over a file system.
-    pub(crate) fn new<FS: Filesystem>(fs: Arc<FS>) -> Self {
+    pub(crate) fn new<FS: Filesystem>(fs: &Arc<FS>) -> Self {
         let daemon =
             Credentials { uid: 0, gid: 0, groups: Box::default(), pid: std::process::id(), caps: u64::MAX };
         Self {
             shared: Arc::new(Shared {
                 inodes: std::array::from_fn(|_| Mutex::default()),
-                owed: Box::new(Payer(fs, Arc::new(daemon))),
+                owed: RwLock::new(Some(Box::new(Payer(fs.clone(), Arc::new(daemon))))),
             }),
             dentries: std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(RandomState::new()))),
             hasher: RandomState::new(),
@@ -259,6 +262,11 @@ impl Cache {
     /// Something changed: what lookups under way bring may be old.
     fn bump(&self) {
         self.changes.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Lets go of the file system.
+    pub(crate) fn end(&self) {
+        *self.shared.owed.write() = None;
     }
 
     /// How many inodes are held.

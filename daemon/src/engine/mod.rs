@@ -127,7 +127,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// invalidate.
     pub(crate) fn new(core: Arc<Core<FS>>) -> Self {
         let bypass = core.fs.bypass();
-        let cache = Arc::new(Cache::new(core.fs.clone()));
+        let cache = Arc::new(Cache::new(&core.fs));
         core.coherence.set_cache(cache.clone());
         let checks = match (bypass.acts_as_caller, core.default_permissions) {
             (true, _) => Checks::Caller,
@@ -141,6 +141,11 @@ impl<FS: Filesystem> Engine<FS> {
     /// What both roads share.
     pub(crate) fn core(&self) -> &Core<FS> {
         &self.core
+    }
+
+    /// Lets go of the file system, which the kernel road would otherwise keep through the cache.
+    pub(crate) fn end(&self) {
+        self.cache.end();
     }
 
     /// Inodes that the engine's cache holds.

@@ -52,6 +52,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn mountpoint(&self) -> Option<&std::path::Path>;
     /// The file system's type.
     fn name(&self) -> &'static str;
+    /// The bypass has ended.
+    fn end(&self);
     /// Inodes that the kernel or the engine holds.
     fn known_inodes(&self) -> u64;
 }
@@ -98,6 +100,10 @@ impl<FS: Filesystem> Service for Engine<FS> {
         std::any::type_name::<FS>()
     }
 
+    fn end(&self) {
+        Engine::end(self);
+    }
+
     fn known_inodes(&self) -> u64 {
         (self.core().coherence.known_inodes()).max(self.cached_inodes()) as u64
     }
@@ -106,6 +112,7 @@ impl<FS: Filesystem> Service for Engine<FS> {
 /// The server of one mount's bypass clients. Dropping it ends it: clients go on through the kernel.
 pub(crate) struct Server {
     control: control::Control,
+    service: Arc<dyn Service>,
 }
 
 impl std::fmt::Debug for Server {
@@ -126,15 +133,16 @@ impl Server {
             "finesse/".chars().chain(random.iter().flat_map(|byte| hex(*byte))).collect::<String>();
         let listener = handshake::listen(name.as_bytes())?;
         let service: Arc<dyn Service> = Arc::new(Engine::new(core.clone()));
-        let control = control::Control::start(listener, service)?;
+        let control = control::Control::start(listener, service.clone())?;
         core.set_rendezvous(name.into_bytes());
-        Ok(Self { control })
+        Ok(Self { control, service })
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.control.stop();
+        self.service.end();
     }
 }
 

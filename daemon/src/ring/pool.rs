@@ -238,23 +238,29 @@ impl Pool {
                     let mut supervised = self.supervised.lock();
                     // Under the lock: whoever heats the first peer afterwards sets it again.
                     *supervised = !self.hot.read().is_empty() || self.stopping.load(Ordering::SeqCst);
-                } else if hot.iter().any(|peer| peer.has_work()) {
+                } else {
+                    let waits = hot.iter().any(|peer| peer.has_work());
                     drop(hot);
-                    self.reinforce();
+                    self.reinforce(waits);
                 }
             }
         }
     }
 
-    /// All workers are inside operations and more is submitted: wakes another, or starts one.
-    fn reinforce(self: &Arc<Self>) {
-        if self.parked.load(Ordering::SeqCst) > 0 {
-            self.ring_alarm(1);
-        } else if self.alive.load(Ordering::SeqCst) < WORKERS_MAX {
-            match self.hire() {
-                Ok(()) => self.ring_alarm(1),
-                Err(error) => tracing::warn!(%error, "no further worker could be started"),
+    /// All workers are inside operations, or wait for doorbells. Sees to it that one waits for doorbells, and
+    /// that what is submitted already is looked at.
+    fn reinforce(self: &Arc<Self>, waits: bool) {
+        if self.parked.load(Ordering::SeqCst) == 0 {
+            if self.alive.load(Ordering::SeqCst) >= WORKERS_MAX {
+                return;
             }
+            if let Err(error) = self.hire() {
+                tracing::warn!(%error, "no further worker could be started");
+                return;
+            }
+        }
+        if waits {
+            self.ring_alarm(1);
         }
     }
 }
