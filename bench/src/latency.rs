@@ -1,0 +1,366 @@
+//! `finesse-bench latency`.
+
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::Ordering;
+
+use clap::{Args, ValueEnum};
+use finesse_bench::{Shape, Summary, clock_cost, median, nanos};
+use finesse_ipc::client::Client;
+use finesse_ipc::frame::{Op, Request};
+use finesse_ipc::layout::Header;
+use finesse_ipc::segment::Segment;
+use rustix::process::Pid;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use serde_json::json;
+
+use crate::daemon::{self, Daemon, Road};
+use crate::place::{Need, Place};
+use crate::{Outcome, machine, screen, tree};
+
+/// Time single calls, and an empty round trip beside a bare ping-pong of one cache line.
+///
+/// The ping-pong is two processes that spin on a word of shared memory each: what the machine allows. The empty
+/// round trip goes through a real daemon. Rounds of both alternate. "Pinned" puts the caller on one CPU and the
+/// other side on another; unpinned the scheduler decides.
+#[derive(Debug, Args)]
+pub(crate) struct Latency {
+    /// Whether programs and daemon are tied to CPUs.
+    #[arg(long, value_enum, default_value = "both", num_args = 0..=1, default_missing_value = "yes")]
+    pin: Pin,
+    /// How often everything is measured.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Round trips per round.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(100..))]
+    calls: u32,
+    /// The directory that is mounted.
+    #[arg(long, value_name = "DIR")]
+    backing: Option<PathBuf>,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Pin {
+    Yes,
+    No,
+    Both,
+}
+
+/// A row of the report.
+#[derive(Debug)]
+struct Row {
+    what: String,
+    pinned: bool,
+    rounds: Vec<Summary>,
+}
+
+const PING_PONG: &str = "cache-line ping-pong";
+const ROUND_TRIP: &str = "empty round trip";
+/// Files that single calls are timed on: each unlink needs one of its own.
+const TREE: Shape = Shape { dirs: 8, files: 4000 };
+
+impl Row {
+    fn p50(&self) -> f64 {
+        median(&self.rounds.iter().map(|round| round.p50).collect::<Vec<_>>())
+    }
+
+    fn p99(&self) -> f64 {
+        median(&self.rounds.iter().map(|round| round.p99).collect::<Vec<_>>())
+    }
+}
+
+impl Latency {
+    /// Runs the benchmark.
+    pub(crate) fn run(self) -> Outcome {
+        let modes: &[bool] = match self.pin {
+            Pin::Yes => &[true],
+            Pin::No => &[false],
+            Pin::Both => &[true, false],
+        };
+        if modes.contains(&true) && machine::cpus() < 2 {
+            return Err("--pin needs two CPUs; use --pin=no".to_owned());
+        }
+        let backing = self.backing.clone().unwrap_or_else(std::env::temp_dir);
+        let place = Place::new(&backing, Need { inodes: 2 * TREE.files, size: 0 })?;
+        screen::say(machine::line());
+        let mut rows = Vec::new();
+        let cpus = Cpus::of_this_process()?;
+        for pinned in modes {
+            let sides = pinned.then_some(&cpus.sides);
+            let outcome = self.mode(&place, sides, &mut rows);
+            pin(None, &cpus.all)?;
+            outcome?;
+        }
+        if self.json {
+            let list: Vec<_> = rows
+                .iter()
+                .map(|row| {
+                    json!({
+                        "what": row.what,
+                        "pinned": row.pinned,
+                        "p50_ns": row.p50(),
+                        "p99_ns": row.p99(),
+                    })
+                })
+                .collect();
+            let report = json!({
+                "benchmark": "latency",
+                "machine": machine::describe(),
+                "options": { "rounds": self.rounds, "calls": self.calls },
+                "results": list,
+                "round_trip_of_ping_pong": ratio(&rows, true),
+                "round_trip_of_ping_pong_unpinned": ratio(&rows, false),
+            });
+            println!("{report:#}");
+            return Ok(());
+        }
+        let cells = |row: &Row| {
+            vec![
+                row.what.clone(),
+                (if row.pinned { "pinned" } else { "free" }).to_owned(),
+                format!("{:.0}", row.p50()),
+                format!("{:.0}", row.p99()),
+            ]
+        };
+        let cells: Vec<_> = rows.iter().map(cells).collect();
+        print!("{}", screen::table(&["nanoseconds", "CPUs", "p50", "p99"], &cells));
+        for (pinned, name) in [(true, "pinned"), (false, "free")] {
+            if let Some(ratio) = ratio(&rows, pinned) {
+                println!("{name}: an empty round trip costs {ratio:.2} × the bare ping-pong");
+            }
+        }
+        Ok(())
+    }
+
+    fn mode(&self, place: &Place, sides: Option<&[CpuSet; 2]>, rows: &mut Vec<Row>) -> Outcome {
+        let (backing, pinned) = (place.backing(), sides.is_some());
+        let bar = screen::bar(if pinned { "pinned" } else { "free" }, u64::from(self.rounds) * 2);
+        let daemon = Daemon::start(&backing, &place.mountpoint())?;
+        let (mut bare, mut whole) = (Vec::new(), Vec::new());
+        let clock = clock_cost();
+        {
+            let client = Client::connect(daemon.socket(), "finesse-bench", 3)
+                .map_err(|error| format!("cannot connect to the daemon: {error}"))?;
+            let pong = Pong::start()?;
+            if let Some([ours, theirs]) = sides {
+                pin(None, ours)?;
+                pin(Some(pong.pid()?), theirs)?;
+                pin_daemon(&daemon, theirs)?;
+            }
+            for _ in 0..self.rounds {
+                screen::go_on()?;
+                bare.push(self.samples(clock, || pong.ping())?);
+                whole.push(self.samples(clock, || {
+                    client.call(Op::Noop, &Request::default(), b"", b"").map(drop).map_err(|reason| {
+                        format!("an empty round trip was left to the kernel: {}", reason.name())
+                    })
+                })?);
+                bar.inc(1);
+            }
+        }
+        rows.push(Row { what: PING_PONG.to_owned(), pinned, rounds: bare });
+        rows.push(Row { what: ROUND_TRIP.to_owned(), pinned, rounds: whole });
+        daemon.report_at_rest()?;
+        let first = rows.len();
+        for op in ["stat", "open", "unlink"] {
+            for road in Road::ALL {
+                let what = format!("{}, {}", if op == "open" { "open+close" } else { op }, road.name());
+                rows.push(Row { what, pinned, rounds: Vec::new() });
+            }
+        }
+        for _ in 0..self.rounds {
+            let mut row = first;
+            for op in ["stat", "open", "unlink"] {
+                for road in Road::ALL {
+                    screen::go_on()?;
+                    tree::make(&backing, TREE, 0, &indicatif::ProgressBar::hidden())?;
+                    if let Some([_, theirs]) = sides {
+                        pin_daemon(&daemon, theirs)?;
+                    }
+                    rows[row].rounds.push(each(place, op, road)?);
+                    daemon.report_at_rest()?;
+                    tree::remove(&backing, TREE)?;
+                    row += 1;
+                }
+            }
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        daemon.stop()
+    }
+
+    fn samples(&self, clock: u64, mut call: impl FnMut() -> Outcome) -> Outcome<Summary> {
+        let mut samples = Vec::with_capacity(self.calls as usize);
+        // The first calls find everybody asleep.
+        for _ in 0..100 {
+            call()?;
+        }
+        for _ in 0..self.calls {
+            let mut outcome = Ok(());
+            samples.push(nanos(|| outcome = call()));
+            outcome?;
+        }
+        Ok(Summary::of(&mut samples, clock))
+    }
+}
+
+/// Times one kind of call by an unmodified program, which inherits our CPUs.
+fn each(place: &Place, op: &str, road: Road) -> Outcome<Summary> {
+    let root = if road == Road::Native { place.backing() } else { place.mountpoint() };
+    let mut command = daemon::command(road, &daemon::program("finesse-bench-calls")?)?;
+    let (dirs, files) = (TREE.dirs.to_string(), TREE.files.to_string());
+    command.args(["each", op]).arg(root).args([&dirs, &files, &files]);
+    let mut summary = None;
+    daemon::run(command, |line| {
+        let mut words = line.split(' ');
+        let mut number = || words.next()?.parse::<f64>().ok();
+        if line.starts_with("summary ") {
+            let _ = number();
+            summary = Some((number(), number()));
+        }
+    })?;
+    match summary {
+        Some((Some(p50), Some(p99))) => Ok(Summary { p50, p99 }),
+        _ => Err(format!("{op}: the program did not say how long it took")),
+    }
+}
+
+fn ratio(rows: &[Row], pinned: bool) -> Option<f64> {
+    let p50 = |what: &str| rows.iter().find(|row| row.what == what && row.pinned == pinned).map(Row::p50);
+    Some(p50(ROUND_TRIP)? / p50(PING_PONG)?.max(1.0))
+}
+
+/// The CPUs that this process may use.
+#[derive(Debug)]
+struct Cpus {
+    all: CpuSet,
+    /// One for the caller, another for the other side.
+    sides: [CpuSet; 2],
+}
+
+impl Cpus {
+    fn of_this_process() -> Outcome<Self> {
+        let all = sched_getaffinity(None).map_err(|errno| format!("cannot read the CPUs: {errno}"))?;
+        let mut usable = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu));
+        let sides = [(); 2].map(|()| {
+            let mut side = CpuSet::new();
+            usable.next().into_iter().for_each(|cpu| side.set(cpu));
+            side
+        });
+        Ok(Self { all, sides })
+    }
+}
+
+fn pin(pid: Option<Pid>, cpus: &CpuSet) -> Outcome {
+    sched_setaffinity(pid, cpus).map_err(|errno| format!("cannot choose CPUs: {errno}"))
+}
+
+/// All threads of the daemon.
+fn pin_daemon(daemon: &Daemon, cpus: &CpuSet) -> Outcome {
+    let Some(pid) = daemon.pid() else { return Ok(()) };
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).map_err(|error| error.to_string())?;
+    for task in tasks.flatten() {
+        let id = task.file_name().to_str().and_then(|id| id.parse().ok()).and_then(Pid::from_raw);
+        // A thread that has just ended need not be pinned.
+        let _ = id.map(|id| sched_setaffinity(Some(id), cpus));
+    }
+    Ok(())
+}
+
+/// A process that answers each ping in shared memory; ends on drop. The memory is a client's segment, of which
+/// two words in cache lines of their own are used.
+struct Pong {
+    segment: Segment,
+    child: Child,
+}
+
+/// Turns of spinning after which the CPU is offered to somebody else: an answer takes some hundred at most, if
+/// both sides run.
+const TURNS: u32 = 10_000;
+
+impl Pong {
+    fn start() -> Outcome<Self> {
+        let (segment, memory) = Segment::create().map_err(|errno| format!("shared memory: {errno}"))?;
+        let executable = std::env::current_exe().map_err(|error| error.to_string())?;
+        let child = Command::new(executable)
+            .arg("pong")
+            .stdin(Stdio::from(memory))
+            .spawn()
+            .map_err(|error| format!("finesse-bench pong: {error}"))?;
+        Ok(Self { segment, child })
+    }
+
+    fn pid(&self) -> Outcome<Pid> {
+        i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| "no process".to_owned())
+    }
+
+    fn ping(&self) -> Outcome {
+        let header = self.segment.header();
+        let turn = header.submitted.load(Ordering::Relaxed) + 1;
+        header.submitted.store(turn, Ordering::Release);
+        spin_until(header, || header.mount_generation.load(Ordering::Acquire) == turn);
+        Ok(())
+    }
+}
+
+impl Drop for Pong {
+    fn drop(&mut self) {
+        self.segment.header().closed.store(1, Ordering::Release);
+        // It ends by itself.
+        let _ = self.child.wait();
+    }
+}
+
+/// `false` when the other side has ended it.
+fn spin_until(header: &Header, condition: impl Fn() -> bool) -> bool {
+    loop {
+        for _ in 0..TURNS {
+            if condition() {
+                return true;
+            }
+            std::hint::spin_loop();
+        }
+        if header.closed.load(Ordering::Acquire) != 0 || screen::go_on().is_err() {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// The other side of the ping-pong: shared memory is standard input.
+pub(crate) fn pong() -> Outcome {
+    let memory = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
+    let segment = Segment::open(&memory).map_err(|errno| format!("standard input is no segment: {errno}"))?;
+    let header = segment.header();
+    let mut turn = 0;
+    while spin_until(header, || header.submitted.load(Ordering::Acquire) != turn) {
+        turn = header.submitted.load(Ordering::Acquire);
+        header.mount_generation.store(turn, Ordering::Release);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ratio_compares_medians_of_one_mode() {
+        let row = |what: &str, pinned, p50: &[f64]| Row {
+            what: what.to_owned(),
+            pinned,
+            rounds: p50.iter().map(|p50| Summary { p50: *p50, p99: 0.0 }).collect(),
+        };
+        let rows = [
+            row(PING_PONG, true, &[100.0, 900.0, 100.0]),
+            row(ROUND_TRIP, true, &[250.0]),
+            row(ROUND_TRIP, false, &[1.0]),
+        ];
+        assert_eq!(ratio(&rows, true), Some(2.5));
+        assert_eq!(ratio(&rows, false), None);
+    }
+}

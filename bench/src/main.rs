@@ -1,0 +1,77 @@
+//! The Finesse benchmark.
+//!
+//! | module | does |
+//! | --- | --- |
+//! | `unlink` | removes a large tree natively, through the kernel and past it |
+//! | `latency` | times single calls, and an empty round trip beside a bare cache-line ping-pong |
+//! | `demo` | ordinary programs on a real tree, on all three roads |
+//! | `daemon` | starts and stops `finesse mount`, runs programs on a road |
+//! | `place` | where the trees lie: space, memory, cleaning up |
+//! | `tree` | makes and checks trees |
+//! | `machine` | what it ran on |
+//! | `screen` | progress for people, and the wish to stop |
+
+#![forbid(unsafe_code)]
+
+mod daemon;
+mod demo;
+mod latency;
+mod machine;
+mod place;
+mod screen;
+mod tree;
+mod unlink;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What went wrong, in one line for a person.
+type Failure = String;
+type Outcome<T = ()> = Result<T, Failure>;
+
+/// Measure Finesse against the kernel's road and against no FUSE at all.
+///
+/// Use ratios between figures of one run; absolute figures depend on the machine and its mood.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  finesse-bench unlink --files 1000000
+  finesse-bench unlink --files 4000000 --backing /var/tmp --rounds 5 --json unlink.json
+  finesse-bench latency
+  finesse-bench demo
+
+Exit status: 0 if all went well, 1 if not, 2 for wrong usage."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Unlink(unlink::Unlink),
+    Latency(latency::Latency),
+    Demo(demo::Demo),
+    #[command(hide = true)]
+    Pong,
+}
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command;
+    let outcome = screen::watch_signals().and_then(|()| match command {
+        Command::Unlink(unlink) => unlink.run(),
+        Command::Latency(latency) => latency.run(),
+        Command::Demo(demo) => demo.run(),
+        Command::Pong => latency::pong(),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("finesse-bench: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
