@@ -5,6 +5,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
@@ -25,12 +26,14 @@ pub(super) struct OpenFile {
     pub(super) kernel: bool,
     /// Whether the kernel serves it from `fd` by itself.
     pub(super) passthrough: bool,
+    /// Whether flock(2) locks were taken on `fd`.
+    pub(super) flocked: AtomicBool,
 }
 
 impl OpenFile {
     /// An open file of node `id`.
     pub(super) fn new(fd: OwnedFd, id: u64, writable: bool) -> Self {
-        Self { fd, id, writable, kernel: false, passthrough: false }
+        Self { fd, id, writable, kernel: false, passthrough: false, flocked: AtomicBool::new(false) }
     }
 }
 

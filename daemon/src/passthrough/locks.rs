@@ -99,7 +99,10 @@ impl Attempt {
                 Err(Errno::ACCESS) => Err(Errno::AGAIN),
                 other => other,
             },
-            Self::Flock(file, operation) => flock(&**file, *operation),
+            Self::Flock(file, operation) => {
+                file.flocked.store(true, Ordering::Relaxed);
+                flock(&**file, *operation)
+            }
         }
     }
 }
@@ -240,6 +243,16 @@ impl Locks {
         self.count.store(owners.len(), Ordering::Release);
         drop(owners);
         drop(gone);
+    }
+
+    /// Releases the flock(2) locks of a file that is closed. To close its descriptor is not enough: the kernel may hold on
+    /// to the open file description for passthrough, for as long as the inode has other openers
+    /// (`fuse_backing_open`).
+    pub(super) fn release_flock(file: &OpenFile) {
+        if file.flocked.load(Ordering::Relaxed) {
+            // Fails only where there is nothing to release.
+            let _ = flock(file, FlockOperation::NonBlockingUnlock);
+        }
     }
 
     fn wait(&self, attempt: Attempt, tid: u32, reply: ReplyEmpty) {

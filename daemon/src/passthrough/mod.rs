@@ -89,7 +89,7 @@ pub struct Options {
     pub kernel_passthrough: bool,
     /// The mount has `default_permissions`: the kernel has checked what comes over the kernel road.
     pub kernel_checked: bool,
-    /// The one user, besides root, who is served if the daemon cannot act as others.
+    /// The one user who is served over the bypass if the daemon cannot act as others.
     pub owner_uid: u32,
     /// How many directories may be held open to be at hand. Less if the process may not open four times as many
     /// files.
