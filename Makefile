@@ -1,0 +1,91 @@
+# Everything that a fresh clone needs is behind these targets; `make help` lists them.
+
+CARGO  ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+# Where cargo builds to; loom compiles the same crates with another cfg, so it gets a place of its own.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+RELEASE := $(TARGET)/release
+CARGO_DENY_VERSION := 0.20.2
+
+# What the tests and the demonstration use, by the program that shows whether the package is there.
+PACKAGES := fusermount3:fuse3 git:git gcc:gcc tar:tar setfacl:acl getfattr:attr strace:strace python3:python3 \
+            rsync:rsync ps:procps
+HEADERS := /usr/include/stdio.h:libc6-dev
+
+.PHONY: all help deps build test lint deny bench demo install uninstall clean
+
+all: build
+
+help:
+	@echo 'make          build everything, optimised'
+	@echo 'make demo     install what is missing, build, show ordinary programs on all three roads'
+	@echo 'make test     formatting, lints, unit tests, models, tests on real mounts'
+	@echo 'make lint     formatting, clippy, and cargo-deny (which it installs)'
+	@echo 'make bench    the unlink benchmark with 1 000 000 files, and latencies'
+	@echo 'make install  into PREFIX ($(PREFIX)): command, preload library, manual pages'
+
+# As root this installs what is missing; as an ordinary user it says what is.
+deps:
+	@missing=; \
+	for entry in $(PACKAGES); do \
+	    command -v "$${entry%%:*}" >/dev/null || missing="$$missing $${entry#*:}"; \
+	done; \
+	for entry in $(HEADERS); do \
+	    test -e "$${entry%%:*}" || missing="$$missing $${entry#*:}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	        echo "installing:$$missing"; \
+	        apt-get install -y --no-install-recommends $$missing >/dev/null || \
+	        { apt-get update && apt-get install -y --no-install-recommends $$missing; }; \
+	    else \
+	        echo "missing packages (install them as root):$$missing"; \
+	    fi; \
+	fi
+	@command -v $(CARGO) >/dev/null || { \
+	    echo 'cargo is missing: install Rust 1.88 or later from https://rustup.rs'; exit 1; }
+	@test -c /dev/fuse || [ "$$(id -u)" != 0 ] || modprobe fuse || { \
+	    echo '/dev/fuse is missing and modprobe fuse failed: tests on mounts will fail'; }
+
+build:
+	$(CARGO) build --workspace --release --locked
+
+demo: deps build
+	$(RELEASE)/finesse doctor
+	$(RELEASE)/finesse-bench demo
+
+bench: deps build
+	$(RELEASE)/finesse-bench unlink --files 1000000 --json $(TARGET)/unlink.json
+	$(RELEASE)/finesse-bench latency
+
+test: deps
+	@CARGO='$(CARGO)' .ci/test
+
+lint: deny
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+# Advisories are checked by `cargo deny check advisories`, which needs their database from the network.
+deny:
+	@command -v cargo-deny >/dev/null || \
+	    $(CARGO) install --locked --debug --version $(CARGO_DENY_VERSION) cargo-deny
+	$(CARGO) deny --workspace --all-features check bans licenses sources
+
+install: build
+	install -D -m 755 $(RELEASE)/finesse $(DESTDIR)$(PREFIX)/bin/finesse
+	install -D -m 755 $(RELEASE)/finesse-bench $(DESTDIR)$(PREFIX)/bin/finesse-bench
+	install -D -m 755 $(RELEASE)/finesse-bench-calls $(DESTDIR)$(PREFIX)/bin/finesse-bench-calls
+	install -D -m 755 $(RELEASE)/libfinesse_preload.so $(DESTDIR)$(PREFIX)/lib/finesse/libfinesse_preload.so
+	install -d $(DESTDIR)$(PREFIX)/share/man/man1
+	$(RELEASE)/finesse man $(DESTDIR)$(PREFIX)/share/man/man1
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/finesse $(DESTDIR)$(PREFIX)/bin/finesse-bench \
+	    $(DESTDIR)$(PREFIX)/bin/finesse-bench-calls \
+	    $(DESTDIR)$(PREFIX)/share/man/man1/finesse.1 $(DESTDIR)$(PREFIX)/share/man/man1/finesse-*.1
+	rm -rf $(DESTDIR)$(PREFIX)/lib/finesse
+
+clean:
+	$(CARGO) clean
