@@ -1,6 +1,7 @@
 //! `finesse man`: manual pages for `make install`.
 
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
 use clap::{Args, CommandFactory};
 
@@ -17,7 +18,7 @@ pub(crate) struct Man {
 impl Man {
     /// Runs the command.
     pub(crate) fn run(self) -> Outcome {
-        clap_mangen::generate_to(Cli::command(), &self.directory).map_err(|error| {
+        write_all(&self.directory).map_err(|error| {
             Failure::new(format!(
                 "cannot write manual pages into {}: {}; the directory must exist",
                 self.directory.display(),
@@ -27,17 +28,60 @@ impl Man {
     }
 }
 
+fn write_all(directory: &Path) -> io::Result<()> {
+    let mut command = Cli::command().disable_help_subcommand(true);
+    command.build();
+    let write = |command: clap::Command| {
+        let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
+        std::fs::write(directory.join(format!("{name}.1")), page(command)?)
+    };
+    for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
+        write(subcommand.clone())?;
+    }
+    write(command)
+}
+
+fn page(command: clap::Command) -> io::Result<Vec<u8>> {
+    let notes = command.get_after_help().map(ToString::to_string);
+    let has_subcommands = command.has_subcommands();
+    let man = clap_mangen::Man::new(command);
+    let mut out = Vec::new();
+    man.render_title(&mut out)?;
+    man.render_name_section(&mut out)?;
+    man.render_synopsis_section(&mut out)?;
+    man.render_description_section(&mut out)?;
+    man.render_options_section(&mut out)?;
+    if has_subcommands {
+        man.render_subcommands_section(&mut out)?;
+    }
+    let Some(notes) = notes else { return Ok(out) };
+    // Laid out in lines already; a paragraph that is headed by a line of its own, "Examples:", is a section.
+    for paragraph in notes.split("\n\n") {
+        let (head, body) = match paragraph.split_once('\n') {
+            Some((head, body)) if head.ends_with(':') => (head.trim_end_matches(':'), body),
+            _ => ("Notes", paragraph),
+        };
+        writeln!(out, ".SH {}\n.nf", head.to_uppercase())?;
+        for line in body.lines() {
+            writeln!(out, "\\&{}", line.replace('\\', "\\e").replace('-', "\\-"))?;
+        }
+        writeln!(out, ".fi")?;
+    }
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_subcommand_has_a_page() {
+    fn every_subcommand_has_a_page_with_its_examples() {
         let directory = tempfile::tempdir().unwrap();
         Man { directory: directory.path().into() }.run().unwrap();
-        for page in ["finesse", "finesse-mount", "finesse-umount", "finesse-run", "finesse-status"] {
-            let page = directory.path().join(format!("{page}.1"));
-            assert!(std::fs::read_to_string(&page).unwrap().contains(".TH"), "{}", page.display());
+        for name in ["finesse", "finesse-mount", "finesse-umount", "finesse-run", "finesse-status"] {
+            let page = std::fs::read_to_string(directory.path().join(format!("{name}.1"))).unwrap();
+            assert!(page.contains(".TH") && page.contains(".SH EXAMPLES"), "{name}");
         }
+        assert!(!directory.path().join("finesse-man.1").exists());
     }
 }

@@ -34,14 +34,15 @@ Examples:
   finesse mount --cache=always /srv/data /mnt/data         nobody else changes /srv/data
   finesse mount -f --log debug /srv/data /mnt/data         stay here and say what happens
 
-Options for -o, separated by commas; the last of contradicting ones wins:
+Mount options:
   allow_other, owner_only      all users may use it; only its owner (default: root shares, others do not)
   default_permissions          the kernel checks permissions too (always on with allow_other)
   ro, rw, noexec, noatime      as in mount(8)
   suid, dev                    honour set-user-id bits, device files (default: nosuid, nodev)
   sync, dirsync, auto_unmount  as in mount.fuse3(8)
   fsname=NAME, subtype=NAME    how it appears in the mount table (default: SOURCE, finesse)
-  cache=never|auto|always      as --cache")]
+  cache=never|auto|always      as --cache
+  They are separated by commas; of contradicting ones the last wins.")]
 pub(crate) struct Mount {
     /// The directory to show.
     source: PathBuf,
