@@ -1,6 +1,6 @@
 //! `finesse mount`.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::exit;
 use std::sync::Mutex;
@@ -85,7 +85,12 @@ impl Mount {
         let prepared = (|| {
             let (source, mountpoint) = places(&self.source, &self.mountpoint)?;
             let config = configure(options, &source, self.threads, self.cache)?;
-            tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+            let colours = self.foreground && io::stderr().is_terminal();
+            tracing_subscriber::fmt()
+                .with_env_filter(filter)
+                .with_ansi(colours)
+                .with_writer(io::stderr)
+                .init();
             start(&source, &mountpoint, &config, self.no_kernel_passthrough)
                 .map(|session| (session, mountpoint))
         })();
@@ -259,7 +264,7 @@ fn end_on_signals(unmounter: SessionUnmounter, mountpoint: PathBuf) -> Outcome {
                 Err(_) => exit(1),
             };
             let Err(error) = unmounted else { continue };
-            tracing::warn!("{}: {error}; detaching it from its users", mountpoint.display());
+            tracing::warn!("{}: {}; detaching it from its users", mountpoint.display(), plain(&error));
             match umount::unmount(&mountpoint, true) {
                 Ok(()) => exit(0),
                 Err(failure) => {

@@ -43,8 +43,8 @@ impl Umount {
                 entry.kind
             )));
         }
-        if self.force {
-            abort(&entry)?;
+        if self.force && force(&mountpoint, &entry)? {
+            return Ok(());
         }
         unmount(&mountpoint, self.lazy || self.force)
     }
@@ -98,7 +98,20 @@ fn fusermount(mountpoint: &Path, lazy: bool) -> Result<(), String> {
     }
 }
 
-/// Ends the connection to the daemon, so that every call that waits for it fails (`fuse_abort_conn`).
+/// Ends the connection to the daemon, so that every call that waits for it fails (`fuse_abort_conn`); returns
+/// whether that has unmounted it, too. For root a forced unmount does it (`fuse_umount_begin`); it goes on to
+/// fail if somebody uses the mount. For the mount's owner there is a file.
+fn force(mountpoint: &Path, entry: &Entry) -> Outcome<bool> {
+    match rustix::mount::unmount(mountpoint, UnmountFlags::FORCE | UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(true),
+        Err(Errno::PERM) => abort(entry).map(|()| false),
+        Err(Errno::BUSY) => Ok(false),
+        Err(errno) => {
+            Err(Failure::new(format!("cannot unmount {}: {}", mountpoint.display(), plain(&errno.into()))))
+        }
+    }
+}
+
 fn abort(entry: &Entry) -> Outcome {
     let control = PathBuf::from("/sys/fs/fuse/connections");
     let file = control.join(entry.dev.1.to_string()).join("abort");
