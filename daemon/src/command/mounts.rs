@@ -96,7 +96,7 @@ fn unescape(field: &[u8]) -> OsString {
 pub(crate) enum Owner {
     /// Ours: the name of its daemon's abstract socket.
     Finesse(Vec<u8>),
-    /// Ours by its type, but it cannot be asked.
+    /// Ours by its type, but it cannot be asked: its daemon is gone, or it is another user's.
     Dead(io::Error),
     /// Ours by its type, but nobody answers.
     Hung,
@@ -162,6 +162,9 @@ pub(crate) fn ours() -> Outcome<Vec<Found>> {
         let at = entry.mountpoint.display();
         let socket = match owner(entry) {
             Owner::Finesse(socket) => Ok(socket),
+            Owner::Dead(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                Err("only the user who mounted it may look".to_owned())
+            }
             Owner::Dead(error) => Err(format!(
                 "the daemon is gone ({}); clear the mount with: finesse umount --force {at}",
                 plain(&error)
