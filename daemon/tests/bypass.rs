@@ -116,13 +116,13 @@ fn garbage_in_a_segment_ends_that_client_and_no_other() {
             let bytes: Vec<u8> = (0..512).flat_map(|_| random().to_ne_bytes()).collect();
             segment.write_path(slot, 0, &bytes);
             segment.write_path(slot, 1, &bytes);
-            for word in segment.slot(slot).request.iter() {
+            for word in segment.slot(slot).request_head.iter() {
                 word.store(random(), Ordering::SeqCst);
             }
             segment.slot(slot).state.store(random() as u32, Ordering::SeqCst);
             let header = segment.header();
             header.submitted.store(random(), Ordering::SeqCst);
-            if ring::submit(&*header.submitted, &*header.worker, slot) {
+            if ring::submit(&*header.submitted, &header.notices.worker, slot) {
                 rustix::io::write(hostile.bell(), &1u64.to_ne_bytes()).unwrap();
             }
         }

@@ -123,13 +123,13 @@ impl Client {
     /// Changes whenever the daemon's mount table does.
     #[inline]
     pub fn mount_generation(&self) -> u64 {
-        self.segment.header().mount_generation.load(Ordering::Acquire)
+        self.segment.header().notices.mount_generation.load(Ordering::Acquire)
     }
 
     /// Whether the daemon has ended the connection or is gone.
     #[inline]
     pub fn is_closed(&self) -> bool {
-        self.segment.header().closed.load(Ordering::Relaxed) != 0
+        self.segment.header().notices.closed.load(Ordering::Relaxed) != 0
     }
 
     /// The descriptors that the program must not close: socket and doorbell.
@@ -174,12 +174,12 @@ impl Client {
         let words = self.segment.slot(slot);
         words.cpu.store(cpu, Ordering::Relaxed);
         ring::prepare(&words.state);
-        let rung = ring::submit(&*header.submitted, &*header.worker, slot);
+        let rung = ring::submit(&*header.submitted, &header.notices.worker, slot);
         if rung {
             self.ring_bell();
         }
         // A worker that must first wake up, or runs where we do, is not worth spinning for.
-        let spin = !rung && header.worker_cpu.load(Ordering::Relaxed) != cpu;
+        let spin = !rung && header.notices.worker_cpu.load(Ordering::Relaxed) != cpu;
         self.wait(slot, op, spin)
     }
 
@@ -302,7 +302,7 @@ impl Client {
             }
             match futex::wait(state, futex::Flags::empty(), ring::SLEEPING, Some(&LIVENESS_CHECK)) {
                 Err(Errno::TIMEDOUT) if self.hung_up() => {
-                    self.segment.header().closed.store(1, Ordering::Relaxed);
+                    self.segment.header().notices.closed.store(1, Ordering::Relaxed);
                     // The slot stays claimed: a daemon that is only slow may still write into it.
                     return Err(Fallback::Disconnected);
                 }

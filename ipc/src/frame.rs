@@ -129,7 +129,8 @@ pub struct Time {
     pub nsec: i64,
 }
 
-/// What a client asks. The meaning of each field depends on the [`Op`].
+/// What a client asks. The meaning of each field depends on the [`Op`]. The first [`REQUEST_HEAD`] bytes
+/// travel always, the rest only where [`Op::has_tail`] says so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Request {
@@ -149,14 +150,32 @@ pub struct Request {
     pub mode: u32,
     /// The caller's file mode creation mask.
     pub umask: u32,
+    /// A size in bytes, or a device number.
+    pub size: u64,
     /// New owner.
     pub uid: u32,
     /// New group.
     pub gid: u32,
-    /// A size in bytes, or a device number.
-    pub size: u64,
     /// Access and modification time.
     pub times: [Time; 2],
+}
+
+/// Bytes of a [`Request`] that travel with every operation.
+pub const REQUEST_HEAD: usize = std::mem::offset_of!(Request, size);
+/// Bytes of a [`Reply`] that travel with every operation.
+pub const REPLY_HEAD: usize = std::mem::offset_of!(Reply, body);
+
+impl Op {
+    /// Whether the operation's arguments go beyond [`REQUEST_HEAD`].
+    #[inline]
+    pub fn has_tail(number: u32) -> bool {
+        const TAIL: u64 = 1 << Op::Mknod as u32
+            | 1 << Op::Readlink as u32
+            | 1 << Op::Chown as u32
+            | 1 << Op::Truncate as u32
+            | 1 << Op::Utimens as u32;
+        number < 64 && TAIL & (1 << number) != 0
+    }
 }
 
 /// The fields of `struct stat`, as the mount reports them (`st_dev` aside).
@@ -222,6 +241,8 @@ pub enum Outcome {
 
 /// [`Reply::flags`]: a granted descriptor was sent over the socket, tagged with the slot's number.
 pub const REPLY_GRANT: u32 = 1;
+/// [`Reply::flags`]: attributes or statistics follow the head.
+pub const REPLY_BODY: u32 = 2;
 
 const BODY: usize = size_of::<Attr>() / 8;
 
@@ -265,14 +286,14 @@ impl Reply {
 
     /// A success with attributes.
     pub fn attr(attr: Attr) -> Self {
-        let mut reply = Self::default();
+        let mut reply = Self { flags: REPLY_BODY, ..Self::default() };
         reply.body.as_mut_bytes().copy_from_slice(attr.as_bytes());
         reply
     }
 
     /// A success with file system statistics.
     pub fn statfs(statfs: Statfs) -> Self {
-        let mut reply = Self::default();
+        let mut reply = Self { flags: REPLY_BODY, ..Self::default() };
         reply.body.as_mut_bytes()[..size_of::<Statfs>()].copy_from_slice(statfs.as_bytes());
         reply
     }
@@ -308,8 +329,9 @@ pub fn decode_dev(dev: u32) -> (u32, u32) {
 }
 
 const _: () = {
-    assert!(size_of::<Request>() % 8 == 0 && size_of::<Request>() <= 128);
-    assert!(size_of::<Reply>() % 8 == 0 && size_of::<Reply>() <= 128);
+    assert!(size_of::<Request>().is_multiple_of(8) && REQUEST_HEAD.is_multiple_of(8));
+    assert!(size_of::<Reply>().is_multiple_of(8) && REPLY_HEAD.is_multiple_of(8));
+    assert!(Op::ALL.len() <= 64);
     assert!(size_of::<Statfs>() <= BODY * 8);
 };
 

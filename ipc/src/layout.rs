@@ -14,7 +14,7 @@
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use crate::counters::Counters;
-use crate::frame::{Reply, Request};
+use crate::frame::{REPLY_HEAD, REQUEST_HEAD, Reply, Request};
 
 /// Marks a segment of ours ("FINESSE1", little endian).
 pub const MAGIC: u64 = u64::from_le_bytes(*b"FINESSE1");
@@ -32,31 +32,42 @@ pub struct Header {
     pub magic: AtomicU64,
     /// [`crate::handshake::VERSION`].
     pub version: AtomicU32,
-    /// Set by the daemon when it ends the connection: the client stays on the kernel road from then on.
-    pub closed: AtomicU32,
-    /// The submission bitmap.
+    /// The submission bitmap: the one word of the header that every operation writes.
     pub submitted: Line<AtomicU64>,
-    /// [`crate::ring::AWAKE`] or [`crate::ring::ASLEEP`]: whether a worker looks at the bitmap.
-    pub worker: Line<AtomicU32>,
-    /// The CPU on which the worker that last served this client runs.
-    pub worker_cpu: Line<AtomicU32>,
-    /// Changes whenever the daemon's mount table does; the client then looks at its own again.
-    pub mount_generation: Line<AtomicU64>,
+    /// What every operation reads and hardly any writes.
+    pub notices: Line<Notices>,
     /// What the client counts.
     pub counters: Counters,
 }
 
-/// One slot: a request and its reply.
+/// What the daemon lets the client know.
+#[repr(C)]
+pub struct Notices {
+    /// [`crate::ring::AWAKE`] or [`crate::ring::ASLEEP`]: whether a worker looks at the bitmap.
+    pub worker: AtomicU32,
+    /// The CPU on which the worker that last served this client runs.
+    pub worker_cpu: AtomicU32,
+    /// Changes whenever the daemon's mount table does; the client then looks at its own again.
+    pub mount_generation: AtomicU64,
+    /// Set when the connection has ended: the client stays on the kernel road from then on.
+    pub closed: AtomicU32,
+}
+
+/// One slot: a request and its reply. The first cache line is all that an operation without attributes needs.
 #[repr(C, align(64))]
 pub struct Slot {
     /// State word, also the futex word; see [`crate::ring`].
     pub state: AtomicU32,
     /// The CPU on which the client submitted.
     pub cpu: AtomicU32,
-    /// The [`Request`], in words.
-    pub request: Line<[AtomicU64; size_of::<Request>() / 8]>,
-    /// The [`Reply`], in words.
-    pub reply: Line<[AtomicU64; size_of::<Reply>() / 8]>,
+    /// The first words of the [`Reply`].
+    pub reply_head: [AtomicU64; REPLY_HEAD / 8],
+    /// The first words of the [`Request`].
+    pub request_head: [AtomicU64; REQUEST_HEAD / 8],
+    /// The rest of the request.
+    pub request_tail: Line<[AtomicU64; (size_of::<Request>() - REQUEST_HEAD) / 8]>,
+    /// The rest of the reply.
+    pub reply_body: Line<[AtomicU64; (size_of::<Reply>() - REPLY_HEAD) / 8]>,
 }
 
 /// Keeps a word, or a few, away from its neighbours' cache lines.
@@ -82,8 +93,8 @@ pub const SEGMENT_BYTES: usize = DATA_OFFSET + SLOTS * DATA_BYTES;
 
 const _: () = {
     assert!(size_of::<Header>() <= HEADER_SIZE);
-    assert!(size_of::<Slot>() % 64 == 0 && size_of::<Slot>() <= 384);
+    assert!(size_of::<Slot>() == 256 && std::mem::offset_of!(Slot, request_tail) == 64);
     assert!(SLOTS == u64::BITS as usize);
-    assert!(PATH_BYTES > crate::frame::PATH_MAX && PATH_BYTES % 8 == 0);
-    assert!(SEGMENT_BYTES % 4096 == 0);
+    assert!(PATH_BYTES > crate::frame::PATH_MAX && PATH_BYTES.is_multiple_of(8));
+    assert!(SEGMENT_BYTES.is_multiple_of(4096));
 };

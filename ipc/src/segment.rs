@@ -14,7 +14,7 @@ use rustix::io::{Errno, Result};
 use rustix::mm::{Advice, MapFlags, ProtFlags};
 use zerocopy::FromZeros;
 
-use crate::frame::{Reply, Request};
+use crate::frame::{Op, REPLY_BODY, REPLY_HEAD, REQUEST_HEAD, Reply, Request};
 use crate::handshake::VERSION;
 use crate::layout::{
     DATA_BYTES, DATA_OFFSET, HEADER_SIZE, Header, MAGIC, PATH_BYTES, PATHS_OFFSET, SEGMENT_BYTES, SLOTS, Slot,
@@ -44,7 +44,7 @@ impl Segment {
         let segment = Self::map(&fd)?;
         let header = segment.header();
         header.version.store(VERSION, Ordering::Relaxed);
-        header.worker.store(crate::ring::ASLEEP, Ordering::Relaxed);
+        header.notices.worker.store(crate::ring::ASLEEP, Ordering::Relaxed);
         header.magic.store(MAGIC, Ordering::Release);
         Ok((segment, fd))
     }
@@ -86,7 +86,7 @@ impl Segment {
                 MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE | MapFlags::NORESERVE,
             )?
         };
-        self.header().closed.store(1, Ordering::Release);
+        self.header().notices.closed.store(1, Ordering::Release);
         Ok(())
     }
 
@@ -124,7 +124,7 @@ impl Segment {
     }
 
     fn words(&self, offset: usize, bytes: usize) -> &[AtomicU64] {
-        debug_assert!(offset % 8 == 0 && offset + bytes <= SEGMENT_BYTES);
+        debug_assert!(offset.is_multiple_of(8) && offset + bytes <= SEGMENT_BYTES);
         // SAFETY: callers pass an 8-aligned range inside the mapping (the constants of `layout`); atomics are
         // valid for any bytes.
         unsafe { std::slice::from_raw_parts(self.base.add(offset).cast::<AtomicU64>().as_ptr(), bytes / 8) }
@@ -164,16 +164,23 @@ impl Segment {
     #[inline]
     pub fn write_request(&self, slot: u32, request: &Request) {
         let words: [u64; size_of::<Request>() / 8] = zerocopy::transmute!(*request);
-        for (cell, word) in self.slot(slot).request.iter().zip(words) {
-            cell.store(word, Ordering::Relaxed);
+        let slot = self.slot(slot);
+        store(&slot.request_head, &words);
+        if Op::has_tail(request.op) {
+            store(&*slot.request_tail, &words[REQUEST_HEAD / 8..]);
         }
     }
 
     /// Daemon: copies a request out, once.
     #[inline]
     pub fn read_request(&self, slot: u32) -> Request {
-        let words: [u64; size_of::<Request>() / 8] =
-            std::array::from_fn(|word| self.slot(slot).request[word].load(Ordering::Relaxed));
+        let mut words = [0; size_of::<Request>() / 8];
+        let slot = self.slot(slot);
+        load(&slot.request_head, &mut words);
+        let head: Request = zerocopy::transmute!(words);
+        if Op::has_tail(head.op) {
+            load(&*slot.request_tail, &mut words[REQUEST_HEAD / 8..]);
+        }
         zerocopy::transmute!(words)
     }
 
@@ -181,16 +188,24 @@ impl Segment {
     #[inline]
     pub fn write_reply(&self, slot: u32, reply: &Reply) {
         let words: [u64; size_of::<Reply>() / 8] = zerocopy::transmute!(*reply);
-        for (cell, word) in self.slot(slot).reply.iter().zip(words) {
-            cell.store(word, Ordering::Relaxed);
+        let slot = self.slot(slot);
+        store(&slot.reply_head, &words);
+        if reply.flags & REPLY_BODY != 0 {
+            store(&*slot.reply_body, &words[REPLY_HEAD / 8..]);
         }
     }
 
     /// Client: copies a reply out.
     #[inline]
     pub fn read_reply(&self, slot: u32) -> Reply {
-        let words: [u64; size_of::<Reply>() / 8] =
-            std::array::from_fn(|word| self.slot(slot).reply[word].load(Ordering::Relaxed));
+        let mut words = [0; size_of::<Reply>() / 8];
+        let slot = self.slot(slot);
+        load(&slot.reply_head, &mut words);
+        let head: Reply = zerocopy::transmute!(words);
+        if head.flags & REPLY_BODY == 0 {
+            return head;
+        }
+        load(&*slot.reply_body, &mut words[REPLY_HEAD / 8..]);
         zerocopy::transmute!(words)
     }
 }
@@ -209,6 +224,20 @@ pub struct PathBuffer([u8; PATH_BYTES]);
 impl Default for PathBuffer {
     fn default() -> Self {
         Self(FromZeros::new_zeroed())
+    }
+}
+
+#[inline]
+fn store(cells: &[AtomicU64], words: &[u64]) {
+    for (cell, word) in cells.iter().zip(words) {
+        cell.store(*word, Ordering::Relaxed);
+    }
+}
+
+#[inline]
+fn load(cells: &[AtomicU64], words: &mut [u64]) {
+    for (cell, word) in cells.iter().zip(words) {
+        *word = cell.load(Ordering::Relaxed);
     }
 }
 

@@ -121,13 +121,13 @@ impl Peer {
 
     /// The daemon's mount table has changed.
     pub(crate) fn mounts_changed(&self) {
-        self.segment.header().mount_generation.fetch_add(1, Ordering::Release);
+        self.segment.header().notices.mount_generation.fetch_add(1, Ordering::Release);
     }
 
     /// Ends the connection: the client goes on through the kernel.
     pub(crate) fn close(&self) {
         self.gone.store(true, Ordering::Release);
-        self.segment.header().closed.store(1, Ordering::Release);
+        self.segment.header().notices.closed.store(1, Ordering::Release);
         // Wakes a client that waits for a reply, by hanging up; the control thread sees it, too.
         let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
     }
@@ -144,7 +144,7 @@ impl Peer {
             self.proofs.lock().insert(slot, directory);
             self.proofs_waiting.fetch_or(1 << slot, Ordering::Release);
             let header = self.segment.header();
-            if ring::submit(&*header.submitted, &*header.worker, slot) {
+            if ring::submit(&*header.submitted, &header.notices.worker, slot) {
                 let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
             }
         }
@@ -159,12 +159,12 @@ impl Peer {
     /// Declares that nobody looks at the bitmap any more; `false` if there is something in it.
     pub(crate) fn fall_asleep(&self) -> bool {
         let header = self.segment.header();
-        ring::fall_asleep(&*header.submitted, &*header.worker)
+        ring::fall_asleep(&*header.submitted, &header.notices.worker)
     }
 
     /// Somebody looks at the bitmap.
     pub(crate) fn wake(&self) {
-        self.segment.header().worker.store(ring::AWAKE, Ordering::SeqCst);
+        self.segment.header().notices.worker.store(ring::AWAKE, Ordering::SeqCst);
     }
 
     /// Claims a submitted slot.
@@ -176,8 +176,8 @@ impl Peer {
     /// Serves a claimed slot, and returns the CPU on which the client submitted it.
     pub(crate) fn serve(&self, slot: u32, cpu: u32, workspace: &mut Workspace) -> u32 {
         let header = self.segment.header();
-        if header.worker_cpu.load(Ordering::Relaxed) != cpu {
-            header.worker_cpu.store(cpu, Ordering::Relaxed);
+        if header.notices.worker_cpu.load(Ordering::Relaxed) != cpu {
+            header.notices.worker_cpu.store(cpu, Ordering::Relaxed);
         }
         let client_cpu = self.segment.slot(slot).cpu.load(Ordering::Relaxed);
         if let Err(misconduct) = self.try_serve(slot, workspace) {

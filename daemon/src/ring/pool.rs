@@ -224,6 +224,7 @@ impl Pool {
     }
 
     fn supervise(self: &Arc<Self>) {
+        let mut stuck = false;
         while !self.stopping.load(Ordering::SeqCst) {
             let mut supervised = self.supervised.lock();
             while !*supervised {
@@ -231,6 +232,7 @@ impl Pool {
             }
             drop(supervised);
             std::thread::sleep(SUPERVISION);
+            let was_stuck = std::mem::replace(&mut stuck, false);
             if self.scanning.load(Ordering::SeqCst) == 0 {
                 let hot = self.hot.read();
                 if hot.is_empty() {
@@ -241,7 +243,11 @@ impl Pool {
                 } else {
                     let waits = hot.iter().any(|peer| peer.has_work());
                     drop(hot);
-                    self.reinforce(waits);
+                    // An operation that merely met a look is no reason to start a thread.
+                    stuck = true;
+                    if was_stuck {
+                        self.reinforce(waits);
+                    }
                 }
             }
         }
