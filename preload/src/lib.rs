@@ -1,1 +1,82 @@
-//! Placeholder.
+//! `libfinesse_preload.so`: takes the path calls of unmodified programs past the kernel, to the daemon of the
+//! Finesse mount that they concern.
+//!
+//! The library is an accelerator, never a requirement: whatever it does not serve goes to the next definition
+//! of the function, usually libc's, and the kernel serves it from the same file system.
+//!
+//! # Scope
+//!
+//! *Served by a round trip through shared memory*, if the path is on a mount and the daemon can answer:
+//! `open`, `stat`, `statx`, `statfs`, `access`, `readlink`, `unlink`, `rmdir`, `remove`, `rename`, `mkdir`, `mknod`, `mkfifo`,
+//! `link`, `symlink`, `chmod`, `chown`, `truncate`, `utime`, their `…at`, 64-bit, fortified and historical
+//! variants, and `fopen`.
+//!
+//! *Followed*, because other calls depend on it: descriptors of directories and of granted files (`dup`, `close`, `fcntl`,
+//! `close_range`, …), the current directory, the file mode creation mask, credentials, forks.
+//!
+//! *Kept up* across `exec` and `posix_spawn`: the library itself, the list of mounts, what was granted.
+//!
+//! *Left to the kernel*: everything by a descriptor (read, write, mmap, locks: a granted descriptor is
+//! the backing file's own), opening directories, reading them, extended attributes, watching; paths that reach a mount
+//! through a symbolic link from outside, through `//`, `/./` or `/../` before the mount's path, or through a bind
+//! mount of a part of it; programs that make system calls without libc; statically linked and setuid programs.
+//!
+//! *Known limits.* `vfork` is `fork`. A directory's descriptor that is closed by a system call of the program's own,
+//! not through libc, and whose number then becomes another directory's in the same way, is mistaken for the first
+//! one. A granted descriptor that another process receives over a socket tells of the backing file there.
+//! Moving a directory above a mount point is not noticed before the mount table changes. Threads with credentials of
+//! their own (raw `setresuid`) use the process's connection.
+//!
+//! # Rules inside hooks
+//!
+//! No allocation, no lock that blocks, no hooked function, no panic: a hook may run in a signal handler, in a forked child of a
+//! program with threads, before `main`, or while the thread is being cancelled.
+//!
+//! | module | decides | acts |
+//! | --- | --- | --- |
+//! | `hooks` | | the hooked functions |
+//! | `calls` | what can be asked of the daemon | |
+//! | `route` | which paths are ours | proves directories |
+//! | `mounts` | which paths are on which mount | |
+//! | `connection` | when to connect, when to give up | mounts and connections |
+//! | `fds` | what a descriptor, the current directory is | |
+//! | `process` | whether the library is on | fork, mask, what was inherited |
+//! | `exec` | what environment a program gets | |
+//! | `attr`, `streams` | shapes of answers, modes of `fopen` | |
+//! | `next` | | the next definitions |
+//! | `sys` | | the edge to C and the kernel |
+
+#![deny(unsafe_code)]
+
+mod attr;
+mod calls;
+mod connection;
+mod exec;
+mod fds;
+#[allow(unsafe_code)]
+mod hooks;
+mod mounts;
+mod next;
+mod process;
+mod route;
+mod streams;
+mod sys;
+
+/// Runs before the program, and before hooks do anything but pass calls on.
+extern "C" fn start() {
+    next::resolve_all();
+    let environment = sys::Strings::environ();
+    exec::start(environment);
+    process::start(environment);
+}
+
+/// The dynamic linker calls it.
+#[cfg(not(test))]
+#[used]
+#[allow(unsafe_code)]
+// SAFETY: the section holds pointers to functions of this type.
+#[unsafe(link_section = ".init_array")]
+static START: extern "C" fn() = start;
+
+#[cfg(test)]
+const _: extern "C" fn() = start;

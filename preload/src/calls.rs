@@ -1,0 +1,559 @@
+//! The calls that the bypass serves: what is asked of the daemon, and when the kernel must be asked instead.
+//!
+//! Each function says in its result which road the call takes. It counts the call, once, if the path was ours.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::{IntoRawFd, RawFd};
+
+use finesse_ipc::client::Call;
+use finesse_ipc::frame::{Attr, Fallback, Op, Outcome, REPLY_GRANT, ROOT, Request, Statfs, Time};
+use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW};
+use rustix::process::Resource;
+
+use crate::attr::{self, MountFacts};
+use crate::connection::{self, Guard};
+use crate::fds::Kind;
+use crate::process::{self, FDS};
+use crate::route::{self, Target, locate};
+use crate::sys::{self, Data, PathArg, Vector};
+
+/// The road that a call takes.
+pub(crate) enum Road<T> {
+    /// Served; the errno that the program shall see if it failed.
+    Bypass(Result<T, i32>),
+    /// The kernel serves it.
+    Kernel,
+}
+
+/// `AT_NO_AUTOMOUNT`: FUSE has no automounts.
+const AT_NO_AUTOMOUNT: i32 = libc::AT_NO_AUTOMOUNT;
+
+/// Whether a call is about the name in a directory rather than about what it names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    Name,
+    Object,
+}
+
+/// One round trip for a call with one path.
+#[inline]
+fn serve<T>(
+    op: Op,
+    about: About,
+    dirfd: RawFd,
+    path: &PathArg,
+    request: Request,
+    read: impl Fn(&Guard, &Call<'_>) -> T,
+) -> Road<T> {
+    for attempt in 0..2 {
+        let Some(target) = locate(dirfd, path) else { return Road::Kernel };
+        if about == About::Name && target.is_root() {
+            target.fell_back(Fallback::KernelByChoice);
+            return Road::Kernel;
+        }
+        let request = Request { base: target.base, ..request };
+        match target.mount.client().call(op, &request, target.path, &[]) {
+            Ok(call) => match call.reply.outcome() {
+                Outcome::Kernel(Fallback::UnknownBase) if attempt == 0 && target.forget_proof() => {}
+                Outcome::Kernel(reason) => return fell_back(&target, reason),
+                outcome => return finish(op, &target.mount, outcome, || read(&target.mount, &call)),
+            },
+            Err(reason) => return lost(&target, reason),
+        }
+    }
+    Road::Kernel
+}
+
+fn finish<T>(op: Op, mount: &Guard, outcome: Outcome, read: impl FnOnce() -> T) -> Road<T> {
+    mount.client().counters().served(op);
+    match outcome {
+        Outcome::Errno(errno) => Road::Bypass(Err(errno)),
+        _ => Road::Bypass(Ok(read())),
+    }
+}
+
+#[cold]
+fn fell_back<T>(target: &Target<'_>, reason: Fallback) -> Road<T> {
+    target.fell_back(reason);
+    Road::Kernel
+}
+
+#[cold]
+fn lost<T>(target: &Target<'_>, reason: Fallback) -> Road<T> {
+    target.fell_back(reason);
+    if reason == Fallback::Disconnected {
+        target.mount.is_lost();
+    }
+    Road::Kernel
+}
+
+/// The kernel serves the call, though the path may be ours.
+#[cold]
+fn decline<T>(dirfd: RawFd, path: &PathArg, reason: Fallback) -> Road<T> {
+    if let Some(target) = locate(dirfd, path) {
+        target.fell_back(reason);
+    }
+    Road::Kernel
+}
+
+/// The kernel serves the call because of what it does besides.
+pub(crate) fn by_choice(path: &PathArg) {
+    let _: Road<()> = decline(AT_FDCWD, path, Fallback::KernelByChoice);
+}
+
+/// One round trip for a call with two paths, both on one mount.
+fn serve_two(
+    op: Op,
+    (dirfd, path): (RawFd, &PathArg),
+    (dirfd2, path2): (RawFd, &PathArg),
+    request: Request,
+) -> Road<()> {
+    for attempt in 0..2 {
+        let (from, to) = match (locate(dirfd, path), locate(dirfd2, path2)) {
+            (Some(from), Some(to)) => (from, to),
+            (Some(one), None) | (None, Some(one)) => return fell_back(&one, Fallback::CrossesMount),
+            (None, None) => return Road::Kernel,
+        };
+        if from.mount.index() != to.mount.index() {
+            return fell_back(&from, Fallback::CrossesMount);
+        }
+        if from.is_root() || to.is_root() {
+            return fell_back(&from, Fallback::KernelByChoice);
+        }
+        let request = Request { base: from.base, base2: to.base, ..request };
+        match from.mount.client().call(op, &request, from.path, to.path) {
+            Ok(call) => match call.reply.outcome() {
+                Outcome::Kernel(Fallback::UnknownBase)
+                    if attempt == 0 && (from.forget_proof() | to.forget_proof()) => {}
+                Outcome::Kernel(reason) => return fell_back(&from, reason),
+                outcome => return finish(op, &from.mount, outcome, || ()),
+            },
+            Err(reason) => return lost(&from, reason),
+        }
+    }
+    Road::Kernel
+}
+
+// --- attributes, read ---
+
+/// Attributes with what the kernel adds to them.
+pub(crate) struct Found {
+    pub(crate) attr: Attr,
+    pub(crate) mount: MountFacts,
+}
+
+/// `fstatat` and relatives; also `statx`, whose synchronisation flags it knows.
+#[inline]
+pub(crate) fn stat(dirfd: RawFd, path: &PathArg, flags: i32) -> Road<Found> {
+    let sync = flags & libc::AT_STATX_SYNC_TYPE;
+    let known = AT_SYMLINK_NOFOLLOW
+        | AT_EMPTY_PATH
+        | AT_NO_AUTOMOUNT
+        | libc::AT_STATX_FORCE_SYNC
+        | libc::AT_STATX_DONT_SYNC;
+    if flags & !known != 0 || sync == libc::AT_STATX_SYNC_TYPE {
+        return decline(dirfd, path, Fallback::Unsupported);
+    }
+    if flags & AT_EMPTY_PATH != 0 && names_descriptor(path) {
+        return stat_fd(dirfd);
+    }
+    let passed = flags & (AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC);
+    let request = Request { flags: passed as u32, ..Request::default() };
+    serve(Op::Stat, About::Object, dirfd, path, request, |mount, call| Found {
+        attr: call.reply.to_attr(),
+        mount: mount.facts(),
+    })
+}
+
+/// Whether a path with `AT_EMPTY_PATH` means the descriptor itself (a null pointer does since Linux 6.11).
+pub(crate) fn names_descriptor(path: &PathArg) -> bool {
+    path.is_null() || path.get().is_some_and(|path| path.first() == 0)
+}
+
+/// `fstat` of a directory of ours. What is not accepted by the daemon yet is left to the kernel.
+pub(crate) fn stat_fd(fd: RawFd) -> Road<Found> {
+    let Some((node, mount)) = route::known_directory(fd) else { return Road::Kernel };
+    let request = Request { base: node, flags: AT_EMPTY_PATH as u32, ..Request::default() };
+    let counters = mount.client().counters();
+    match mount.client().call(Op::Stat, &request, &[], &[]) {
+        Ok(call) => match call.reply.outcome() {
+            Outcome::Kernel(reason) => counters.fell_back(reason),
+            outcome => {
+                let found = || Found { attr: call.reply.to_attr(), mount: mount.facts() };
+                return finish(Op::Stat, &mount, outcome, found);
+            }
+        },
+        Err(reason) => counters.fell_back(reason),
+    }
+    Road::Kernel
+}
+
+/// The mount's names for a granted descriptor: device and inode number.
+#[inline]
+pub(crate) fn granted(fd: RawFd) -> Option<(u64, u64)> {
+    match FDS.get(fd) {
+        Kind::Granted { dev, ino } => Some((dev, ino)),
+        _ => None,
+    }
+}
+
+/// What the kernel says about the mount of a device, for a granted descriptor's `statx`.
+pub(crate) fn facts_of(dev: u64) -> Option<MountFacts> {
+    connection::facts_of((libc::major(dev), libc::minor(dev)))
+}
+
+/// `statfs` and `statvfs`: the daemon's numbers and the kernel's flags.
+pub(crate) fn statfs(path: &PathArg) -> Road<(Statfs, i64)> {
+    let flags = match locate(AT_FDCWD, path).map(|target| (target.mount.statfs_flags(), target)) {
+        None => return Road::Kernel,
+        Some((None, target)) => return fell_back(&target, Fallback::Unsupported),
+        Some((Some(flags), _)) => flags,
+    };
+    serve(Op::Statfs, About::Object, AT_FDCWD, path, Request::default(), |_, call| {
+        (call.reply.to_statfs(), flags)
+    })
+}
+
+/// `fstatfs` and `fstatvfs` of a granted descriptor: the kernel would describe the backing file system.
+pub(crate) fn fstatfs(fd: RawFd) -> Road<(Statfs, i64)> {
+    let Some((dev, _)) = granted(fd) else { return Road::Kernel };
+    let Some(mount) = connection::by_dev((libc::major(dev), libc::minor(dev))).and_then(connection::enter)
+    else {
+        return Road::Kernel;
+    };
+    let Some(flags) = mount.statfs_flags() else { return Road::Kernel };
+    let request = Request { base: ROOT, ..Request::default() };
+    match mount.client().call(Op::Statfs, &request, b".", &[]) {
+        Ok(call) => match call.reply.outcome() {
+            Outcome::Kernel(_) => Road::Kernel,
+            outcome => finish(Op::Statfs, &mount, outcome, || (call.reply.to_statfs(), flags)),
+        },
+        Err(_) => Road::Kernel,
+    }
+}
+
+/// `faccessat` and relatives.
+pub(crate) fn access(dirfd: RawFd, path: &PathArg, mode: i32, flags: i32) -> Road<()> {
+    let known = libc::AT_EACCESS | AT_SYMLINK_NOFOLLOW;
+    if flags & !known != 0 || mode & !(libc::R_OK | libc::W_OK | libc::X_OK) != 0 {
+        return decline(dirfd, path, Fallback::Unsupported);
+    }
+    if flags & libc::AT_EACCESS == 0 {
+        // The daemon knows the effective ids only.
+        match locate(dirfd, path) {
+            None => return Road::Kernel,
+            Some(target) if !target.mount.has_same_ids() => return fell_back(&target, Fallback::Unsupported),
+            Some(_) => {}
+        }
+    }
+    let request = Request { mode: mode as u32, flags: flags as u32, ..Request::default() };
+    serve(Op::Access, About::Object, dirfd, path, request, |_, _| ())
+}
+
+/// `readlinkat`; the number of bytes.
+pub(crate) fn readlink(dirfd: RawFd, path: &PathArg, mut out: Data, size: usize) -> Road<usize> {
+    if out.get(size).is_none() {
+        return decline(dirfd, path, Fallback::BadPath);
+    }
+    let request = Request { size: size as u64, ..Request::default() };
+    serve(Op::Readlink, About::Object, dirfd, path, request, |_, call| {
+        let mut out = out;
+        out.get(size).map_or(0, |out| call.data(out).len())
+    })
+}
+
+// --- names ---
+
+/// `unlinkat`.
+pub(crate) fn unlink(dirfd: RawFd, path: &PathArg, flags: i32) -> Road<()> {
+    let op = match flags {
+        0 => Op::Unlink,
+        AT_REMOVEDIR => Op::Rmdir,
+        _ => return decline(dirfd, path, Fallback::Unsupported),
+    };
+    serve(op, About::Name, dirfd, path, Request::default(), |_, _| ())
+}
+
+/// `remove`: `unlink`, and `rmdir` for what turns out to be a directory.
+pub(crate) fn remove(path: &PathArg) -> Road<()> {
+    match unlink(AT_FDCWD, path, 0) {
+        Road::Bypass(Err(libc::EISDIR)) => unlink(AT_FDCWD, path, AT_REMOVEDIR),
+        road => road,
+    }
+}
+
+/// `renameat2`.
+pub(crate) fn rename(from: (RawFd, &PathArg), to: (RawFd, &PathArg), flags: u32) -> Road<()> {
+    serve_two(Op::Rename, from, to, Request { flags, ..Request::default() })
+}
+
+/// `linkat`.
+pub(crate) fn link(from: (RawFd, &PathArg), to: (RawFd, &PathArg), flags: i32) -> Road<()> {
+    if flags & !AT_SYMLINK_FOLLOW != 0 {
+        return decline(to.0, to.1, Fallback::Unsupported);
+    }
+    serve_two(Op::Link, from, to, Request { flags: flags as u32, ..Request::default() })
+}
+
+/// `symlinkat`.
+pub(crate) fn symlink(target: &PathArg, dirfd: RawFd, path: &PathArg) -> Road<()> {
+    let Some(content) = target.get().filter(|content| content.first() != 0) else {
+        return decline(dirfd, path, Fallback::BadPath);
+    };
+    for attempt in 0..2 {
+        let Some(at) = locate(dirfd, path) else { return Road::Kernel };
+        if at.is_root() {
+            return fell_back(&at, Fallback::KernelByChoice);
+        }
+        let request = Request { base: at.base, ..Request::default() };
+        match at.mount.client().call(Op::Symlink, &request, at.path, content.bytes()) {
+            Ok(call) => match call.reply.outcome() {
+                Outcome::Kernel(Fallback::UnknownBase) if attempt == 0 && at.forget_proof() => {}
+                Outcome::Kernel(reason) => return fell_back(&at, reason),
+                outcome => return finish(Op::Symlink, &at.mount, outcome, || ()),
+            },
+            Err(reason) => return lost(&at, reason),
+        }
+    }
+    Road::Kernel
+}
+
+/// `mkdirat`.
+pub(crate) fn mkdir(dirfd: RawFd, path: &PathArg, mode: u32) -> Road<()> {
+    make(Op::Mkdir, dirfd, path, mode, 0)
+}
+
+/// `mknodat`.
+pub(crate) fn mknod(dirfd: RawFd, path: &PathArg, mode: u32, dev: u64) -> Road<()> {
+    make(Op::Mknod, dirfd, path, mode, dev)
+}
+
+fn make(op: Op, dirfd: RawFd, path: &PathArg, mode: u32, dev: u64) -> Road<()> {
+    // Looks at the path first: only then the mask is of interest.
+    match locate(dirfd, path) {
+        None => Road::Kernel,
+        Some(target) => match process::mask() {
+            None => fell_back(&target, Fallback::Unsupported),
+            Some(umask) => {
+                drop(target);
+                let request = Request { mode, umask, size: dev, ..Request::default() };
+                serve(op, About::Name, dirfd, path, request, |_, _| ())
+            }
+        },
+    }
+}
+
+// --- attributes, written ---
+
+/// `fchmodat` without flags.
+pub(crate) fn chmod(dirfd: RawFd, path: &PathArg, mode: u32, flags: i32) -> Road<()> {
+    if flags != 0 {
+        // glibc emulates it through /proc.
+        return decline(dirfd, path, Fallback::Unsupported);
+    }
+    let request = Request { mode: mode & 0o7777, ..Request::default() };
+    serve(Op::Chmod, About::Object, dirfd, path, request, |_, _| ())
+}
+
+/// `fchownat`.
+pub(crate) fn chown(dirfd: RawFd, path: &PathArg, uid: u32, gid: u32, flags: i32) -> Road<()> {
+    if flags & !AT_SYMLINK_NOFOLLOW != 0 {
+        return decline(dirfd, path, Fallback::Unsupported);
+    }
+    let request = Request { uid, gid, flags: flags as u32, ..Request::default() };
+    serve(Op::Chown, About::Object, dirfd, path, request, |_, _| ())
+}
+
+/// `truncate`.
+pub(crate) fn truncate(path: &PathArg, size: i64) -> Road<()> {
+    let Ok(size) = u64::try_from(size) else { return decline(AT_FDCWD, path, Fallback::Unsupported) };
+    let Some(target) = locate(AT_FDCWD, path) else { return Road::Kernel };
+    // Beyond the limit, the kernel also sends SIGXFSZ.
+    if rustix::process::getrlimit(Resource::Fsize).current.is_some_and(|limit| size > limit) {
+        return fell_back(&target, Fallback::Unsupported);
+    }
+    drop(target);
+    serve(Op::Truncate, About::Object, AT_FDCWD, path, Request { size, ..Request::default() }, |_, _| ())
+}
+
+/// The times of `utimensat` and its older relatives.
+pub(crate) enum Times {
+    /// Set both, each perhaps to `UTIME_NOW` or `UTIME_OMIT`.
+    Set([Time; 2]),
+    /// Only the kernel can judge them.
+    Unclear,
+}
+
+impl Times {
+    const NOW: Self = {
+        let now = Time { sec: 0, nsec: libc::UTIME_NOW };
+        Self::Set([now, now])
+    };
+
+    /// Of `utimensat`.
+    pub(crate) fn precise(times: Vector<libc::timespec, 2>) -> Self {
+        match times.get() {
+            Ok(None) => Self::NOW,
+            Ok(Some(times)) => Self::valid(times.map(|time| Time { sec: time.tv_sec, nsec: time.tv_nsec })),
+            Err(_) => Self::Unclear,
+        }
+    }
+
+    /// Of `utimes`.
+    pub(crate) fn coarse(times: Vector<libc::timeval, 2>) -> Self {
+        match times.get() {
+            Ok(None) => Self::NOW,
+            // The special values of nanoseconds mean nothing here.
+            Ok(Some(times)) if times.iter().any(|time| !(0..1_000_000).contains(&time.tv_usec)) => {
+                Self::Unclear
+            }
+            Ok(Some(times)) => {
+                Self::valid(times.map(|time| Time { sec: time.tv_sec, nsec: time.tv_usec * 1000 }))
+            }
+            Err(_) => Self::Unclear,
+        }
+    }
+
+    /// Of `utime`.
+    pub(crate) fn seconds(times: Vector<libc::utimbuf, 1>) -> Self {
+        match times.get() {
+            Ok(None) => Self::NOW,
+            Ok(Some([times])) => Self::valid([times.actime, times.modtime].map(|sec| Time { sec, nsec: 0 })),
+            Err(_) => Self::Unclear,
+        }
+    }
+
+    fn valid(times: [Time; 2]) -> Self {
+        let is_valid =
+            |time: &Time| matches!(time.nsec, 0..1_000_000_000 | libc::UTIME_NOW | libc::UTIME_OMIT);
+        if times.iter().all(is_valid) { Self::Set(times) } else { Self::Unclear }
+    }
+}
+
+/// `utimensat`.
+pub(crate) fn utimens(dirfd: RawFd, path: &PathArg, times: Times, flags: i32) -> Road<()> {
+    match times {
+        Times::Set(times) if flags & !AT_SYMLINK_NOFOLLOW == 0 => {
+            let request = Request { times, flags: flags as u32, ..Request::default() };
+            serve(Op::Utimens, About::Object, dirfd, path, request, |_, _| ())
+        }
+        _ => decline(dirfd, path, Fallback::Unsupported),
+    }
+}
+
+/// A granted file's attributes were changed through its descriptor, unseen by the daemon: makes it look.
+pub(crate) fn attributes_changed(fd: RawFd) {
+    if let Some((dev, ino)) = granted(fd)
+        && let Some(mount) =
+            connection::by_dev((libc::major(dev), libc::minor(dev))).and_then(connection::enter)
+    {
+        let flags = (AT_EMPTY_PATH | libc::AT_STATX_FORCE_SYNC) as u32;
+        let _ = mount.client().call(Op::Stat, &Request { base: ino, flags, ..Request::default() }, &[], &[]);
+    }
+}
+
+// --- open ---
+
+/// How an `open` goes on.
+pub(crate) enum Opening<'p> {
+    /// The daemon granted this descriptor, or refused with this errno.
+    Done(Result<RawFd, i32>),
+    /// The kernel opens it, with these flags; [`Opening::opened`] is to be told.
+    Kernel(i32, Option<Target<'p>>),
+}
+
+/// `openat`.
+#[inline]
+pub(crate) fn open(dirfd: RawFd, path: &PathArg, flags: i32, mode: u32) -> Opening<'_> {
+    for attempt in 0..2 {
+        let Some(target) = locate(dirfd, path) else { return Opening::Kernel(flags, None) };
+        match open_target(&target, flags, mode) {
+            Ok(done) => return done,
+            Err(Fallback::UnknownBase) if attempt == 0 && target.forget_proof() => {}
+            Err(reason) => {
+                target.fell_back(reason);
+                if reason == Fallback::Disconnected {
+                    target.mount.is_lost();
+                    return Opening::Kernel(flags, None);
+                }
+                // Opening a fifo may take forever, and holds no directory.
+                let target = (reason != Fallback::OpenSpecial).then_some(target);
+                return Opening::Kernel(flags, target);
+            }
+        }
+    }
+    Opening::Kernel(flags, None)
+}
+
+fn open_target(target: &Target<'_>, flags: i32, mode: u32) -> Result<Opening<'static>, Fallback> {
+    // O_TMPFILE contains O_DIRECTORY.
+    if flags & libc::O_DIRECTORY != 0 {
+        return Err(Fallback::OpenDirectory);
+    }
+    if flags & libc::O_PATH != 0 {
+        return Err(Fallback::Unsupported);
+    }
+    if target.is_root() {
+        return Err(Fallback::OpenDirectory);
+    }
+    let client = target.mount.client();
+    if !client.welcome().backing_attrs {
+        return Err(Fallback::NotGranted);
+    }
+    let creates = flags & libc::O_CREAT != 0;
+    let umask = if creates { process::mask().ok_or(Fallback::Unsupported)? } else { 0 };
+    let mode = if creates { mode } else { 0 };
+    let request = Request { base: target.base, flags: flags as u32, mode, umask, ..Request::default() };
+    let call = client.call(Op::Open, &request, target.path, &[])?;
+    match call.reply.outcome() {
+        Outcome::Kernel(reason) => return Err(reason),
+        Outcome::Errno(errno) => {
+            client.counters().served(Op::Open);
+            return Ok(Opening::Done(Err(errno)));
+        }
+        Outcome::Ok => {}
+    }
+    if call.reply.flags & REPLY_GRANT == 0 {
+        return Err(Fallback::NotGranted);
+    }
+    let fd = match call.take_grant() {
+        Ok(fd) => fd,
+        Err(Fallback::NotGranted) => {
+            client.counters().served(Op::Open);
+            return Ok(Opening::Done(Err(libc::EMFILE)));
+        }
+        Err(reason) => return Err(reason),
+    };
+    let granted = Kind::Granted { dev: attr::dev_t(target.mount.facts().dev), ino: call.reply.to_attr().ino };
+    let fd = fd.into_raw_fd();
+    if !FDS.set(fd, granted) {
+        // A number that is not remembered: `fstat` on it would tell of the backing file. What the flags ask
+        // for besides opening has been done.
+        sys::close(fd);
+        client.counters().fell_back(Fallback::NotGranted);
+        return Ok(Opening::Kernel(flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC), None));
+    }
+    client.counters().served(Op::Open);
+    if flags & libc::O_CLOEXEC == 0
+        && let Some(fd) = sys::borrow(fd)
+    {
+        // Cannot fail on a descriptor that was just received.
+        let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty());
+    }
+    Ok(Opening::Done(Ok(fd)))
+}
+
+/// The kernel has opened what the bypass did not.
+pub(crate) fn opened(fd: RawFd, flags: i32, target: Option<&Target<'_>>) {
+    if fd < 0 {
+        return;
+    }
+    match target {
+        Some(target) if flags & libc::O_PATH == 0 => route::opened(fd, target),
+        // Directories are looked at when they are used: links lead to our mounts from anywhere.
+        _ if flags & (libc::O_DIRECTORY | libc::O_PATH) != 0 => FDS.clear(fd),
+        _ if process::has_inherited() => drop(FDS.set(fd, Kind::Other)),
+        _ => FDS.clear(fd),
+    }
+}

@@ -1,0 +1,611 @@
+//! The mounts that may be ours and the connections to their daemons.
+//!
+//! A mount is looked at when the first path falls on it; one thread connects while the others use the kernel.
+//! Connections are shared by all threads. Whoever wants to end one (credentials changed, daemon gone, its
+//! descriptor's number is wanted) must be alone with it; until then the kernel serves.
+
+#![allow(unsafe_code)]
+
+use std::ffi::CStr;
+use std::os::fd::RawFd;
+use std::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering,
+};
+
+use finesse_ipc::client::Client;
+use finesse_ipc::environment::{self, Hint, MOUNT_PATH_MAX, SOCKET_MAX};
+use finesse_ipc::handshake;
+use rustix::fs::OFlags;
+use rustix::process::Resource;
+
+use crate::attr::MountFacts;
+use crate::fds::Kind;
+use crate::mounts::{self, MOUNTS, Writer};
+use crate::process::{self, FDS};
+use crate::sys::{self, Identity, Object, Pages};
+
+/// Where the numbers of our own descriptors begin: above what programs expect to own.
+const FIRST_FD: RawFd = 700;
+/// Below this limit of open files, the numbers begin this far from its end.
+const SMALL_LIMIT: u64 = 1024;
+const RESERVED: u64 = 20;
+/// Longest mountinfo that is read.
+const MOUNTINFO_MAX: usize = 16 << 20;
+
+/// [`Mount::users`]: somebody is alone with the connection, or wants to be.
+const ALONE: u32 = 1 << 31;
+
+/// Nothing is known; the place may be used for another mount.
+const FREE: u32 = 0;
+/// A mount that may be ours.
+const CANDIDATE: u32 = 1;
+/// Some thread connects.
+const CONNECTING: u32 = 2;
+/// Connected.
+const ATTACHED: u32 = 3;
+/// The connection is to be dropped, and another one made.
+const RETIRED: u32 = 4;
+/// The connection is to be dropped, and no other one made.
+const DEAD: u32 = 5;
+/// The daemon refused, or is gone: the kernel serves this mount.
+const REFUSED: u32 = 6;
+/// Not a mount of ours.
+const FOREIGN: u32 = 7;
+
+/// A mount that may be ours, and the connection to its daemon.
+pub(crate) struct Mount {
+    state: AtomicU32,
+    users: AtomicU32,
+    client: AtomicPtr<Client>,
+    /// Number of the connection, unique in the process; what was proven on another one is not proven.
+    connection: AtomicU32,
+    /// The daemon's mount generation that the table of paths is good for.
+    generation: AtomicU64,
+    dev: AtomicU64,
+    mount_id: AtomicU64,
+    mask: AtomicU32,
+    attributes_mask: AtomicU64,
+    /// `f_flags`; negative if not asked for yet.
+    statfs_flags: AtomicI64,
+    /// Real and effective ids were equal when the connection was made.
+    same_ids: AtomicBool,
+    /// The connection's descriptors; -1 if there is none.
+    own: [AtomicI32; 2],
+    socket: [AtomicU8; SOCKET_MAX],
+    socket_len: AtomicU32,
+    /// The generation that came with the hint in the environment.
+    hinted: AtomicU64,
+}
+
+/// No generation was handed down.
+const NOT_HINTED: u64 = u64::MAX;
+
+impl Mount {
+    const fn new() -> Self {
+        Self {
+            state: AtomicU32::new(FREE),
+            users: AtomicU32::new(0),
+            client: AtomicPtr::new(std::ptr::null_mut()),
+            connection: AtomicU32::new(0),
+            generation: AtomicU64::new(0),
+            dev: AtomicU64::new(0),
+            mount_id: AtomicU64::new(0),
+            mask: AtomicU32::new(0),
+            attributes_mask: AtomicU64::new(0),
+            statfs_flags: AtomicI64::new(-1),
+            same_ids: AtomicBool::new(false),
+            own: [const { AtomicI32::new(-1) }; 2],
+            socket: [const { AtomicU8::new(0) }; SOCKET_MAX],
+            socket_len: AtomicU32::new(0),
+            hinted: AtomicU64::new(NOT_HINTED),
+        }
+    }
+
+    /// Tries to be alone with the connection, and does something then.
+    fn alone<R>(&self, f: impl FnOnce() -> R) -> Option<R> {
+        self.users.compare_exchange(0, ALONE, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+        let result = f();
+        self.users.fetch_sub(ALONE, Ordering::Release);
+        Some(result)
+    }
+
+    fn change(&self, from: u32, to: u32) -> bool {
+        self.state.compare_exchange(from, to, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    }
+
+    /// Protects the connection's descriptors from the program.
+    fn protect(&self, fds: [RawFd; 2]) {
+        for (own, fd) in self.own.iter().zip(fds) {
+            own.store(fd, Ordering::Relaxed);
+            FDS.set(fd, Kind::Own);
+        }
+    }
+
+    /// No longer protects them: they are about to be closed or moved, through the hooked `close` too.
+    fn unprotect(&self) {
+        for own in &self.own {
+            FDS.clear(own.swap(-1, Ordering::Relaxed));
+        }
+    }
+
+    /// Drops a retired or dead connection if nobody uses it.
+    fn reclaim(&self) {
+        self.alone(|| {
+            self.unprotect();
+            drop(take(self.client.swap(std::ptr::null_mut(), Ordering::AcqRel)));
+            let _ = self.change(RETIRED, CANDIDATE) || self.change(DEAD, REFUSED);
+        });
+    }
+}
+
+/// Takes a client out of the place that `attach` put it in.
+fn take(client: *mut Client) -> Option<Client> {
+    if client.is_null() {
+        return None;
+    }
+    // SAFETY: the pointer comes from `Pages::leak` and was swapped out of its mount by a caller that is
+    // alone with it, so nobody else reads the value or the page again.
+    unsafe {
+        let value = client.read();
+        let _ = rustix::mm::munmap(client.cast(), size_of::<Client>().next_multiple_of(4096));
+        Some(value)
+    }
+}
+
+static TABLE: mounts::Table = mounts::Table::new();
+static ALL: [Mount; MOUNTS] = [const { Mount::new() }; MOUNTS];
+/// Connections made so far; numbers begin with 1.
+static CONNECTIONS: AtomicU32 = AtomicU32::new(0);
+/// Counts changes of credentials, so that a connection made during one is not used.
+static CREDENTIALS: AtomicU32 = AtomicU32::new(0);
+static COMPLAINS: AtomicBool = AtomicBool::new(false);
+/// The list of mounts came from the environment and has not been compared with the kernel's.
+static HINTED: AtomicBool = AtomicBool::new(false);
+
+/// The table of mount paths.
+#[inline]
+pub(crate) fn table() -> &'static mounts::Table {
+    &TABLE
+}
+
+/// A connection in use; it stays as long as this value does.
+pub(crate) struct Guard {
+    mount: &'static Mount,
+    index: usize,
+    client: &'static Client,
+    forks: u32,
+}
+
+impl Guard {
+    /// The connection.
+    #[inline]
+    pub(crate) fn client(&self) -> &Client {
+        self.client
+    }
+
+    /// The mount's number in this process.
+    #[inline]
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
+
+    /// The connection's number.
+    pub(crate) fn connection(&self) -> u32 {
+        self.mount.connection.load(Ordering::Relaxed)
+    }
+
+    /// What the kernel says about the mount.
+    pub(crate) fn facts(&self) -> MountFacts {
+        facts(self.mount)
+    }
+
+    /// Whether `access` and `faccessat(AT_EACCESS)` mean the same for this process.
+    pub(crate) fn has_same_ids(&self) -> bool {
+        self.mount.same_ids.load(Ordering::Relaxed)
+    }
+
+    /// Whether an object was reached through this mount.
+    pub(crate) fn holds(&self, identity: &Identity) -> bool {
+        let facts = self.facts();
+        identity.dev == facts.dev && identity.mount_id == facts.mount_id
+    }
+
+    /// `f_flags` as the kernel reports it; asks the kernel once.
+    pub(crate) fn statfs_flags(&self) -> Option<i64> {
+        let known = self.mount.statfs_flags.load(Ordering::Relaxed);
+        if known >= 0 {
+            return Some(known);
+        }
+        let mut buffer = [0; MOUNT_PATH_MAX + 1];
+        if !TABLE.path_of(self.index, &mut buffer) {
+            return None;
+        }
+        let flags = rustix::fs::statfs(CStr::from_bytes_until_nul(&buffer).ok()?).ok()?.f_flags;
+        self.mount.statfs_flags.store(flags, Ordering::Relaxed);
+        Some(flags)
+    }
+
+    /// The connection is of no use any more: whoever comes next drops it.
+    pub(crate) fn is_lost(&self) {
+        self.mount.change(ATTACHED, DEAD);
+    }
+}
+
+impl Drop for Guard {
+    #[inline]
+    fn drop(&mut self) {
+        // A child that was forked meanwhile has begun to count anew.
+        if self.forks == process::forks() {
+            self.mount.users.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+/// Uses the connection to a mount, and makes it if need be; `None` sends the call to the kernel.
+#[inline]
+pub(crate) fn enter(index: usize) -> Option<Guard> {
+    if !process::is_on() {
+        return None;
+    }
+    let mount = ALL.get(index)?;
+    if mount.state.load(Ordering::Acquire) != ATTACHED && !prepare(index, mount) {
+        return None;
+    }
+    let forks = process::forks();
+    if mount.users.fetch_add(1, Ordering::AcqRel) & ALONE != 0
+        || mount.state.load(Ordering::Acquire) != ATTACHED
+    {
+        mount.users.fetch_sub(1, Ordering::Release);
+        return None;
+    }
+    // SAFETY: an attached mount has a client, which is taken away only by somebody who is alone, which nobody
+    // is while we are counted among the users.
+    let client = unsafe { mount.client.load(Ordering::Acquire).as_ref() };
+    let Some(client) = client else {
+        mount.users.fetch_sub(1, Ordering::Release);
+        return None;
+    };
+    let guard = Guard { mount, index, client, forks };
+    if client.is_closed() {
+        guard.is_lost();
+        return None;
+    }
+    let generation = client.mount_generation();
+    if generation != mount.generation.load(Ordering::Relaxed) {
+        mount.generation.store(generation, Ordering::Relaxed);
+        mount.statfs_flags.store(-1, Ordering::Relaxed);
+        drop(guard);
+        list_from_kernel();
+        return None;
+    }
+    Some(guard)
+}
+
+/// The mount with a device number, if it may be ours.
+pub(crate) fn by_dev(dev: (u32, u32)) -> Option<usize> {
+    ALL.iter().position(|mount| {
+        mount.dev.load(Ordering::Relaxed) == pack(dev)
+            && matches!(mount.state.load(Ordering::Acquire), CANDIDATE | ATTACHED | RETIRED)
+    })
+}
+
+/// What is known about the mount with a device number, connected or not.
+pub(crate) fn facts_of(dev: (u32, u32)) -> Option<MountFacts> {
+    ALL.iter()
+        .find(|mount| {
+            mount.dev.load(Ordering::Relaxed) == pack(dev) && mount.state.load(Ordering::Relaxed) == ATTACHED
+        })
+        .map(facts)
+}
+
+fn facts(mount: &Mount) -> MountFacts {
+    MountFacts {
+        dev: unpack(mount.dev.load(Ordering::Relaxed)),
+        mount_id: mount.mount_id.load(Ordering::Relaxed),
+        mask: mount.mask.load(Ordering::Relaxed),
+        attributes_mask: mount.attributes_mask.load(Ordering::Relaxed),
+    }
+}
+
+fn pack((major, minor): (u32, u32)) -> u64 {
+    u64::from(major) << 32 | u64::from(minor)
+}
+
+fn unpack(dev: u64) -> (u32, u32) {
+    ((dev >> 32) as u32, dev as u32)
+}
+
+/// Brings a mount that is not attached as far as possible; whether it is attached then.
+#[cold]
+fn prepare(index: usize, mount: &'static Mount) -> bool {
+    if matches!(mount.state.load(Ordering::Acquire), RETIRED | DEAD) {
+        mount.reclaim();
+    }
+    if !mount.change(CANDIDATE, CONNECTING) {
+        return false;
+    }
+    let credentials = CREDENTIALS.load(Ordering::Acquire);
+    let state = attach(index, mount);
+    mount.change(CONNECTING, state);
+    // A mount that was made anew since the list was made has another device or another daemon.
+    if matches!(state, FOREIGN | REFUSED) && HINTED.swap(false, Ordering::Relaxed) {
+        mount.socket_len.store(0, Ordering::Relaxed);
+        mount.change(state, CANDIDATE);
+        list_from_kernel();
+    }
+    if credentials != CREDENTIALS.load(Ordering::Acquire) {
+        let _ = mount.change(ATTACHED, RETIRED) || mount.change(REFUSED, CANDIDATE);
+    }
+    mount.state.load(Ordering::Acquire) == ATTACHED
+}
+
+/// Connects, and returns the state to be in then.
+fn attach(index: usize, mount: &'static Mount) -> u32 {
+    let mut buffer = [0; MOUNT_PATH_MAX + 1];
+    if !TABLE.path_of(index, &mut buffer) {
+        return CANDIDATE;
+    }
+    let Ok(path) = CStr::from_bytes_until_nul(&buffer) else { return FOREIGN };
+    let dev = unpack(mount.dev.load(Ordering::Relaxed));
+    let Some(identity) = sys::identify(Object::Path(path)).filter(|it| it.is_mount_root && it.dev == dev)
+    else {
+        return FOREIGN;
+    };
+    let mut socket = [0; SOCKET_MAX];
+    let mut len = mount.socket_len.load(Ordering::Relaxed) as usize;
+    for (place, byte) in socket.iter_mut().zip(&mount.socket) {
+        *place = byte.load(Ordering::Relaxed);
+    }
+    if len == 0 {
+        match rustix::fs::getxattr(path, handshake::SOCKET_XATTR, &mut socket) {
+            Ok(found) if found > 0 => len = found,
+            _ => return FOREIGN,
+        }
+    }
+    let Some(socket) = socket.get(..len) else { return FOREIGN };
+    let show = path.to_str().unwrap_or("(a path that is not UTF-8)");
+    let client = match Client::connect(socket, sys::program_name(), first_fd()) {
+        Ok(client) => client,
+        Err(error) => {
+            complain(format_args!("{show} is served through the kernel: {error}"));
+            return REFUSED;
+        }
+    };
+    if client.welcome().dev != dev {
+        complain(format_args!("{show} is served through the kernel: its daemon serves another mount"));
+        return REFUSED;
+    }
+    let hinted = mount.hinted.swap(NOT_HINTED, Ordering::Relaxed);
+    let generation = if hinted == NOT_HINTED { client.mount_generation() } else { hinted };
+    mount.generation.store(generation, Ordering::Relaxed);
+    mount.mount_id.store(identity.mount_id, Ordering::Relaxed);
+    mount.mask.store(identity.mask, Ordering::Relaxed);
+    mount.attributes_mask.store(identity.attributes_mask, Ordering::Relaxed);
+    mount.connection.store(CONNECTIONS.fetch_add(1, Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    mount.same_ids.store(has_same_ids(), Ordering::Relaxed);
+    let fds = client.fds();
+    let Some(Ok(client)) = Pages::new(size_of::<Client>()).map(|pages| pages.leak(client)) else {
+        return REFUSED;
+    };
+    mount.protect(fds);
+    mount.client.store(client, Ordering::Release);
+    ATTACHED
+}
+
+fn has_same_ids() -> bool {
+    use rustix::process::{getegid, geteuid, getgid, getuid};
+    getuid() == geteuid() && getgid() == getegid()
+}
+
+/// Where the numbers of our own descriptors begin.
+fn first_fd() -> RawFd {
+    match rustix::process::getrlimit(Resource::Nofile).current {
+        Some(limit) if limit < SMALL_LIMIT => limit.saturating_sub(RESERVED).max(3) as RawFd,
+        _ => FIRST_FD,
+    }
+}
+
+fn complain(message: std::fmt::Arguments<'_>) {
+    if COMPLAINS.load(Ordering::Relaxed) {
+        sys::complain(message);
+    }
+}
+
+/// The process's credentials have changed: connections made with the old ones are not used again.
+pub(crate) fn credentials_changed() {
+    CREDENTIALS.fetch_add(1, Ordering::AcqRel);
+    for mount in &ALL {
+        if mount.change(ATTACHED, RETIRED) {
+            mount.reclaim();
+        } else {
+            mount.change(REFUSED, CANDIDATE);
+        }
+    }
+}
+
+/// Drops all connections, for good.
+pub(crate) fn end() {
+    for mount in &ALL {
+        if mount.change(ATTACHED, DEAD) {
+            mount.reclaim();
+        }
+    }
+}
+
+/// In a forked child, before anything else of ours: the connections are the parent's. Closes the copies of their
+/// descriptors; new ones are made when needed.
+pub(crate) fn after_fork() {
+    TABLE.after_fork();
+    for mount in &ALL {
+        let client = mount.client.swap(std::ptr::null_mut(), Ordering::AcqRel);
+        let users = mount.users.swap(0, Ordering::AcqRel);
+        // SAFETY: null or a client that this child alone knows: no other thread came along.
+        if let Some(reference) = unsafe { client.as_ref() } {
+            mount.unprotect();
+            if users == 0 {
+                if let Some(client) = take(client) {
+                    client.forget();
+                }
+            } else {
+                // Perhaps only other threads used it, perhaps the call that a signal handler interrupted to
+                // fork: it may go on with the client, so that stays.
+                reference.abandon();
+            }
+        }
+        match mount.state.load(Ordering::Acquire) {
+            ATTACHED | RETIRED | CONNECTING => mount.state.store(CANDIDATE, Ordering::Release),
+            DEAD => mount.state.store(REFUSED, Ordering::Release),
+            _ => {}
+        }
+    }
+}
+
+/// Makes room for the program at one of our own descriptors' numbers: moves ours elsewhere.
+///
+/// # Errors
+/// `EBUSY` if it is in use this very moment (which `dup2` may answer on Linux), `EMFILE` if there is no other
+/// number.
+pub(crate) fn vacate(fd: RawFd) -> Result<(), i32> {
+    let is_its = |mount: &&Mount| mount.own.iter().any(|own| own.load(Ordering::Relaxed) == fd);
+    let Some(mount) = ALL.iter().find(is_its) else { return Ok(()) };
+    let moved = mount.alone(|| {
+        // SAFETY: null or attached, and nobody else uses it while we are alone.
+        let Some(client) = (unsafe { mount.client.load(Ordering::Acquire).as_mut() }) else { return Ok(()) };
+        mount.unprotect();
+        let moved = client.vacate(fd).map_err(|errno| errno.raw_os_error());
+        mount.protect(client.fds());
+        moved
+    });
+    moved.unwrap_or(Err(libc::EBUSY))
+}
+
+/// Learns the mounts when the process starts: from the environment, or else from the kernel.
+pub(crate) fn start(environment: sys::Strings) {
+    COMPLAINS.store(environment.value(environment::DEBUG).is_some(), Ordering::Relaxed);
+    match environment.value(environment::MOUNTS) {
+        Some(value) => {
+            HINTED.store(true, Ordering::Relaxed);
+            list_from_hints(value);
+        }
+        None => list_from_kernel(),
+    }
+}
+
+fn list_from_hints(value: &[u8]) {
+    let Some(mut writer) = TABLE.rewrite() else { return };
+    let mut buffer = [0; MOUNT_PATH_MAX];
+    for hint in environment::hints(value) {
+        if let Hint::Mount { dev, generation, socket, path } = hint
+            && let Some(path) = environment::unescape(path, &mut buffer)
+            && path.first() == Some(&b'/')
+            && let Some((index, mount)) = place_for(dev)
+        {
+            let mut name = [0; SOCKET_MAX];
+            let name = environment::unhex(socket, &mut name).unwrap_or(&[]);
+            for (place, byte) in mount.socket.iter().zip(name) {
+                place.store(*byte, Ordering::Relaxed);
+            }
+            mount.socket_len.store(name.len() as u32, Ordering::Relaxed);
+            mount.hinted.store(generation, Ordering::Relaxed);
+            writer.mount(path, index);
+        }
+    }
+    for hint in environment::hints(value) {
+        if let Hint::Excluded(path) = hint
+            && let Some(path) = environment::unescape(path, &mut buffer)
+        {
+            writer.exclude(path);
+        }
+    }
+}
+
+/// Reads `/proc/self/mountinfo` and makes a new table of paths.
+#[cold]
+fn list_from_kernel() {
+    let Some(mut writer) = TABLE.rewrite() else { return };
+    let mut size = 64 << 10;
+    while size <= MOUNTINFO_MAX {
+        let Some(mut pages) = Pages::new(size + MOUNTINFO_PATH) else { return };
+        let (text, path) = pages.bytes().split_at_mut(size);
+        match read_mountinfo(text) {
+            None => return,
+            Some(len) if len == text.len() => size *= 2,
+            Some(len) => return list(&mut writer, text.get(..len).unwrap_or(&[]), path),
+        }
+    }
+}
+
+/// Room for one path of mountinfo.
+const MOUNTINFO_PATH: usize = 4096;
+
+/// Fills the buffer, as far as there is text.
+fn read_mountinfo(buffer: &mut [u8]) -> Option<usize> {
+    let file = sys::open_hidden(c"/proc/self/mountinfo", OFlags::RDONLY)?;
+    let mut len = 0;
+    while let Some(rest) = buffer.get_mut(len..).filter(|rest| !rest.is_empty()) {
+        match rustix::io::read(file.fd()?, rest) {
+            Ok(0) => break,
+            Ok(more) => len += more,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return None,
+        }
+    }
+    Some(len)
+}
+
+fn list(writer: &mut Writer<'_>, mountinfo: &[u8], buffer: &mut [u8]) {
+    for mounted in mounts::mounted(mountinfo) {
+        let may_be_ours = mounted.is_fuse && mounted.is_whole;
+        // Most machines have no FUSE mount at all.
+        if !may_be_ours && writer.is_empty() {
+            continue;
+        }
+        let Some(path) = mounts::unmangle(mounted.path, buffer) else { continue };
+        let place = if may_be_ours { place_for(mounted.dev) } else { None };
+        match place {
+            Some((index, _)) if !writer.contains(index) => {
+                writer.mount(path, index);
+            }
+            // A file system that is reached through several mounts is ours through the first, because they differ in
+            // `stx_mnt_id`. The later of two mounts at one path is the one that is seen.
+            _ => writer.cover(path),
+        }
+    }
+    if !writer.is_empty() {
+        for mounted in mounts::mounted(mountinfo) {
+            if let Some(path) = mounts::unmangle(mounted.path, buffer) {
+                writer.exclude(path);
+            }
+        }
+    }
+    // Mounts that are gone make room for others.
+    for (index, mount) in ALL.iter().enumerate() {
+        if !writer.contains(index) {
+            let _ = [CANDIDATE, REFUSED, FOREIGN].into_iter().any(|state| mount.change(state, FREE));
+        }
+    }
+}
+
+/// The place of the mount with a device number: its own, or a free one.
+fn place_for(dev: (u32, u32)) -> Option<(usize, &'static Mount)> {
+    let state = |mount: &Mount| mount.state.load(Ordering::Acquire);
+    let known = ALL.iter().enumerate().find(|(_, mount)| {
+        state(mount) != FREE && state(mount) != DEAD && mount.dev.load(Ordering::Relaxed) == pack(dev)
+    });
+    if known.is_some() {
+        return known;
+    }
+    let free = ALL.iter().enumerate().find(|(_, mount)| state(mount) == FREE)?;
+    free.1.dev.store(pack(dev), Ordering::Relaxed);
+    free.1.socket_len.store(0, Ordering::Relaxed);
+    free.1.hinted.store(NOT_HINTED, Ordering::Relaxed);
+    free.1.statfs_flags.store(-1, Ordering::Relaxed);
+    free.1.state.store(CANDIDATE, Ordering::Release);
+    Some(free)
+}
+
+/// Whether a descriptor is a connection's own, which the program must not touch.
+#[inline]
+pub(crate) fn is_own(fd: RawFd) -> bool {
+    fd >= 3 && FDS.get(fd) == Kind::Own
+}

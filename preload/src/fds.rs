@@ -1,0 +1,338 @@
+//! What the process's descriptors and its current directory are: ours, a directory on a mount of ours, or
+//! nothing to do with us.
+//!
+//! An entry is cleared before its descriptor is closed, so that it can never describe the number's next
+//! owner. Descriptors that libc opens or receives without calling a hooked function are unknown until they are
+//! looked at.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+
+/// Descriptors below this number are known; a system that allows more serves those through the kernel.
+pub(crate) const KNOWN: usize = 65_536;
+
+/// What a descriptor is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Nobody has looked.
+    Unknown,
+    /// Nothing of ours.
+    Other,
+    /// A directory on a mount of ours.
+    Directory(Directory),
+    /// A backing descriptor that the daemon granted: the mount's device and the inode number there.
+    Granted {
+        /// `st_dev` of the mount.
+        dev: u64,
+        /// `st_ino` on the mount.
+        ino: u64,
+    },
+    /// A connection's own, which the program must not touch.
+    Own,
+}
+
+/// A directory on a mount of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Directory {
+    /// Index of the mount.
+    pub(crate) mount: usize,
+    /// Its node id.
+    pub(crate) node: u64,
+    /// The connection on which the daemon has accepted the node id as a base; 0 if none.
+    pub(crate) proven: u32,
+}
+
+/// A [`Kind`] in two words: kind (8 bits), mount (8), version (16), connection (32); and the inode. For a granted
+/// file everything but the kind is `st_dev`, of which Linux uses 32 bits.
+struct Entry {
+    word: AtomicU64,
+    ino: AtomicU64,
+}
+
+const UNKNOWN: u64 = 0;
+const OTHER: u64 = 1;
+const DIRECTORY: u64 = 2;
+const GRANTED: u64 = 3;
+const OWN: u64 = 4;
+const KIND: u64 = 0xff;
+/// The version of the current directory's entry, counted up by every change.
+const VERSION_STEP: u64 = 1 << 16;
+const VERSION: u64 = 0xffff << 16;
+
+fn encode(kind: Kind) -> (u64, u64) {
+    match kind {
+        Kind::Unknown => (UNKNOWN, 0),
+        Kind::Other => (OTHER, 0),
+        Kind::Directory(Directory { mount, node, proven }) => {
+            (DIRECTORY | (mount as u64 & 0xff) << 8 | u64::from(proven) << 32, node)
+        }
+        Kind::Granted { dev, ino } => (GRANTED | (dev & 0xffff_ffff) << 32, ino),
+        Kind::Own => (OWN, 0),
+    }
+}
+
+fn decode(word: u64, ino: u64) -> Kind {
+    match word & KIND {
+        OTHER => Kind::Other,
+        DIRECTORY => Kind::Directory(Directory {
+            mount: (word >> 8 & 0xff) as usize,
+            node: ino,
+            proven: (word >> 32) as u32,
+        }),
+        GRANTED => Kind::Granted { dev: word >> 32, ino },
+        OWN => Kind::Own,
+        _ => Kind::Unknown,
+    }
+}
+
+/// The table of descriptors. Pages of it that are never touched take no memory.
+pub(crate) struct Table {
+    entries: [Entry; KNOWN],
+    /// No granted or own descriptor is above this number.
+    highest: AtomicI32,
+}
+
+impl Table {
+    pub(crate) const fn new() -> Self {
+        Self {
+            entries: [const { Entry { word: AtomicU64::new(0), ino: AtomicU64::new(0) } }; KNOWN],
+            highest: AtomicI32::new(-1),
+        }
+    }
+
+    fn entry(&self, fd: RawFd) -> Option<&Entry> {
+        self.entries.get(usize::try_from(fd).ok()?)
+    }
+
+    /// What a descriptor is; numbers beyond the table are other's.
+    #[inline]
+    pub(crate) fn get(&self, fd: RawFd) -> Kind {
+        let Some(entry) = self.entry(fd) else { return Kind::Other };
+        let word = entry.word.load(Ordering::Acquire);
+        if word == UNKNOWN { Kind::Unknown } else { decode(word, entry.ino.load(Ordering::Relaxed)) }
+    }
+
+    /// Says what a descriptor is; `false` if its number is beyond the table.
+    pub(crate) fn set(&self, fd: RawFd, kind: Kind) -> bool {
+        let Some(entry) = self.entry(fd) else { return false };
+        if matches!(kind, Kind::Granted { .. } | Kind::Own) {
+            self.highest.fetch_max(fd, Ordering::Relaxed);
+        }
+        let (word, ino) = encode(kind);
+        // A reader between the two stores sees an unknown descriptor.
+        entry.word.store(UNKNOWN, Ordering::Relaxed);
+        entry.ino.store(ino, Ordering::Release);
+        entry.word.store(word, Ordering::Release);
+        true
+    }
+
+    /// Forgets what a descriptor is, because it is about to be closed. Does not touch memory unnecessarily.
+    #[inline]
+    pub(crate) fn clear(&self, fd: RawFd) {
+        if let Some(entry) = self.entry(fd)
+            && entry.word.load(Ordering::Relaxed) != UNKNOWN
+        {
+            entry.word.store(UNKNOWN, Ordering::Release);
+        }
+    }
+
+    /// Makes `to` what `from` is.
+    pub(crate) fn copy(&self, from: RawFd, to: RawFd) {
+        match self.get(from) {
+            Kind::Unknown | Kind::Own => self.clear(to),
+            kind => {
+                self.set(to, kind);
+            }
+        }
+    }
+
+    /// The granted descriptors.
+    pub(crate) fn granted(&self) -> impl Iterator<Item = (RawFd, u64, u64)> {
+        (0..=self.highest.load(Ordering::Relaxed)).filter_map(|fd| match self.get(fd) {
+            Kind::Granted { dev, ino } => Some((fd, dev, ino)),
+            _ => None,
+        })
+    }
+
+    /// The connections' own descriptors, from a number upwards.
+    pub(crate) fn own(&self, first: RawFd) -> impl Iterator<Item = RawFd> {
+        (first.max(0)..=self.highest.load(Ordering::Relaxed)).filter(|fd| self.get(*fd) == Kind::Own)
+    }
+
+    /// The highest number that is of interest.
+    pub(crate) fn end(&self) -> RawFd {
+        KNOWN as RawFd
+    }
+}
+
+/// What the current directory is. Unlike a descriptor it can be changed by one thread while another uses it, so
+/// it has a version, and a description is only stored if the directory has not changed since it was begun.
+pub(crate) struct Cwd {
+    entry: Entry,
+    storing: AtomicBool,
+    suspended: AtomicI32,
+}
+
+/// Keeps the current directory unknown while it lives.
+pub(crate) struct Suspended<'c>(&'c Cwd);
+
+impl Drop for Suspended<'_> {
+    fn drop(&mut self) {
+        self.0.changed();
+        self.0.suspended.fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// The state of the current directory at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Moment(u64);
+
+impl Cwd {
+    pub(crate) const fn new() -> Self {
+        Self {
+            entry: Entry { word: AtomicU64::new(0), ino: AtomicU64::new(0) },
+            storing: AtomicBool::new(false),
+            suspended: AtomicI32::new(0),
+        }
+    }
+
+    /// What the current directory is, and the moment for which that holds.
+    #[inline]
+    pub(crate) fn get(&self) -> (Kind, Moment) {
+        let word = self.entry.word.load(Ordering::Acquire);
+        let ino = self.entry.ino.load(Ordering::Acquire);
+        let kind = match self.entry.word.load(Ordering::Relaxed) == word {
+            true => decode(word, ino),
+            false => Kind::Unknown,
+        };
+        (kind, Moment(word))
+    }
+
+    /// The current directory has changed.
+    pub(crate) fn changed(&self) {
+        let mut word = self.entry.word.load(Ordering::Relaxed);
+        loop {
+            let unknown = (word.wrapping_add(VERSION_STEP)) & VERSION | UNKNOWN;
+            match self.entry.word.compare_exchange_weak(word, unknown, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(found) => word = found,
+            }
+        }
+    }
+
+    /// Stores what the current directory was at a moment, if it still is the same one.
+    pub(crate) fn set(&self, moment: Moment, kind: Kind) {
+        if self.suspended.load(Ordering::Acquire) != 0 || self.storing.swap(true, Ordering::Acquire) {
+            return;
+        }
+        let (word, ino) = encode(kind);
+        let unknown = (moment.0 & VERSION).wrapping_add(VERSION_STEP) & VERSION;
+        // First unknown, then the inode, then the kind: a reader never pairs one's kind with another's inode.
+        let begun =
+            self.entry.word.compare_exchange(moment.0, unknown, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        if begun {
+            self.entry.ino.store(ino, Ordering::Release);
+            let _ = self.entry.word.compare_exchange(
+                unknown,
+                word | unknown.wrapping_add(VERSION_STEP) & VERSION,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
+        }
+        self.storing.store(false, Ordering::Release);
+    }
+
+    /// libc is going to change the directory by itself: nothing is stored until that is over.
+    pub(crate) fn suspend(&self) -> Suspended<'_> {
+        self.suspended.fetch_add(1, Ordering::AcqRel);
+        self.changed();
+        Suspended(self)
+    }
+
+    /// In a forked child: another thread of the parent may have been storing.
+    pub(crate) fn after_fork(&self) {
+        self.changed();
+        self.storing.store(false, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static TABLE: Table = Table::new();
+
+    const DIRECTORY: Kind = Kind::Directory(Directory { mount: 63, node: u64::MAX, proven: u32::MAX });
+    const GRANTED: Kind = Kind::Granted { dev: 0xfff0_00ff, ino: 77 };
+
+    #[test]
+    fn descriptors_are_remembered_copied_and_forgotten() {
+        for kind in [DIRECTORY, GRANTED, Kind::Other, Kind::Own] {
+            assert!(TABLE.set(1000, kind));
+            assert_eq!(TABLE.get(1000), kind);
+        }
+        TABLE.set(1000, GRANTED);
+        TABLE.copy(1000, 1001);
+        TABLE.clear(1000);
+        assert_eq!((TABLE.get(1000), TABLE.get(1001)), (Kind::Unknown, GRANTED));
+        assert!(TABLE.granted().any(|granted| granted == (1001, 0xfff0_00ff, 77)));
+        TABLE.copy(1000, 1001);
+        assert_eq!(TABLE.get(1001), Kind::Unknown);
+    }
+
+    #[test]
+    fn numbers_beyond_the_table_are_nobodys() {
+        for fd in [-1, -100, KNOWN as RawFd, RawFd::MAX] {
+            assert!(!TABLE.set(fd, GRANTED));
+            assert_eq!(TABLE.get(fd), Kind::Other);
+            TABLE.clear(fd);
+        }
+    }
+
+    #[test]
+    fn own_descriptors_are_not_passed_on_by_a_copy() {
+        TABLE.set(2000, Kind::Own);
+        TABLE.copy(2000, 2001);
+        assert_eq!(TABLE.get(2001), Kind::Unknown);
+        assert!(TABLE.own(1500).any(|fd| fd == 2000) && !TABLE.own(2001).any(|fd| fd == 2000));
+    }
+
+    #[test]
+    fn a_description_of_an_earlier_current_directory_is_not_stored() {
+        let cwd = Cwd::new();
+        let (_, before) = cwd.get();
+        cwd.changed();
+        cwd.set(before, DIRECTORY);
+        assert_eq!(cwd.get().0, Kind::Unknown);
+        cwd.set(cwd.get().1, DIRECTORY);
+        assert_eq!(cwd.get().0, DIRECTORY);
+        cwd.changed();
+        assert_eq!(cwd.get().0, Kind::Unknown);
+    }
+
+    #[test]
+    fn readers_never_mix_two_directories() {
+        let cwd = Cwd::new();
+        std::thread::scope(|scope| {
+            for mount in 0..2 {
+                let cwd = &cwd;
+                scope.spawn(move || {
+                    for node in 0..50_000 {
+                        cwd.changed();
+                        cwd.set(
+                            cwd.get().1,
+                            Kind::Directory(Directory { mount, node: node * 2 + mount as u64, proven: 0 }),
+                        );
+                    }
+                });
+            }
+            for _ in 0..100_000 {
+                if let Kind::Directory(Directory { mount, node, .. }) = cwd.get().0 {
+                    assert_eq!(node % 2, mount as u64);
+                }
+            }
+        });
+    }
+}

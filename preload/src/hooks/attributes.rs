@@ -1,0 +1,64 @@
+//! Functions that change attributes.
+
+use std::ffi::c_int;
+
+use libc::{AT_FDCWD, AT_SYMLINK_NOFOLLOW, gid_t, mode_t, off_t, uid_t};
+
+use super::{hook, take};
+use crate::calls::{self, Times};
+use crate::sys::{Data, PathArg, Vector};
+
+/// Runs a call that changes a descriptor's attributes.
+fn by_descriptor(fd: c_int, next: impl FnOnce() -> c_int) -> c_int {
+    let result = next();
+    if result == 0 {
+        calls::attributes_changed(fd);
+    }
+    result
+}
+
+hook! {
+    fn [chmod](path: PathArg, mode: mode_t) -> c_int, next =>
+        take(calls::chmod(AT_FDCWD, &path, mode, 0), || next(path, mode));
+    fn [fchmodat](dirfd: c_int, path: PathArg, mode: mode_t, flags: c_int) -> c_int, next =>
+        take(calls::chmod(dirfd, &path, mode, flags), || next(dirfd, path, mode, flags));
+    fn [chown](path: PathArg, uid: uid_t, gid: gid_t) -> c_int, next =>
+        take(calls::chown(AT_FDCWD, &path, uid, gid, 0), || next(path, uid, gid));
+    fn [lchown](path: PathArg, uid: uid_t, gid: gid_t) -> c_int, next =>
+        take(calls::chown(AT_FDCWD, &path, uid, gid, AT_SYMLINK_NOFOLLOW), || next(path, uid, gid));
+    fn [fchownat](dirfd: c_int, path: PathArg, uid: uid_t, gid: gid_t, flags: c_int) -> c_int, next =>
+        take(calls::chown(dirfd, &path, uid, gid, flags), || next(dirfd, path, uid, gid, flags));
+    fn [truncate, truncate64](path: PathArg, size: off_t) -> c_int, next =>
+        take(calls::truncate(&path, size), || next(path, size));
+
+    fn [utime](path: PathArg, times: Vector<libc::utimbuf, 1>) -> c_int, next =>
+        take(calls::utimens(AT_FDCWD, &path, Times::seconds(times), 0), || next(path, times));
+    fn [utimes](path: PathArg, times: Vector<libc::timeval, 2>) -> c_int, next =>
+        take(calls::utimens(AT_FDCWD, &path, Times::coarse(times), 0), || next(path, times));
+    fn [lutimes](path: PathArg, times: Vector<libc::timeval, 2>) -> c_int, next =>
+        take(calls::utimens(AT_FDCWD, &path, Times::coarse(times), AT_SYMLINK_NOFOLLOW), || next(path, times));
+    // A null path means the descriptor.
+    fn [futimesat](dirfd: c_int, path: PathArg, times: Vector<libc::timeval, 2>) -> c_int, next =>
+        match path.is_null() {
+            true => by_descriptor(dirfd, || next(dirfd, path, times)),
+            false => take(calls::utimens(dirfd, &path, Times::coarse(times), 0), || next(dirfd, path, times)),
+        };
+    fn [utimensat](dirfd: c_int, path: PathArg, times: Vector<libc::timespec, 2>, flags: c_int) -> c_int, next =>
+        match path.is_null() {
+            true => by_descriptor(dirfd, || next(dirfd, path, times, flags)),
+            false => take(
+                calls::utimens(dirfd, &path, Times::precise(times), flags),
+                || next(dirfd, path, times, flags),
+            ),
+        };
+
+    fn [fchmod](fd: c_int, mode: mode_t) -> c_int, next => by_descriptor(fd, || next(fd, mode));
+    fn [fchown](fd: c_int, uid: uid_t, gid: gid_t) -> c_int, next => by_descriptor(fd, || next(fd, uid, gid));
+    fn [futimens](fd: c_int, times: Vector<libc::timespec, 2>) -> c_int, next =>
+        by_descriptor(fd, || next(fd, times));
+    fn [futimes](fd: c_int, times: Vector<libc::timeval, 2>) -> c_int, next =>
+        by_descriptor(fd, || next(fd, times));
+    fn [fsetxattr](fd: c_int, name: PathArg, value: Data, size: usize, flags: c_int) -> c_int, next =>
+        by_descriptor(fd, || next(fd, name, value, size, flags));
+    fn [fremovexattr](fd: c_int, name: PathArg) -> c_int, next => by_descriptor(fd, || next(fd, name));
+}

@@ -1,0 +1,135 @@
+//! Functions that duplicate and close descriptors.
+
+use std::ffi::{c_int, c_long, c_uint};
+
+use super::{fail, hook};
+use crate::connection::{self, is_own};
+use crate::process::FDS;
+
+/// Duplicates onto a number, which may be one of ours: then ours moves.
+fn onto(from: c_int, to: c_int, next: impl FnOnce() -> c_int) -> c_int {
+    if is_own(from) {
+        return fail(libc::EBADF);
+    }
+    if from == to {
+        return next();
+    }
+    if is_own(to)
+        && let Err(errno) = connection::vacate(to)
+    {
+        return fail(errno);
+    }
+    let before = FDS.get(to);
+    FDS.clear(to);
+    let result = next();
+    match result {
+        0.. => FDS.copy(from, to),
+        // Nothing was closed.
+        _ => drop(FDS.set(to, before)),
+    }
+    result
+}
+
+fn copied(from: c_int, result: c_int) -> c_int {
+    if result >= 0 {
+        FDS.copy(from, result);
+    }
+    result
+}
+
+fn control(fd: c_int, command: c_int, next: impl FnOnce() -> c_int) -> c_int {
+    if is_own(fd) {
+        return fail(libc::EBADF);
+    }
+    let result = next();
+    match command {
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => copied(fd, result),
+        _ => result,
+    }
+}
+
+hook! {
+    fn [close](fd: c_int) -> c_int, next => {
+        if is_own(fd) {
+            return fail(libc::EBADF);
+        }
+        FDS.clear(fd);
+        next(fd)
+    };
+    fn [dup](fd: c_int) -> c_int, next => {
+        if is_own(fd) {
+            return fail(libc::EBADF);
+        }
+        copied(fd, next(fd))
+    };
+    fn [dup2](from: c_int, to: c_int) -> c_int, next => onto(from, to, || next(from, to));
+    fn [dup3](from: c_int, to: c_int, flags: c_int) -> c_int, next => onto(from, to, || next(from, to, flags));
+    fn [fcntl, fcntl64](fd: c_int, command: c_int, argument: c_long) -> c_int, next =>
+        control(fd, command, || next(fd, command, argument));
+    fn [close_range](first: c_uint, last: c_uint, flags: c_int) -> c_int, next =>
+        close_others(first, last, flags, |first, last| next(first, last, flags));
+}
+
+/// Closes a range of descriptors except our own ones.
+fn close_others(first: c_uint, last: c_uint, flags: c_int, next: impl Fn(c_uint, c_uint) -> c_int) -> c_int {
+    if first > last {
+        return next(first, last);
+    }
+    let only_marks = flags & CLOSE_RANGE_CLOEXEC != 0;
+    let begin = c_int::try_from(first).unwrap_or(c_int::MAX);
+    let mut from = first;
+    for own in FDS.own(begin).map(|own| own as c_uint).take_while(|own| *own <= last) {
+        if from < own {
+            let result = close_part(from, own - 1, only_marks, &next);
+            if result != 0 {
+                return result;
+            }
+        }
+        from = own + 1;
+    }
+    if from > last {
+        return 0;
+    }
+    close_part(from, last, only_marks, &next)
+}
+
+const CLOSE_RANGE_CLOEXEC: c_int = 4;
+
+fn close_part(
+    first: c_uint,
+    last: c_uint,
+    only_marks: bool,
+    next: &impl Fn(c_uint, c_uint) -> c_int,
+) -> c_int {
+    if !only_marks {
+        let end = last.min(FDS.end() as c_uint);
+        for fd in first..=end {
+            FDS.clear(fd as c_int);
+        }
+    }
+    next(first, last)
+}
+
+/// Closes all descriptors from a number on, except our own ones: what it may not close it leaves, and it reports
+/// nothing.
+///
+/// # Safety
+/// As the function of this name of libc.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub(crate) unsafe extern "C-unwind" fn closefrom(first: c_int) {
+    let first = first.max(0) as c_uint;
+    let part = |first: c_uint, last: c_uint| {
+        // SAFETY: the program asks for its descriptors to be closed.
+        unsafe { crate::next::close_range(first, last, 0) }
+    };
+    if close_others(first, c_uint::MAX, 0, part) != 0 {
+        // A kernel without `close_range` (before 5.9).
+        for fd in first..FDS.end() as c_uint {
+            let fd = fd as c_int;
+            if !is_own(fd) {
+                FDS.clear(fd);
+                crate::sys::close(fd);
+            }
+        }
+    }
+}

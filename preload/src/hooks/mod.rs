@@ -1,0 +1,70 @@
+//! The hooked functions: each asks [`crate::calls`] for the road and takes it.
+//!
+//! A hook is a C function of the same name and signature as libc's; the dynamic linker finds it first because
+//! the library is preloaded. It may be left by unwinding (thread cancellation, C++ exceptions), but only out of the next
+//! definition: nothing of ours panics.
+
+#![cfg_attr(test, allow(dead_code))]
+
+use std::ffi::c_int;
+
+use crate::calls::Road;
+use crate::sys;
+
+mod attributes;
+mod descriptors;
+mod directories;
+mod exec;
+mod names;
+mod open;
+mod process;
+mod stat;
+mod streams;
+
+/// Defines hooks: `fn [name, alias, …](arguments) -> result, next => body`. In the body, `next` calls the next
+/// definition of the same name.
+macro_rules! hook {
+    ($(fn [$($name:ident),+] $arguments:tt -> $result:ty, $next:ident => $body:expr;)*) => {
+        $($($crate::hooks::hook!(@one $name $arguments $result, $next, $body);)+)*
+    };
+    (@one $name:ident ($($argument:ident: $type:ty),*) $result:ty, $next:ident, $body:expr) => {
+        /// The function of this name of libc.
+        ///
+        /// # Safety
+        /// As there.
+        // Unit tests call libc's own.
+        #[cfg_attr(not(test), unsafe(no_mangle))]
+        pub(crate) unsafe extern "C-unwind" fn $name($($argument: $type),*) -> $result {
+            let $next = |$($argument: $type),*| -> $result {
+                // SAFETY: the program's arguments, passed on to the function that it meant; where one was
+                // replaced, by one that fulfils the same contract.
+                unsafe { $crate::next::$name($($argument),*) }
+            };
+            $body
+        }
+    };
+}
+pub(crate) use hook;
+
+/// Takes a call's road: 0, or -1 and errno.
+#[inline]
+fn take(road: Road<()>, next: impl FnOnce() -> c_int) -> c_int {
+    take_with(road, |()| 0, next)
+}
+
+/// Takes a call's road; `served` makes the function's result of what was answered.
+#[inline]
+fn take_with<T, R: From<i8>>(road: Road<T>, served: impl FnOnce(T) -> R, next: impl FnOnce() -> R) -> R {
+    match road {
+        Road::Bypass(Ok(answer)) => served(answer),
+        Road::Bypass(Err(errno)) => fail(errno),
+        Road::Kernel => next(),
+    }
+}
+
+/// -1 and errno.
+#[cold]
+fn fail<R: From<i8>>(errno: c_int) -> R {
+    sys::set_errno(errno);
+    R::from(-1)
+}

@@ -1,0 +1,82 @@
+//! Functions that change what the process is: forks, credentials, name spaces, the file mode creation mask.
+
+use std::ffi::{c_int, c_void};
+
+use libc::{gid_t, mode_t, pid_t, uid_t};
+
+use super::hook;
+use crate::connection;
+use crate::process;
+use crate::sys::PathArg;
+
+/// The process has other credentials after a success.
+fn credentials(result: c_int) -> c_int {
+    if result == 0 {
+        connection::credentials_changed();
+    }
+    result
+}
+
+/// The process is somewhere else after a success: neither its paths nor its users mean what they mean to the daemon.
+fn elsewhere(result: c_int) -> c_int {
+    if result == 0 {
+        process::switch_off();
+    }
+    result
+}
+
+hook! {
+    fn [umask](mask: mode_t) -> mode_t, next => {
+        let before = next(mask);
+        process::mask_is(mask);
+        before
+    };
+
+    fn [setuid](uid: uid_t) -> c_int, next => credentials(next(uid));
+    fn [setgid](gid: gid_t) -> c_int, next => credentials(next(gid));
+    fn [seteuid](uid: uid_t) -> c_int, next => credentials(next(uid));
+    fn [setegid](gid: gid_t) -> c_int, next => credentials(next(gid));
+    fn [setreuid](real: uid_t, effective: uid_t) -> c_int, next => credentials(next(real, effective));
+    fn [setregid](real: gid_t, effective: gid_t) -> c_int, next => credentials(next(real, effective));
+    fn [setresuid](real: uid_t, effective: uid_t, saved: uid_t) -> c_int, next =>
+        credentials(next(real, effective, saved));
+    fn [setresgid](real: gid_t, effective: gid_t, saved: gid_t) -> c_int, next =>
+        credentials(next(real, effective, saved));
+    fn [setgroups](count: usize, groups: *const gid_t) -> c_int, next => credentials(next(count, groups));
+    fn [initgroups](user: PathArg, group: gid_t) -> c_int, next => credentials(next(user, group));
+    fn [capset](header: *mut c_void, data: *const c_void) -> c_int, next => credentials(next(header, data));
+    // Per thread, and unknown to whoever looks at a socket's peer.
+    fn [setfsuid](uid: uid_t) -> c_int, next => {
+        process::switch_off();
+        next(uid)
+    };
+    fn [setfsgid](gid: gid_t) -> c_int, next => {
+        process::switch_off();
+        next(gid)
+    };
+
+    fn [chroot](path: PathArg) -> c_int, next => elsewhere(next(path));
+    fn [unshare](flags: c_int) -> c_int, next => elsewhere(next(flags));
+    fn [setns](fd: c_int, kind: c_int) -> c_int, next => elsewhere(next(fd, kind));
+}
+
+/// `vfork` is `fork`: its child would share our tables with its parent, and a function that returns cannot be called in
+/// between. POSIX leaves everything to the child that would show a difference.
+///
+/// # Safety
+/// As `fork`.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub(crate) unsafe extern "C-unwind" fn vfork() -> pid_t {
+    // SAFETY: `fork` asks for nothing.
+    unsafe { crate::next::fork() }
+}
+
+/// libc's other name for it.
+///
+/// # Safety
+/// As `fork`.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub(crate) unsafe extern "C-unwind" fn __vfork() -> pid_t {
+    // SAFETY: `fork` asks for nothing.
+    unsafe { crate::next::fork() }
+}

@@ -1,0 +1,54 @@
+//! Streams of stdio: libc opens their files without calling `open`.
+
+use std::ffi::c_int;
+
+use libc::AT_FDCWD;
+
+use super::hook;
+use crate::calls::{self, Opening};
+use crate::next::Stream;
+use crate::process::FDS;
+use crate::streams::flags_of;
+use crate::sys::{self, PathArg};
+
+/// Permissions of files that `fopen` creates, before the mask.
+const MODE: u32 = 0o666;
+
+fn open(path: PathArg, mode: PathArg, next: impl FnOnce() -> *mut Stream) -> *mut Stream {
+    let Some(flags) = mode.get().and_then(|mode| flags_of(mode.bytes())) else { return next() };
+    match calls::open(AT_FDCWD, &path, flags, MODE) {
+        Opening::Done(Ok(fd)) => {
+            let stream = sys::fdopen(fd, mode);
+            if stream.is_null() {
+                FDS.clear(fd);
+                sys::close(fd);
+            }
+            stream
+        }
+        Opening::Done(Err(errno)) => {
+            sys::set_errno(errno);
+            std::ptr::null_mut()
+        }
+        Opening::Kernel(..) => {
+            let stream = next();
+            calls::opened(sys::fileno(stream), flags, None);
+            stream
+        }
+    }
+}
+
+hook! {
+    fn [fopen, fopen64](path: PathArg, mode: PathArg) -> *mut Stream, next => open(path, mode, || next(path, mode));
+    // Keeps the stream's descriptor number, which is libc's own affair: the kernel opens the file.
+    fn [freopen, freopen64](path: PathArg, mode: PathArg, stream: *mut Stream) -> *mut Stream, next => {
+        calls::by_choice(&path);
+        FDS.clear(sys::fileno(stream));
+        let stream = next(path, mode, stream);
+        calls::opened(sys::fileno(stream), 0, None);
+        stream
+    };
+    fn [fclose](stream: *mut Stream) -> c_int, next => {
+        FDS.clear(sys::fileno(stream));
+        next(stream)
+    };
+}

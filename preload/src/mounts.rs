@@ -1,0 +1,431 @@
+//! Which paths are on which mount: the table of mount paths, and where it comes from.
+//!
+//! The table is read by every hooked call with an absolute path, also in signal handlers, and replaced when the
+//! machine's mounts change. A sequence counter makes that safe without a lock: whoever reads while somebody
+//! writes is told "not ours", and the kernel serves that call.
+
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
+
+use finesse_ipc::environment::MOUNT_PATH_MAX;
+
+use crate::sys::CPath;
+
+/// Mounts that may be ours.
+pub(crate) const MOUNTS: usize = 64;
+/// Paths in the table: mounts that may be ours, and others below them.
+const PATHS: usize = 256;
+/// Bytes for all paths together.
+const ARENA: usize = 32 * 1024;
+/// [`Entry::mount`] of a path that is not ours though it lies below one that is.
+const EXCLUDED: u32 = u32::MAX;
+
+/// One mounted path.
+struct Entry {
+    offset: AtomicU32,
+    len: AtomicU32,
+    mount: AtomicU32,
+}
+
+/// Mounted paths, the longest first, so that the first that matches decides.
+pub(crate) struct Table {
+    /// Odd while somebody writes.
+    sequence: AtomicU32,
+    count: AtomicU32,
+    entries: [Entry; PATHS],
+    used: AtomicU32,
+    arena: [AtomicU8; ARENA],
+}
+
+impl Table {
+    pub(crate) const fn new() -> Self {
+        const ENTRY: Entry =
+            Entry { offset: AtomicU32::new(0), len: AtomicU32::new(0), mount: AtomicU32::new(0) };
+        Self {
+            sequence: AtomicU32::new(0),
+            count: AtomicU32::new(0),
+            entries: [ENTRY; PATHS],
+            used: AtomicU32::new(0),
+            arena: [const { AtomicU8::new(0) }; ARENA],
+        }
+    }
+
+    /// The mount that an absolute path falls on, and the rest of the path without leading slashes.
+    #[inline]
+    pub(crate) fn find<'p>(&self, path: CPath<'p>) -> Option<(usize, CPath<'p>)> {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let sequence = self.sequence.load(Ordering::Acquire);
+        if sequence & 1 != 0 {
+            return None;
+        }
+        for entry in self.entries.iter().take(self.count.load(Ordering::Relaxed) as usize) {
+            let bytes = self.bytes(entry).iter().map(|byte| byte.load(Ordering::Relaxed));
+            let Some(rest) = path.strip(bytes) else { continue };
+            if !matches!(rest.first(), 0 | b'/') {
+                continue;
+            }
+            let mount = entry.mount.load(Ordering::Relaxed);
+            fence(Ordering::Acquire);
+            if mount == EXCLUDED || self.sequence.load(Ordering::Relaxed) != sequence {
+                return None;
+            }
+            let mut rest = rest;
+            while let Some(shorter) = rest.strip(std::iter::once(b'/')) {
+                rest = shorter;
+            }
+            return Some((mount as usize, rest));
+        }
+        None
+    }
+
+    fn bytes(&self, entry: &Entry) -> &[AtomicU8] {
+        let offset = entry.offset.load(Ordering::Relaxed) as usize;
+        let len = entry.len.load(Ordering::Relaxed) as usize;
+        self.arena.get(offset..).and_then(|rest| rest.get(..len)).unwrap_or(&[])
+    }
+
+    /// Copies the path of a mount, with a NUL behind it.
+    pub(crate) fn path_of(&self, mount: usize, buffer: &mut [u8; MOUNT_PATH_MAX + 1]) -> bool {
+        let sequence = self.sequence.load(Ordering::Acquire);
+        let count = self.count.load(Ordering::Relaxed) as usize;
+        let entries = self.entries.iter().take(count);
+        let Some(entry) =
+            entries.into_iter().find(|entry| entry.mount.load(Ordering::Relaxed) == mount as u32)
+        else {
+            return false;
+        };
+        let bytes = self.bytes(entry);
+        if bytes.len() > MOUNT_PATH_MAX {
+            return false;
+        }
+        buffer.fill(0);
+        for (place, byte) in buffer.iter_mut().zip(bytes) {
+            *place = byte.load(Ordering::Relaxed);
+        }
+        if bytes.is_empty() {
+            buffer[0] = b'/';
+        }
+        fence(Ordering::Acquire);
+        sequence & 1 == 0 && self.sequence.load(Ordering::Relaxed) == sequence
+    }
+
+    /// Whether there is any path.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Begins to replace the table; `None` if somebody else does.
+    pub(crate) fn rewrite(&self) -> Option<Writer<'_>> {
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        if sequence & 1 != 0
+            || self
+                .sequence
+                .compare_exchange(sequence, sequence + 1, Ordering::Acquire, Ordering::Relaxed)
+                .is_err()
+        {
+            return None;
+        }
+        // Readers that see the writes below also see the odd sequence.
+        fence(Ordering::Release);
+        self.count.store(0, Ordering::Relaxed);
+        self.used.store(0, Ordering::Relaxed);
+        Some(Writer { table: self })
+    }
+
+    /// In a forked child: ends a replacement that another thread of the parent was in the middle of.
+    pub(crate) fn after_fork(&self) {
+        if self.sequence.load(Ordering::Relaxed) & 1 != 0 {
+            self.count.store(0, Ordering::Relaxed);
+            self.sequence.fetch_add(1, Ordering::Release);
+        }
+    }
+}
+
+/// Replaces the table; complete when dropped.
+pub(crate) struct Writer<'t> {
+    table: &'t Table,
+}
+
+impl Writer<'_> {
+    /// Adds a mount that may be ours, at a path without trailing slashes; a later one at the same path covers
+    /// an earlier one.
+    pub(crate) fn mount(&mut self, path: &[u8], mount: usize) -> bool {
+        self.put(path, mount as u32)
+    }
+
+    /// Says that another mount covers the path of one in the table.
+    pub(crate) fn cover(&mut self, path: &[u8]) {
+        if let Some(entry) = self.same(path) {
+            entry.mount.store(EXCLUDED, Ordering::Relaxed);
+        }
+    }
+
+    /// Adds the path of another mount, if it is below one in the table. If there is no room for it, the mounts above it
+    /// are given up: the kernel serves them.
+    pub(crate) fn exclude(&mut self, path: &[u8]) {
+        if self.same(path).is_none() && self.is_above(path) && !self.put(path, EXCLUDED) {
+            let table = self.table;
+            for entry in table.entries.iter().take(table.count.load(Ordering::Relaxed) as usize) {
+                if is_below(path, table.bytes(entry)) {
+                    entry.mount.store(EXCLUDED, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Whether a mount is in the table already.
+    pub(crate) fn contains(&self, mount: usize) -> bool {
+        let count = self.table.count.load(Ordering::Relaxed) as usize;
+        self.table.entries.iter().take(count).any(|entry| entry.mount.load(Ordering::Relaxed) == mount as u32)
+    }
+
+    /// Whether the table is still empty.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.table.is_empty()
+    }
+
+    /// The entry of exactly this path.
+    fn same(&self, path: &[u8]) -> Option<&Entry> {
+        let path = if path == b"/" { b"" } else { path };
+        let count = self.table.count.load(Ordering::Relaxed) as usize;
+        self.table.entries.iter().take(count).find(|entry| {
+            let bytes = self.table.bytes(entry);
+            bytes.len() == path.len() && is_below(path, bytes)
+        })
+    }
+
+    /// Whether a path is at or below one in the table.
+    fn is_above(&self, path: &[u8]) -> bool {
+        let count = self.table.count.load(Ordering::Relaxed) as usize;
+        self.table.entries.iter().take(count).any(|entry| is_below(path, self.table.bytes(entry)))
+    }
+
+    fn put(&mut self, path: &[u8], mount: u32) -> bool {
+        let table = self.table;
+        // The root directory is the empty prefix, so that what follows a prefix always begins with a slash.
+        let path = if path == b"/" { b"" } else { path };
+        let count = table.count.load(Ordering::Relaxed) as usize;
+        if let Some(entry) = self.same(path) {
+            entry.mount.store(mount, Ordering::Relaxed);
+            return true;
+        }
+        let used = table.used.load(Ordering::Relaxed) as usize;
+        let room = table.arena.get(used..).and_then(|rest| rest.get(..path.len()));
+        let (Some(entry), Some(room), true) = (table.entries.get(count), room, path.len() <= MOUNT_PATH_MAX)
+        else {
+            return false;
+        };
+        for (place, byte) in room.iter().zip(path) {
+            place.store(*byte, Ordering::Relaxed);
+        }
+        entry.offset.store(used as u32, Ordering::Relaxed);
+        entry.len.store(path.len() as u32, Ordering::Relaxed);
+        entry.mount.store(mount, Ordering::Relaxed);
+        table.used.store((used + path.len()) as u32, Ordering::Relaxed);
+        table.count.store(count as u32 + 1, Ordering::Relaxed);
+        // Insertion sort, by descending length.
+        for index in (1..=count).rev() {
+            let (Some(above), Some(entry)) = (table.entries.get(index - 1), table.entries.get(index)) else {
+                break;
+            };
+            if above.len.load(Ordering::Relaxed) >= entry.len.load(Ordering::Relaxed) {
+                break;
+            }
+            for (a, b) in
+                [(&above.offset, &entry.offset), (&above.len, &entry.len), (&above.mount, &entry.mount)]
+            {
+                b.store(a.swap(b.load(Ordering::Relaxed), Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+        true
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        self.table.sequence.fetch_add(1, Ordering::Release);
+    }
+}
+
+fn is_below(path: &[u8], prefix: &[AtomicU8]) -> bool {
+    path.len() >= prefix.len()
+        && path.iter().zip(prefix).all(|(byte, other)| *byte == other.load(Ordering::Relaxed))
+        && matches!(path.get(prefix.len()), None | Some(b'/'))
+}
+
+/// One line of `/proc/self/mountinfo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Mounted<'l> {
+    /// `st_dev`, major and minor.
+    pub(crate) dev: (u32, u32),
+    /// Where, with octal escapes.
+    pub(crate) path: &'l [u8],
+    /// Whether its type is FUSE's.
+    pub(crate) is_fuse: bool,
+    /// Whether it shows the file system from its root, which a bind mount of a directory does not.
+    pub(crate) is_whole: bool,
+}
+
+/// The lines of mountinfo, in order; lines that make no sense are left out.
+pub(crate) fn mounted(mountinfo: &[u8]) -> impl Iterator<Item = Mounted<'_>> {
+    mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
+        // ID PARENT MAJOR:MINOR ROOT PATH OPTIONS [OPTIONAL…] - TYPE SOURCE SUPER-OPTIONS
+        let mut fields = line.split(|byte| *byte == b' ');
+        let dev = fields.nth(2)?;
+        let root = fields.next()?;
+        let path = fields.next()?;
+        let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
+        let colon = dev.iter().position(|byte| *byte == b':')?;
+        let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.parse().ok();
+        Some(Mounted {
+            dev: (number(dev.get(..colon)?)?, number(dev.get(colon + 1..)?)?),
+            path,
+            is_whole: root == b"/",
+            is_fuse: kind == b"fuse" || kind.starts_with(b"fuse.") || kind == b"fuseblk",
+        })
+    })
+}
+
+/// Undoes mountinfo's escapes (`mangle_path`: a backslash and three octal digits).
+pub(crate) fn unmangle<'b>(mangled: &[u8], buffer: &'b mut [u8]) -> Option<&'b [u8]> {
+    let mut len = 0;
+    let mut rest = mangled;
+    while let Some((byte, tail)) = rest.split_first() {
+        let octal = |digit: &u8| (b'0'..=b'7').contains(digit).then(|| u32::from(digit - b'0'));
+        let (byte, tail) = match (byte, tail) {
+            (b'\\', [a, b, c, tail @ ..]) => {
+                (u8::try_from(octal(a)? << 6 | octal(b)? << 3 | octal(c)?).ok()?, tail)
+            }
+            (b'\\', _) => return None,
+            _ => (*byte, tail),
+        };
+        *buffer.get_mut(len)? = byte;
+        len += 1;
+        rest = tail;
+    }
+    buffer.get(..len)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::CString;
+
+    use super::*;
+
+    fn table(mounts: &[(&str, Option<usize>)]) -> Box<Table> {
+        let table = Box::new(Table::new());
+        let mut writer = table.rewrite().unwrap();
+        for (path, mount) in mounts {
+            match mount {
+                Some(mount) => assert!(writer.mount(path.as_bytes(), *mount)),
+                None => writer.exclude(path.as_bytes()),
+            }
+        }
+        drop(writer);
+        table
+    }
+
+    fn find(table: &Table, path: &str) -> Option<(usize, String)> {
+        let path = CString::new(path).unwrap();
+        let (mount, rest) = table.find(CPath::new(&path))?;
+        Some((mount, String::from_utf8(rest.bytes().to_vec()).unwrap()))
+    }
+
+    #[test]
+    fn a_mount_matches_at_component_boundaries_only() {
+        let table = table(&[("/mnt/a", Some(3))]);
+        for (path, rest) in [
+            ("/mnt/a", Some("")),
+            ("/mnt/a/", Some("")),
+            ("/mnt/a//x/", Some("x/")),
+            ("/mnt/a/x/../y", Some("x/../y")),
+            ("/mnt/ab", None),
+            ("/mnt", None),
+            ("/", None),
+            ("", None),
+            ("mnt/a/x", None),
+        ] {
+            assert_eq!(find(&table, path), rest.map(|rest| (3, rest.to_owned())), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_deepest_mount_decides() {
+        let table =
+            table(&[("/m", Some(0)), ("/m/sub/deep", Some(1)), ("/m/sub", None), ("/elsewhere", None)]);
+        assert_eq!(find(&table, "/m/x"), Some((0, "x".into())));
+        assert_eq!(find(&table, "/m/sub/x"), None);
+        assert_eq!(find(&table, "/m/subx"), Some((0, "subx".into())));
+        assert_eq!(find(&table, "/m/sub/deep/x"), Some((1, "x".into())));
+    }
+
+    #[test]
+    fn a_later_mount_at_the_same_path_covers_the_earlier_one() {
+        let covered = table(&[("/m", Some(0))]);
+        let mut writer = covered.rewrite().unwrap();
+        writer.mount(b"/m", 0);
+        writer.cover(b"/m");
+        drop(writer);
+        assert_eq!(find(&covered, "/m/x"), None);
+        assert_eq!(find(&table(&[("/m", Some(0)), ("/m", Some(1))]), "/m/x"), Some((1, "x".into())));
+    }
+
+    #[test]
+    fn a_mount_may_be_the_root_directory() {
+        let table = table(&[("/", Some(0)), ("/proc", None)]);
+        assert_eq!(find(&table, "/etc/passwd"), Some((0, "etc/passwd".into())));
+        assert_eq!(find(&table, "/"), Some((0, String::new())));
+        assert_eq!(find(&table, "/proc/self"), None);
+    }
+
+    #[test]
+    fn a_mount_whose_exclusions_do_not_fit_is_given_up() {
+        let table = Box::new(Table::new());
+        let mut writer = table.rewrite().unwrap();
+        assert!(writer.mount(b"/m", 0) && writer.mount(b"/n", 1));
+        for number in 0..PATHS {
+            writer.exclude(format!("/m/{number}").as_bytes());
+        }
+        drop(writer);
+        assert_eq!(find(&table, "/m/x"), None);
+        assert_eq!(find(&table, "/n/x"), Some((1, "x".into())));
+    }
+
+    #[test]
+    fn whoever_reads_during_a_replacement_is_sent_to_the_kernel() {
+        let table = table(&[("/m", Some(0))]);
+        let writer = table.rewrite().unwrap();
+        assert!(table.rewrite().is_none());
+        assert_eq!(find(&table, "/m/x"), None);
+        drop(writer);
+        let mut path = [0; MOUNT_PATH_MAX + 1];
+        assert!(!table.path_of(0, &mut path), "replaced by nothing");
+    }
+
+    #[test]
+    fn mountinfo_is_understood() {
+        let text = b"29 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw\n\
+            61 29 0:52 / /mnt/with\\040space rw,nosuid shared:5 master:1 - fuse.finesse /src rw,user_id=0\n\
+            62 61 0:53 /part /mnt/b rw - fuseblk /dev/sdb rw\n\
+            63 61 0:54 / /sys/fs/fuse/connections rw - fusectl fusectl rw\n\
+            garbage\n";
+        let lines: Vec<_> = mounted(text).collect();
+        assert_eq!(lines.len(), 4);
+        assert_eq!(lines.iter().map(|line| line.is_fuse).collect::<Vec<_>>(), [false, true, true, false]);
+        assert!(lines[1].is_whole && !lines[2].is_whole);
+        assert_eq!(lines[1].dev, (0, 52));
+        let mut buffer = [0; 64];
+        assert_eq!(unmangle(lines[1].path, &mut buffer), Some(b"/mnt/with space".as_slice()));
+    }
+
+    #[test]
+    fn malformed_escapes_are_refused() {
+        for path in [&b"/a\\04"[..], b"/a\\9", b"/a\\999", b"/a\\777", b"/toolong"] {
+            assert_eq!(unmangle(path, &mut [0; 5]), None);
+        }
+    }
+}

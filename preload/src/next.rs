@@ -1,0 +1,358 @@
+//! The next definition of every hooked symbol, usually libc's: one table, resolved when the library starts.
+//!
+//! Why not the `redhook` crate, whose job this is: its hooks catch unwinding, so a thread that is cancelled
+//! inside `open` (glibc unwinds its stack) aborts the process; it resolves lazily under a `std::sync::Once`,
+//! which deadlocks when a signal handler enters it again; it cannot ask for a symbol version; and a symbol
+//! that this libc lacks is a panic. ARCHITECTURE.md has the reproduction.
+//!
+//! Here, every function may unwind (`C-unwind`), is looked up by the constructor before the program runs,
+//! without a lock of ours, and has a raw system call behind it in case this libc has no such function.
+//! Variadic functions (`open`, `openat`, `fcntl`) are declared with their one optional argument fixed: on
+//! x86-64 and AArch64 Linux a variadic integer travels in the same register as a named one, and an
+//! argument that the caller did not pass is only a register with any content, which nothing looks at.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
+use std::sync::atomic::{AtomicPtr, Ordering};
+
+use libc::{AT_EACCESS, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, gid_t, mode_t, off_t, pid_t, uid_t};
+
+use crate::sys::{self, Data, Out, PathArg, Vector};
+
+/// Where a symbol's next definition is; null until looked up, [`MISSING`] if there is none.
+pub(crate) struct Symbol {
+    name: &'static CStr,
+    /// Of functions that exist in several versions: the one that programs are linked against today. A plain
+    /// `dlsym(RTLD_NEXT)` may answer with the oldest.
+    version: Option<&'static CStr>,
+    address: AtomicPtr<c_void>,
+}
+
+/// Marks a symbol that this libc does not have.
+static MISSING: u8 = 0;
+
+impl Symbol {
+    const fn new(name: &'static CStr, version: Option<&'static CStr>) -> Self {
+        Self { name, version, address: AtomicPtr::new(std::ptr::null_mut()) }
+    }
+
+    /// The address of the next definition, if there is one.
+    #[inline]
+    fn get(&self) -> Option<*mut c_void> {
+        let address = self.address.load(Ordering::Relaxed);
+        let address = if address.is_null() { self.look_up() } else { address };
+        (!std::ptr::eq(address.cast(), &raw const MISSING)).then_some(address)
+    }
+
+    #[cold]
+    fn look_up(&self) -> *mut c_void {
+        let mut address = std::ptr::null_mut();
+        // SAFETY: names and versions are C strings; RTLD_NEXT is meant for callers that are loaded objects,
+        // which this library is. Two threads that race find the same address.
+        unsafe {
+            if let Some(version) = self.version {
+                address = libc::dlvsym(libc::RTLD_NEXT, self.name.as_ptr(), version.as_ptr());
+            }
+            if address.is_null() {
+                address = libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr());
+            }
+        }
+        if address.is_null() {
+            address = (&raw const MISSING).cast_mut().cast();
+        }
+        self.address.store(address, Ordering::Relaxed);
+        address
+    }
+}
+
+macro_rules! version {
+    () => {
+        None
+    };
+    ($version:literal) => {
+        Some($version)
+    };
+}
+
+macro_rules! table {
+    ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty $(, $version:literal)?; else $missing:expr;)*) => {
+        mod symbols {
+            $(
+                #[allow(non_upper_case_globals)]
+                pub(super) static $name: super::Symbol = super::Symbol::new(
+                    match std::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
+                        Ok(name) => name,
+                        Err(_) => panic!("an identifier has no NUL"),
+                    },
+                    version!($($version)?),
+                );
+            )*
+        }
+
+        static TABLE: &[&Symbol] = &[$(&symbols::$name),*];
+
+        $(
+            /// Calls the next definition of the function of this name.
+            ///
+            /// # Safety
+            /// As for the C function.
+            pub(crate) unsafe extern "C-unwind" fn $name($($arg: $ty),*) -> $ret {
+                match symbols::$name.get() {
+                    Some(address) => {
+                        // SAFETY: the symbol of this name has this signature: it is POSIX's or glibc's.
+                        let next = unsafe {
+                            std::mem::transmute::<*mut c_void, unsafe extern "C-unwind" fn($($ty),*) -> $ret>(address)
+                        };
+                        // SAFETY: our caller keeps the C function's contract.
+                        unsafe { next($($arg),*) }
+                    }
+                    None => $missing,
+                }
+            }
+        )*
+    };
+}
+
+/// The system call that a function is a wrapper of.
+macro_rules! raw {
+    ($number:ident $(, $arg:expr)*) => {
+        // SAFETY: the system call of this number takes these arguments; the kernel checks pointers.
+        unsafe { libc::syscall(libc::$number $(, $arg)*) as _ }
+    };
+}
+
+/// Fails with `ENOSYS`.
+fn no_symbol<T: From<i8>>() -> T {
+    sys::set_errno(libc::ENOSYS);
+    T::from(-1)
+}
+
+/// Fails with `ENOSYS`.
+fn no_pointer<T>() -> *mut T {
+    sys::set_errno(libc::ENOSYS);
+    std::ptr::null_mut()
+}
+
+/// Looks every symbol up, so that no hook has to: `dlsym` takes locks and may allocate.
+pub(crate) fn resolve_all() {
+    for symbol in TABLE {
+        symbol.get();
+    }
+}
+
+/// The names of all hooked symbols.
+#[cfg(test)]
+pub(crate) fn names() -> impl Iterator<Item = (&'static CStr, bool)> {
+    TABLE.iter().map(|symbol| (symbol.name, symbol.get().is_some()))
+}
+
+/// `FILE`, which only libc looks into.
+pub(crate) type Stream = c_void;
+/// Old and new names of `struct stat` are one on 64-bit Linux.
+pub(crate) type StatOut = Out<libc::stat>;
+
+table! {
+    fn open(path: PathArg, flags: c_int, mode: c_uint) -> c_int;
+        else raw!(SYS_openat, AT_FDCWD, path, flags, mode);
+    fn open64(path: PathArg, flags: c_int, mode: c_uint) -> c_int;
+        else raw!(SYS_openat, AT_FDCWD, path, flags, mode);
+    fn openat(dirfd: c_int, path: PathArg, flags: c_int, mode: c_uint) -> c_int;
+        else raw!(SYS_openat, dirfd, path, flags, mode);
+    fn openat64(dirfd: c_int, path: PathArg, flags: c_int, mode: c_uint) -> c_int;
+        else raw!(SYS_openat, dirfd, path, flags, mode);
+    fn creat(path: PathArg, mode: c_uint) -> c_int;
+        else raw!(SYS_openat, AT_FDCWD, path, libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC, mode);
+    fn creat64(path: PathArg, mode: c_uint) -> c_int;
+        else raw!(SYS_openat, AT_FDCWD, path, libc::O_CREAT | libc::O_WRONLY | libc::O_TRUNC, mode);
+    fn __open_2(path: PathArg, flags: c_int) -> c_int; else raw!(SYS_openat, AT_FDCWD, path, flags, 0);
+    fn __open64_2(path: PathArg, flags: c_int) -> c_int; else raw!(SYS_openat, AT_FDCWD, path, flags, 0);
+    fn __openat_2(dirfd: c_int, path: PathArg, flags: c_int) -> c_int;
+        else raw!(SYS_openat, dirfd, path, flags, 0);
+    fn __openat64_2(dirfd: c_int, path: PathArg, flags: c_int) -> c_int;
+        else raw!(SYS_openat, dirfd, path, flags, 0);
+
+    fn close(fd: c_int) -> c_int; else raw!(SYS_close, fd);
+    fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
+        else raw!(SYS_close_range, first, last, flags);
+    fn dup(fd: c_int) -> c_int; else raw!(SYS_dup, fd);
+    fn dup2(from: c_int, to: c_int) -> c_int; else sys::dup2(from, to);
+    fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int; else raw!(SYS_dup3, from, to, flags);
+    fn fcntl(fd: c_int, command: c_int, argument: c_long) -> c_int; else raw!(SYS_fcntl, fd, command, argument);
+    fn fcntl64(fd: c_int, command: c_int, argument: c_long) -> c_int; else raw!(SYS_fcntl, fd, command, argument);
+
+    fn stat(path: PathArg, out: StatOut) -> c_int; else raw!(SYS_newfstatat, AT_FDCWD, path, out, 0);
+    fn stat64(path: PathArg, out: StatOut) -> c_int; else raw!(SYS_newfstatat, AT_FDCWD, path, out, 0);
+    fn lstat(path: PathArg, out: StatOut) -> c_int;
+        else raw!(SYS_newfstatat, AT_FDCWD, path, out, AT_SYMLINK_NOFOLLOW);
+    fn lstat64(path: PathArg, out: StatOut) -> c_int;
+        else raw!(SYS_newfstatat, AT_FDCWD, path, out, AT_SYMLINK_NOFOLLOW);
+    fn fstat(fd: c_int, out: StatOut) -> c_int; else raw!(SYS_fstat, fd, out);
+    fn fstat64(fd: c_int, out: StatOut) -> c_int; else raw!(SYS_fstat, fd, out);
+    fn fstatat(dirfd: c_int, path: PathArg, out: StatOut, flags: c_int) -> c_int;
+        else raw!(SYS_newfstatat, dirfd, path, out, flags);
+    fn fstatat64(dirfd: c_int, path: PathArg, out: StatOut, flags: c_int) -> c_int;
+        else raw!(SYS_newfstatat, dirfd, path, out, flags);
+    fn statx(dirfd: c_int, path: PathArg, flags: c_int, mask: c_uint, out: Out<libc::statx>) -> c_int;
+        else raw!(SYS_statx, dirfd, path, flags, mask, out);
+    fn __xstat(version: c_int, path: PathArg, out: StatOut) -> c_int;
+        else { let _ = version; raw!(SYS_newfstatat, AT_FDCWD, path, out, 0) };
+    fn __xstat64(version: c_int, path: PathArg, out: StatOut) -> c_int;
+        else { let _ = version; raw!(SYS_newfstatat, AT_FDCWD, path, out, 0) };
+    fn __lxstat(version: c_int, path: PathArg, out: StatOut) -> c_int;
+        else { let _ = version; raw!(SYS_newfstatat, AT_FDCWD, path, out, AT_SYMLINK_NOFOLLOW) };
+    fn __lxstat64(version: c_int, path: PathArg, out: StatOut) -> c_int;
+        else { let _ = version; raw!(SYS_newfstatat, AT_FDCWD, path, out, AT_SYMLINK_NOFOLLOW) };
+    fn __fxstat(version: c_int, fd: c_int, out: StatOut) -> c_int;
+        else { let _ = version; raw!(SYS_fstat, fd, out) };
+    fn __fxstat64(version: c_int, fd: c_int, out: StatOut) -> c_int;
+        else { let _ = version; raw!(SYS_fstat, fd, out) };
+    fn __fxstatat(version: c_int, dirfd: c_int, path: PathArg, out: StatOut, flags: c_int) -> c_int;
+        else { let _ = version; raw!(SYS_newfstatat, dirfd, path, out, flags) };
+    fn __fxstatat64(version: c_int, dirfd: c_int, path: PathArg, out: StatOut, flags: c_int) -> c_int;
+        else { let _ = version; raw!(SYS_newfstatat, dirfd, path, out, flags) };
+    fn statfs(path: PathArg, out: Out<libc::statfs64>) -> c_int; else raw!(SYS_statfs, path, out);
+    fn statfs64(path: PathArg, out: Out<libc::statfs64>) -> c_int; else raw!(SYS_statfs, path, out);
+    fn statvfs(path: PathArg, out: Out<libc::statvfs>) -> c_int;
+        else { let _ = (path, out); no_symbol() };
+    fn statvfs64(path: PathArg, out: Out<libc::statvfs>) -> c_int;
+        else { let _ = (path, out); no_symbol() };
+    fn fstatfs(fd: c_int, out: Out<libc::statfs64>) -> c_int; else raw!(SYS_fstatfs, fd, out);
+    fn fstatfs64(fd: c_int, out: Out<libc::statfs64>) -> c_int; else raw!(SYS_fstatfs, fd, out);
+    fn fstatvfs(fd: c_int, out: Out<libc::statvfs>) -> c_int;
+        else { let _ = (fd, out); no_symbol() };
+    fn fstatvfs64(fd: c_int, out: Out<libc::statvfs>) -> c_int;
+        else { let _ = (fd, out); no_symbol() };
+
+    fn access(path: PathArg, mode: c_int) -> c_int; else raw!(SYS_faccessat, AT_FDCWD, path, mode);
+    fn faccessat(dirfd: c_int, path: PathArg, mode: c_int, flags: c_int) -> c_int;
+        else raw!(SYS_faccessat2, dirfd, path, mode, flags);
+    fn eaccess(path: PathArg, mode: c_int) -> c_int; else raw!(SYS_faccessat2, AT_FDCWD, path, mode, AT_EACCESS);
+    fn euidaccess(path: PathArg, mode: c_int) -> c_int;
+        else raw!(SYS_faccessat2, AT_FDCWD, path, mode, AT_EACCESS);
+    fn unlink(path: PathArg) -> c_int; else raw!(SYS_unlinkat, AT_FDCWD, path, 0);
+    fn unlinkat(dirfd: c_int, path: PathArg, flags: c_int) -> c_int; else raw!(SYS_unlinkat, dirfd, path, flags);
+    fn remove(path: PathArg) -> c_int; else { let _ = path; no_symbol() };
+    fn rmdir(path: PathArg) -> c_int; else raw!(SYS_unlinkat, AT_FDCWD, path, AT_REMOVEDIR);
+    fn rename(old: PathArg, new: PathArg) -> c_int; else raw!(SYS_renameat2, AT_FDCWD, old, AT_FDCWD, new, 0);
+    fn renameat(olddirfd: c_int, old: PathArg, newdirfd: c_int, new: PathArg) -> c_int;
+        else raw!(SYS_renameat2, olddirfd, old, newdirfd, new, 0);
+    fn renameat2(olddirfd: c_int, old: PathArg, newdirfd: c_int, new: PathArg, flags: c_uint) -> c_int;
+        else raw!(SYS_renameat2, olddirfd, old, newdirfd, new, flags);
+    fn mkdir(path: PathArg, mode: mode_t) -> c_int; else raw!(SYS_mkdirat, AT_FDCWD, path, mode);
+    fn mkdirat(dirfd: c_int, path: PathArg, mode: mode_t) -> c_int; else raw!(SYS_mkdirat, dirfd, path, mode);
+    fn mkfifo(path: PathArg, mode: mode_t) -> c_int;
+        else raw!(SYS_mknodat, AT_FDCWD, path, libc::S_IFIFO | mode, 0);
+    fn mkfifoat(dirfd: c_int, path: PathArg, mode: mode_t) -> c_int;
+        else raw!(SYS_mknodat, dirfd, path, libc::S_IFIFO | mode, 0);
+    fn mknod(path: PathArg, mode: mode_t, dev: libc::dev_t) -> c_int;
+        else raw!(SYS_mknodat, AT_FDCWD, path, mode, dev);
+    fn mknodat(dirfd: c_int, path: PathArg, mode: mode_t, dev: libc::dev_t) -> c_int;
+        else raw!(SYS_mknodat, dirfd, path, mode, dev);
+    fn link(old: PathArg, new: PathArg) -> c_int; else raw!(SYS_linkat, AT_FDCWD, old, AT_FDCWD, new, 0);
+    fn linkat(olddirfd: c_int, old: PathArg, newdirfd: c_int, new: PathArg, flags: c_int) -> c_int;
+        else raw!(SYS_linkat, olddirfd, old, newdirfd, new, flags);
+    fn symlink(target: PathArg, path: PathArg) -> c_int; else raw!(SYS_symlinkat, target, AT_FDCWD, path);
+    fn symlinkat(target: PathArg, dirfd: c_int, path: PathArg) -> c_int;
+        else raw!(SYS_symlinkat, target, dirfd, path);
+    fn readlink(path: PathArg, out: Data, size: usize) -> isize; else raw!(SYS_readlinkat, AT_FDCWD, path, out, size);
+    fn readlinkat(dirfd: c_int, path: PathArg, out: Data, size: usize) -> isize;
+        else raw!(SYS_readlinkat, dirfd, path, out, size);
+    fn __readlink_chk(path: PathArg, out: Data, size: usize, room: usize) -> isize;
+        else { let _ = room; raw!(SYS_readlinkat, AT_FDCWD, path, out, size) };
+    fn __readlinkat_chk(dirfd: c_int, path: PathArg, out: Data, size: usize, room: usize) -> isize;
+        else { let _ = room; raw!(SYS_readlinkat, dirfd, path, out, size) };
+
+    fn chmod(path: PathArg, mode: mode_t) -> c_int; else raw!(SYS_fchmodat, AT_FDCWD, path, mode);
+    fn fchmodat(dirfd: c_int, path: PathArg, mode: mode_t, flags: c_int) -> c_int;
+        else { if flags == 0 { raw!(SYS_fchmodat, dirfd, path, mode) } else { no_symbol() } };
+    fn chown(path: PathArg, uid: uid_t, gid: gid_t) -> c_int; else raw!(SYS_fchownat, AT_FDCWD, path, uid, gid, 0);
+    fn lchown(path: PathArg, uid: uid_t, gid: gid_t) -> c_int;
+        else raw!(SYS_fchownat, AT_FDCWD, path, uid, gid, AT_SYMLINK_NOFOLLOW);
+    fn fchownat(dirfd: c_int, path: PathArg, uid: uid_t, gid: gid_t, flags: c_int) -> c_int;
+        else raw!(SYS_fchownat, dirfd, path, uid, gid, flags);
+    fn truncate(path: PathArg, size: off_t) -> c_int; else raw!(SYS_truncate, path, size);
+    fn truncate64(path: PathArg, size: off_t) -> c_int; else raw!(SYS_truncate, path, size);
+    fn utime(path: PathArg, times: Vector<libc::utimbuf, 1>) -> c_int;
+        else { let _ = (path, times); no_symbol() };
+    fn utimes(path: PathArg, times: Vector<libc::timeval, 2>) -> c_int;
+        else { let _ = (path, times); no_symbol() };
+    fn lutimes(path: PathArg, times: Vector<libc::timeval, 2>) -> c_int;
+        else { let _ = (path, times); no_symbol() };
+    fn futimesat(dirfd: c_int, path: PathArg, times: Vector<libc::timeval, 2>) -> c_int;
+        else { let _ = (dirfd, path, times); no_symbol() };
+    fn utimensat(dirfd: c_int, path: PathArg, times: Vector<libc::timespec, 2>, flags: c_int) -> c_int;
+        else raw!(SYS_utimensat, dirfd, path, times, flags);
+    fn fchmod(fd: c_int, mode: mode_t) -> c_int; else raw!(SYS_fchmod, fd, mode);
+    fn fchown(fd: c_int, uid: uid_t, gid: gid_t) -> c_int; else raw!(SYS_fchown, fd, uid, gid);
+    fn futimens(fd: c_int, times: Vector<libc::timespec, 2>) -> c_int;
+        else raw!(SYS_utimensat, fd, std::ptr::null::<c_char>(), times, 0);
+    fn futimes(fd: c_int, times: Vector<libc::timeval, 2>) -> c_int;
+        else { let _ = (fd, times); no_symbol() };
+    fn fsetxattr(fd: c_int, name: PathArg, value: Data, size: usize, flags: c_int) -> c_int;
+        else raw!(SYS_fsetxattr, fd, name, value, size, flags);
+    fn fremovexattr(fd: c_int, name: PathArg) -> c_int; else raw!(SYS_fremovexattr, fd, name);
+
+    fn chdir(path: PathArg) -> c_int; else raw!(SYS_chdir, path);
+    fn fchdir(fd: c_int) -> c_int; else raw!(SYS_fchdir, fd);
+    fn closedir(directory: *mut libc::DIR) -> c_int; else { let _ = directory; no_symbol() };
+    fn fts_read(tree: *mut c_void) -> *mut c_void; else { let _ = tree; no_pointer() };
+    fn fts64_read(tree: *mut c_void) -> *mut c_void; else { let _ = tree; no_pointer() };
+    fn fts_children(tree: *mut c_void, options: c_int) -> *mut c_void;
+        else { let _ = (tree, options); no_pointer() };
+    fn fts64_children(tree: *mut c_void, options: c_int) -> *mut c_void;
+        else { let _ = (tree, options); no_pointer() };
+    fn fts_close(tree: *mut c_void) -> c_int; else { let _ = tree; no_symbol() };
+    fn fts64_close(tree: *mut c_void) -> c_int; else { let _ = tree; no_symbol() };
+    fn nftw(path: PathArg, visit: *const c_void, descriptors: c_int, flags: c_int) -> c_int, c"GLIBC_2.3.3";
+        else { let _ = (path, visit, descriptors, flags); no_symbol() };
+    fn nftw64(path: PathArg, visit: *const c_void, descriptors: c_int, flags: c_int) -> c_int, c"GLIBC_2.3.3";
+        else { let _ = (path, visit, descriptors, flags); no_symbol() };
+
+    fn fopen(path: PathArg, mode: PathArg) -> *mut Stream; else { let _ = (path, mode); no_pointer() };
+    fn fopen64(path: PathArg, mode: PathArg) -> *mut Stream; else { let _ = (path, mode); no_pointer() };
+    fn freopen(path: PathArg, mode: PathArg, stream: *mut Stream) -> *mut Stream;
+        else { let _ = (path, mode, stream); no_pointer() };
+    fn freopen64(path: PathArg, mode: PathArg, stream: *mut Stream) -> *mut Stream;
+        else { let _ = (path, mode, stream); no_pointer() };
+    fn fclose(stream: *mut Stream) -> c_int; else { let _ = stream; no_symbol() };
+
+    fn fork() -> pid_t; else no_symbol();
+    fn umask(mask: mode_t) -> mode_t; else raw!(SYS_umask, mask);
+    fn execve(path: PathArg, argv: sys::Strings, envp: sys::Strings) -> c_int; else raw!(SYS_execve, path, argv, envp);
+    fn execvpe(file: PathArg, argv: sys::Strings, envp: sys::Strings) -> c_int;
+        else { let _ = (file, argv, envp); no_symbol() };
+    fn fexecve(fd: c_int, argv: sys::Strings, envp: sys::Strings) -> c_int;
+        else raw!(SYS_execveat, fd, c"".as_ptr(), argv, envp, libc::AT_EMPTY_PATH);
+    fn execveat(dirfd: c_int, path: PathArg, argv: sys::Strings, envp: sys::Strings, flags: c_int) -> c_int;
+        else raw!(SYS_execveat, dirfd, path, argv, envp, flags);
+    fn posix_spawn(
+        pid: *mut pid_t, path: PathArg, actions: *const c_void, attributes: *const c_void,
+        argv: sys::Strings, envp: sys::Strings
+    ) -> c_int, c"GLIBC_2.15";
+        else { let _ = (pid, path, actions, attributes, argv, envp); libc::ENOSYS };
+    fn posix_spawnp(
+        pid: *mut pid_t, file: PathArg, actions: *const c_void, attributes: *const c_void,
+        argv: sys::Strings, envp: sys::Strings
+    ) -> c_int, c"GLIBC_2.15";
+        else { let _ = (pid, file, actions, attributes, argv, envp); libc::ENOSYS };
+
+    fn setuid(uid: uid_t) -> c_int; else raw!(SYS_setuid, uid);
+    fn setgid(gid: gid_t) -> c_int; else raw!(SYS_setgid, gid);
+    fn seteuid(uid: uid_t) -> c_int; else raw!(SYS_setresuid, -1, uid, -1);
+    fn setegid(gid: gid_t) -> c_int; else raw!(SYS_setresgid, -1, gid, -1);
+    fn setreuid(real: uid_t, effective: uid_t) -> c_int; else raw!(SYS_setreuid, real, effective);
+    fn setregid(real: gid_t, effective: gid_t) -> c_int; else raw!(SYS_setregid, real, effective);
+    fn setresuid(real: uid_t, effective: uid_t, saved: uid_t) -> c_int;
+        else raw!(SYS_setresuid, real, effective, saved);
+    fn setresgid(real: gid_t, effective: gid_t, saved: gid_t) -> c_int;
+        else raw!(SYS_setresgid, real, effective, saved);
+    fn setgroups(count: usize, groups: *const gid_t) -> c_int; else raw!(SYS_setgroups, count, groups);
+    fn initgroups(user: PathArg, group: gid_t) -> c_int; else { let _ = (user, group); no_symbol() };
+    fn capset(header: *mut c_void, data: *const c_void) -> c_int; else raw!(SYS_capset, header, data);
+    fn setfsuid(uid: uid_t) -> c_int; else raw!(SYS_setfsuid, uid);
+    fn setfsgid(gid: gid_t) -> c_int; else raw!(SYS_setfsgid, gid);
+    fn chroot(path: PathArg) -> c_int; else raw!(SYS_chroot, path);
+    fn unshare(flags: c_int) -> c_int; else raw!(SYS_unshare, flags);
+    fn setns(fd: c_int, kind: c_int) -> c_int; else raw!(SYS_setns, fd, kind);
+}

@@ -1,0 +1,228 @@
+//! Which road a path takes: the first of two decisions (the second, what can be asked of the daemon, is in
+//! [`crate::calls`]).
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::RawFd;
+
+use finesse_ipc::frame::{Fallback, Op, ROOT, Request};
+use rustix::fs::OFlags;
+
+use crate::connection::{self, Guard};
+use crate::fds::{Directory, Kind};
+use crate::process::{CWD, FDS};
+use crate::sys::{self, CPath, Identity, Object, PathArg};
+
+/// Where a path begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    Root,
+    Cwd,
+    Fd(RawFd),
+}
+
+/// A path on a mount of ours.
+pub(crate) struct Target<'p> {
+    pub(crate) mount: Guard,
+    /// Node id of the directory that the path is relative to.
+    pub(crate) base: u64,
+    pub(crate) path: &'p [u8],
+    start: Start,
+}
+
+/// The path of a mount's root, relative to it.
+const HERE: &[u8] = b".";
+
+impl Target<'_> {
+    /// Whether this is the mount's root itself, named by its absolute path: a mount point, which cannot be
+    /// removed, renamed, created.
+    pub(crate) fn is_root(&self) -> bool {
+        self.start == Start::Root && self.path == HERE
+    }
+
+    /// The daemon does not know the base (any more): whether it makes sense to prove it again.
+    pub(crate) fn forget_proof(&self) -> bool {
+        let unproven = |directory| Kind::Directory(Directory { proven: 0, ..directory });
+        match self.start {
+            Start::Root => return false,
+            Start::Cwd => {
+                if let (Kind::Directory(directory), moment) = CWD.get() {
+                    CWD.set(moment, unproven(directory));
+                }
+            }
+            Start::Fd(fd) => {
+                if let Kind::Directory(directory) = FDS.get(fd) {
+                    FDS.set(fd, unproven(directory));
+                }
+            }
+        }
+        true
+    }
+
+    /// Counts that the kernel serves the call.
+    pub(crate) fn fell_back(&self, reason: Fallback) {
+        self.mount.client().counters().fell_back(reason);
+    }
+}
+
+/// Finds out whether a path is on a mount of ours; `None` sends the call to the kernel.
+#[inline]
+pub(crate) fn locate(dirfd: RawFd, path: &PathArg) -> Option<Target<'_>> {
+    let path = path.get()?;
+    match path.first() {
+        0 => None,
+        b'/' => {
+            let (index, rest) = connection::table().find(path)?;
+            locate_below_root(index, rest)
+        }
+        _ if connection::table().is_empty() => None,
+        _ => locate_relative(dirfd, path),
+    }
+}
+
+fn locate_below_root(index: usize, rest: CPath<'_>) -> Option<Target<'_>> {
+    let mount = connection::enter(index)?;
+    let path = if rest.first() == 0 { HERE } else { rest.bytes() };
+    Some(Target { mount, base: ROOT, path, start: Start::Root })
+}
+
+fn locate_relative(dirfd: RawFd, path: CPath<'_>) -> Option<Target<'_>> {
+    let (start, directory, mount) = match dirfd {
+        libc::AT_FDCWD => {
+            let (directory, mount) = current_directory()?;
+            (Start::Cwd, directory, mount)
+        }
+        fd => {
+            let (directory, mount) = directory_of(fd)?;
+            (Start::Fd(fd), directory, mount)
+        }
+    };
+    Some(Target { mount, base: directory.node, path: path.bytes(), start })
+}
+
+/// A descriptor that is a directory of ours, accepted as a base by the daemon.
+fn directory_of(fd: RawFd) -> Option<(Directory, Guard)> {
+    let (directory, mount) = match FDS.get(fd) {
+        Kind::Directory(directory) => (directory, connection::enter(directory.mount)?),
+        Kind::Unknown => {
+            let (kind, mount) = classify(Object::Fd(fd))?;
+            FDS.set(fd, kind);
+            match (kind, mount) {
+                (Kind::Directory(directory), Some(mount)) => (directory, mount),
+                _ => return None,
+            }
+        }
+        _ => return None,
+    };
+    if directory.proven == mount.connection() {
+        return Some((directory, mount));
+    }
+    let proven = sys::borrow(fd).and_then(|fd| prove(directory, &mount, fd));
+    FDS.set(fd, proven.map_or(Kind::Other, Kind::Directory));
+    Some((proven?, mount))
+}
+
+/// The current directory, if it is ours, accepted as a base by the daemon.
+fn current_directory() -> Option<(Directory, Guard)> {
+    let (kind, moment) = CWD.get();
+    let (directory, mount) = match kind {
+        Kind::Directory(directory) => (directory, connection::enter(directory.mount)?),
+        Kind::Unknown => match classify(Object::Cwd)? {
+            (Kind::Directory(directory), Some(mount)) => (directory, mount),
+            (other, _) => {
+                CWD.set(moment, other);
+                return None;
+            }
+        },
+        _ => return None,
+    };
+    if directory.proven == mount.connection() {
+        return Some((directory, mount));
+    }
+    let here = sys::open_hidden(c".", OFlags::PATH | OFlags::DIRECTORY)?;
+    let proven = prove(directory, &mount, here.fd()?);
+    CWD.set(moment, proven.map_or(Kind::Other, Kind::Directory));
+    Some((proven?, mount))
+}
+
+/// Looks at a directory that nobody has looked at; `None` if that must be done again.
+fn classify(object: Object<'_>) -> Option<(Kind, Option<Guard>)> {
+    let identity = sys::identify(object)?;
+    if !identity.is_directory {
+        // Perhaps a granted descriptor of an earlier program in this process.
+        return None;
+    }
+    let Some(index) = connection::by_dev(identity.dev) else { return Some((Kind::Other, None)) };
+    let mount = connection::enter(index)?;
+    match mount.holds(&identity) {
+        true => {
+            Some((Kind::Directory(Directory { mount: index, node: identity.ino, proven: 0 }), Some(mount)))
+        }
+        false => Some((Kind::Other, None)),
+    }
+}
+
+/// Proves to the daemon that the process has a directory, by its descriptor.
+fn prove(directory: Directory, mount: &Guard, fd: std::os::fd::BorrowedFd<'_>) -> Option<Directory> {
+    match mount.client().prove(fd) {
+        Ok(node) if node == directory.node => Some(Directory { proven: mount.connection(), ..directory }),
+        Ok(_) => None,
+        Err(reason) => {
+            mount.client().counters().fell_back(reason);
+            None
+        }
+    }
+}
+
+/// What a directory is that was just opened, or entered, by a path on a mount of ours. The path proves it, which is cheaper
+/// than its descriptor, if it still leads to the same directory.
+fn identify_by_path(target: &Target<'_>, identity: &Identity) -> Kind {
+    if !identity.is_directory || !target.mount.holds(identity) {
+        return if identity.is_directory { Kind::Unknown } else { Kind::Other };
+    }
+    let request = Request { base: target.base, ..Request::default() };
+    let proven = match target.mount.client().call(Op::ResolveDir, &request, target.path, &[]) {
+        Ok(call)
+            if call.reply.outcome() == finesse_ipc::frame::Outcome::Ok
+                && call.reply.to_attr().ino == identity.ino =>
+        {
+            target.mount.connection()
+        }
+        _ => 0,
+    };
+    Kind::Directory(Directory { mount: target.mount.index(), node: identity.ino, proven })
+}
+
+/// A directory was opened by this path.
+pub(crate) fn opened(fd: RawFd, target: &Target<'_>) {
+    if let Some(identity) = sys::identify(Object::Fd(fd)) {
+        FDS.set(fd, identify_by_path(target, &identity));
+    }
+}
+
+/// The process has entered a directory by this path.
+pub(crate) fn entered(target: Option<&Target<'_>>) {
+    CWD.changed();
+    let (_, moment) = CWD.get();
+    if let Some(target) = target
+        && let Some(identity) = sys::identify(Object::Cwd)
+    {
+        CWD.set(moment, identify_by_path(target, &identity));
+    }
+}
+
+/// The process has entered the directory of a descriptor.
+pub(crate) fn entered_fd(fd: RawFd) {
+    CWD.changed();
+    let (_, moment) = CWD.get();
+    if let kind @ (Kind::Directory(_) | Kind::Other) = FDS.get(fd) {
+        CWD.set(moment, kind);
+    }
+}
+
+/// A descriptor that is a directory of ours and that the daemon accepts already.
+pub(crate) fn known_directory(fd: RawFd) -> Option<(u64, Guard)> {
+    let Kind::Directory(directory) = FDS.get(fd) else { return None };
+    let mount = connection::enter(directory.mount)?;
+    (directory.proven == mount.connection()).then_some((directory.node, mount))
+}

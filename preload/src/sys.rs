@@ -1,0 +1,654 @@
+//! The edge to C and to the kernel: the types of hooked functions' arguments, errno, the environment, memory,
+//! and the raw system calls that decisions need.
+//!
+//! Nothing here allocates, locks, or calls a libc function that is hooked.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, c_char, c_int};
+use std::fmt::{self, Write};
+use std::marker::PhantomData;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// Whether an address is one that only the kernel should look at: null and its neighbourhood, the kernel's half,
+/// and what lies between 2 and 4 GiB, where programs keep nothing but deliberately bad pointers. (A program that does keep
+/// something there loses speed only.) The kernel answers `EFAULT` where we would crash.
+#[inline]
+fn is_suspicious(address: usize) -> bool {
+    address < 0x1_0000 || address >= 1 << 47 || (0x8000_0000..0x1_0000_0000).contains(&address)
+}
+
+/// A path argument as the program passed it: a C string, or a pointer that only the kernel can judge.
+///
+/// Values come into being in one way: as an argument of a hooked function. So the function's own contract
+/// holds for them, which says that the string is not changed or freed during the call.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct PathArg(*const c_char);
+
+impl PathArg {
+    /// The path, unless the pointer is null or looks bad.
+    #[inline]
+    pub(crate) fn get(&self) -> Option<CPath<'_>> {
+        if is_suspicious(self.0.addr()) {
+            return None;
+        }
+        NonNull::new(self.0.cast_mut()).map(|start| CPath { start: start.cast(), string: PhantomData })
+    }
+
+    /// Whether the pointer is null.
+    pub(crate) fn is_null(&self) -> bool {
+        self.0.is_null()
+    }
+}
+
+/// A C string in the program's memory.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CPath<'p> {
+    start: NonNull<u8>,
+    string: PhantomData<&'p CStr>,
+}
+
+impl<'p> CPath<'p> {
+    /// A path of our own.
+    #[cfg(test)]
+    pub(crate) fn new(path: &'p CStr) -> Self {
+        // A CStr's pointer is never null.
+        Self { start: NonNull::from(path).cast(), string: PhantomData }
+    }
+
+    /// The first byte; 0 if the path is empty.
+    #[inline]
+    pub(crate) fn first(self) -> u8 {
+        // SAFETY: a C string has at least its NUL.
+        unsafe { self.start.read() }
+    }
+
+    /// What follows a prefix, if the path begins with it. Looks at no byte beyond the first difference.
+    #[inline]
+    pub(crate) fn strip(self, prefix: impl Iterator<Item = u8>) -> Option<Self> {
+        let mut rest = self.start;
+        for byte in prefix {
+            // SAFETY: all bytes before `rest` were equal to bytes of a prefix that has no NUL, so the string
+            // goes on at least to `rest`.
+            if byte == 0 || unsafe { rest.read() } != byte {
+                return None;
+            }
+            // SAFETY: the byte just read was not the NUL, so the string goes on behind it.
+            rest = unsafe { rest.add(1) };
+        }
+        Some(Self { start: rest, ..self })
+    }
+
+    /// The path's bytes.
+    #[inline]
+    pub(crate) fn bytes(self) -> &'p [u8] {
+        // SAFETY: `start` is the beginning or a suffix of a C string that lives for 'p.
+        unsafe { CStr::from_ptr(self.start.as_ptr().cast()) }.to_bytes()
+    }
+}
+
+/// Where a hooked function shall put its result. Like [`PathArg`], only ever an argument.
+#[derive(Debug)]
+#[repr(transparent)]
+pub(crate) struct Out<T>(*mut T);
+
+impl<T> Clone for Out<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Out<T> {}
+
+impl<T> Out<T> {
+    /// Whether the kernel should judge the pointer.
+    #[inline]
+    pub(crate) fn is_suspicious(self) -> bool {
+        is_suspicious(self.0.addr())
+    }
+
+    /// Stores the result. Does nothing if the pointer looks bad.
+    #[inline]
+    pub(crate) fn put(self, value: T) {
+        if !self.is_suspicious() {
+            // SAFETY: the hooked function's contract: a place for a T. Unaligned, because x86 programs get
+            // away with it.
+            unsafe { self.0.write_unaligned(value) }
+        }
+    }
+
+    /// Changes what the kernel has put there.
+    pub(crate) fn update(self, change: impl FnOnce(&mut T)) {
+        if !self.is_suspicious() {
+            // SAFETY: the next function has just filled it in, successfully.
+            let mut value = unsafe { self.0.read_unaligned() };
+            change(&mut value);
+            self.put(value);
+        }
+    }
+}
+
+/// A buffer of bytes. Like [`PathArg`], only ever an argument.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct Data(*mut u8);
+
+impl Data {
+    /// The buffer, of which `len` bytes shall be filled; `None` if only the kernel can judge it.
+    pub(crate) fn get(&mut self, len: usize) -> Option<&mut [u8]> {
+        if is_suspicious(self.0.addr()) || len == 0 || len > isize::MAX as usize {
+            return None;
+        }
+        // SAFETY: the hooked function's contract: room for `len` bytes, ours alone during the call. Bytes are
+        // valid whatever they hold, and the slice is only written to.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.0, len) })
+    }
+}
+
+/// An array of values to read, or null. Like [`PathArg`], only ever an argument.
+#[derive(Debug)]
+#[repr(transparent)]
+pub(crate) struct Vector<T, const N: usize>(*const [T; N]);
+
+impl<T, const N: usize> Clone for Vector<T, N> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T, const N: usize> Copy for Vector<T, N> {}
+
+impl<T, const N: usize> Vector<T, N> {
+    /// The values: `Ok(None)` for null, `Err` for a pointer that only the kernel can judge.
+    pub(crate) fn get(self) -> Result<Option<[T; N]>, Suspicious> {
+        if self.0.is_null() {
+            return Ok(None);
+        }
+        if is_suspicious(self.0.addr()) {
+            return Err(Suspicious);
+        }
+        // SAFETY: the hooked function's contract: an array of N plain values.
+        Ok(Some(unsafe { self.0.read_unaligned() }))
+    }
+}
+
+/// A pointer that only the kernel can judge.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Suspicious;
+
+/// A null-terminated array of C strings: arguments or an environment. Like [`PathArg`], only ever an argument
+/// (or the process's own `environ`).
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct Strings(*const *const c_char);
+
+impl Strings {
+    /// The process's environment.
+    pub(crate) fn environ() -> Self {
+        // SAFETY: reading the pointer; a program that changes its environment meanwhile races with every
+        // reader of it, libc's own included.
+        Self(unsafe { (&raw const libc::environ).read().cast() })
+    }
+
+    /// An array in memory of ours.
+    pub(crate) fn from_pages(pages: &Pages) -> Self {
+        Self(pages.start.as_ptr().cast_const().cast())
+    }
+
+    /// Whether only the kernel can judge the pointer.
+    pub(crate) fn is_suspicious(self) -> bool {
+        is_suspicious(self.0.addr())
+    }
+
+    /// Whether there is no array: to Linux, an empty one.
+    pub(crate) fn is_null(self) -> bool {
+        self.0.is_null()
+    }
+
+    /// The array behind the terminating null of this one (`execle` passes its environment there).
+    pub(crate) fn behind(self) -> Self {
+        let mut end = self.0;
+        // SAFETY: the array is terminated by a null, and by `execle`'s contract one more pointer follows.
+        unsafe {
+            while !end.read().is_null() {
+                end = end.add(1);
+            }
+            Self(end.add(1).read().cast())
+        }
+    }
+
+    /// The strings, as pointers that may be put into another array.
+    pub(crate) fn iter(self) -> impl Iterator<Item = EnvString> {
+        let mut next = self.0;
+        std::iter::from_fn(move || {
+            if is_suspicious(next.addr()) {
+                return None;
+            }
+            // SAFETY: the array is terminated by a null, where the iteration ends.
+            let string = unsafe { next.read() };
+            if string.is_null() {
+                return None;
+            }
+            // SAFETY: not the terminator, so the array goes on.
+            next = unsafe { next.add(1) };
+            Some(EnvString(string))
+        })
+    }
+
+    /// Finds `NAME=value` and returns the value.
+    pub(crate) fn value(self, name: &CStr) -> Option<&'static [u8]> {
+        self.iter().find_map(|string| string.value(name))
+    }
+
+    /// Removes `NAME=…` in place.
+    pub(crate) fn remove(self, name: &CStr) {
+        let mut write = self.0.cast_mut();
+        let mut read = self.0;
+        if is_suspicious(read.addr()) {
+            return;
+        }
+        // SAFETY: the process's own environment, before any of its code runs; `write` never overtakes `read`,
+        // which ends at the terminator.
+        unsafe {
+            loop {
+                let string = read.read();
+                if string.is_null() {
+                    write.write(string);
+                    return;
+                }
+                if EnvString(string).value(name).is_none() {
+                    write.write(string);
+                    write = write.add(1);
+                }
+                read = read.add(1);
+            }
+        }
+    }
+}
+
+/// One string of an environment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct EnvString(*const c_char);
+
+impl EnvString {
+    /// The value, if this is `NAME=value`.
+    pub(crate) fn value(self, name: &CStr) -> Option<&'static [u8]> {
+        if is_suspicious(self.0.addr()) {
+            return None;
+        }
+        // SAFETY: environments hold C strings. 'static is longer than a program that changes its environment
+        // grants; callers use it at once, or at start when the string is the kernel's.
+        let string = unsafe { CStr::from_ptr(self.0) }.to_bytes();
+        string.strip_prefix(name.to_bytes())?.strip_prefix(b"=")
+    }
+}
+
+#[cfg(test)]
+impl From<&'static CStr> for EnvString {
+    fn from(string: &'static CStr) -> Self {
+        Self(string.as_ptr())
+    }
+}
+
+#[cfg(test)]
+impl EnvString {
+    pub(crate) fn to_string(self) -> String {
+        // SAFETY: tests put C strings in.
+        unsafe { CStr::from_ptr(self.0) }.to_str().unwrap().to_owned()
+    }
+}
+
+/// Where the thread's errno is.
+fn errno_location() -> *mut c_int {
+    // SAFETY: always answers the calling thread's own location.
+    unsafe { libc::__errno_location() }
+}
+
+/// The thread's errno.
+pub(crate) fn errno() -> c_int {
+    // SAFETY: the location is the calling thread's own.
+    unsafe { errno_location().read() }
+}
+
+/// Sets the thread's errno.
+#[inline]
+pub(crate) fn set_errno(errno: c_int) {
+    // SAFETY: as above.
+    unsafe { errno_location().write(errno) }
+}
+
+/// Anonymous memory from the kernel; zeroed; given back on drop.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+impl Pages {
+    /// At least `len` bytes; `None` if the kernel has none.
+    pub(crate) fn new(len: usize) -> Option<Self> {
+        let len = len.max(1).checked_next_multiple_of(4096)?;
+        // SAFETY: a new private mapping at an address of the kernel's choice touches no memory of ours.
+        let start = unsafe {
+            rustix::mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        };
+        Some(Self { start: NonNull::new(start.ok()?.cast())?, len })
+    }
+
+    /// The memory.
+    pub(crate) fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: our own mapping of `len` initialised bytes; the borrow is exclusive.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) }
+    }
+
+    /// Puts a pointer to `string` at position `index` of the array of pointers that this memory is.
+    pub(crate) fn put_pointer(&mut self, index: usize, string: Option<EnvString>) -> bool {
+        let Some(end) = index.checked_add(1).and_then(|count| count.checked_mul(size_of::<usize>())) else {
+            return false;
+        };
+        if end > self.len {
+            return false;
+        }
+        let pointer = string.map_or(std::ptr::null(), |EnvString(string)| string);
+        // SAFETY: in bounds by the check above, and aligned because the mapping is.
+        unsafe { self.start.cast::<*const c_char>().add(index).write(pointer) };
+        true
+    }
+
+    /// The string that begins at `offset`: a NUL follows somewhere, because fresh memory is zeroed and the last
+    /// byte of ours is never written.
+    pub(crate) fn string(&self, offset: usize) -> Option<EnvString> {
+        // SAFETY: in bounds.
+        (offset < self.len).then(|| EnvString(unsafe { self.start.add(offset) }.as_ptr().cast()))
+    }
+
+    /// Moves a value into the memory, for good.
+    pub(crate) fn leak<T>(self, value: T) -> Result<&'static mut T, T> {
+        if size_of::<T>() > self.len || align_of::<T>() > 4096 {
+            return Err(value);
+        }
+        let place = self.start.cast::<T>();
+        std::mem::forget(self);
+        // SAFETY: room and alignment were checked; the memory is never given back, so 'static holds.
+        unsafe {
+            place.write(value);
+            Ok(&mut *place.as_ptr())
+        }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping; borrows of it end before self does, and pointers put into an environment
+        // are only used by an exec that has failed by now.
+        let _ = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+    }
+}
+
+/// A word that reads as zero in a forked child, however it was forked; 1 once set.
+pub(crate) struct ForkMark(AtomicPtr<AtomicU32>);
+
+impl ForkMark {
+    /// A mark that does not work yet.
+    pub(crate) const fn new() -> Self {
+        Self(AtomicPtr::new(std::ptr::null_mut()))
+    }
+
+    /// Makes the page (`MADV_WIPEONFORK`, Linux 4.14). Without it, only `fork` itself is noticed, by its handler.
+    pub(crate) fn start(&self) {
+        let Some(pages) = Pages::new(1) else { return };
+        // SAFETY: the range is our own mapping; the advice changes only what a fork inherits.
+        let wiped = unsafe {
+            rustix::mm::madvise(pages.start.as_ptr().cast(), pages.len, rustix::mm::Advice::LinuxWipeOnFork)
+        };
+        if wiped.is_ok()
+            && let Ok(mark) = pages.leak(AtomicU32::new(1))
+        {
+            self.0.store(mark, Ordering::Release);
+        }
+    }
+
+    /// The word, if there is one.
+    #[inline]
+    pub(crate) fn get(&self) -> Option<&AtomicU32> {
+        // SAFETY: null or the leaked page of `start`.
+        unsafe { self.0.load(Ordering::Acquire).as_ref() }
+    }
+}
+
+/// A descriptor number as rustix wants it; `None` for numbers that cannot be one.
+#[inline]
+pub(crate) fn borrow(fd: RawFd) -> Option<BorrowedFd<'static>> {
+    // SAFETY: the program passed the number for a call on it; if it is closed meanwhile, the kernel answers
+    // EBADF or acts on what took its place, exactly as without us.
+    (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// What tells directories and files apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// `st_dev`, major and minor.
+    pub(crate) dev: (u32, u32),
+    /// `st_ino`.
+    pub(crate) ino: u64,
+    /// Whether it is a directory.
+    pub(crate) is_directory: bool,
+    /// The mount it was reached through.
+    pub(crate) mount_id: u64,
+    /// Whether it is the root of that mount.
+    pub(crate) is_mount_root: bool,
+    /// `stx_mask` as the kernel answers it.
+    pub(crate) mask: u32,
+    /// `stx_attributes_mask`.
+    pub(crate) attributes_mask: u64,
+}
+
+/// What is to be identified.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Object<'o> {
+    /// A path.
+    Path(&'o CStr),
+    /// A descriptor.
+    Fd(RawFd),
+    /// The current directory.
+    Cwd,
+}
+
+/// Identifies an object without asking a remote file system.
+pub(crate) fn identify(object: Object<'_>) -> Option<Identity> {
+    let flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    let found = match object {
+        Object::Path(path) => rustix::fs::statx(CWD, path, flags, mask),
+        Object::Fd(fd) => rustix::fs::statx(borrow(fd)?, c"", flags | AtFlags::EMPTY_PATH, mask),
+        Object::Cwd => rustix::fs::statx(CWD, c".", flags, mask),
+    }
+    .ok()?;
+    Some(Identity {
+        dev: (found.stx_dev_major, found.stx_dev_minor),
+        ino: found.stx_ino,
+        is_directory: u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFDIR,
+        mount_id: found.stx_mnt_id,
+        is_mount_root: found.stx_attributes.bits() & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0,
+        mask: found.stx_mask,
+        attributes_mask: found.stx_attributes_mask.bits(),
+    })
+}
+
+/// Opens a file for reading, out of the program's sight; closed on drop by [`Hidden`].
+pub(crate) fn open_hidden(path: &CStr, flags: OFlags) -> Option<Hidden> {
+    let fd = rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty()).ok()?;
+    Some(Hidden(Some(fd)))
+}
+
+/// A descriptor that is closed by the system call itself and not through the hooked `close`.
+#[derive(Debug)]
+pub(crate) struct Hidden(Option<OwnedFd>);
+
+impl Hidden {
+    /// The descriptor.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        use std::os::fd::AsFd;
+        self.0.as_ref().map(AsFd::as_fd)
+    }
+}
+
+impl Drop for Hidden {
+    fn drop(&mut self) {
+        if let Some(fd) = self.0.take() {
+            close(std::os::fd::IntoRawFd::into_raw_fd(fd));
+        }
+    }
+}
+
+/// Closes a descriptor that is ours to close, by the system call itself.
+pub(crate) fn close(fd: RawFd) {
+    if fd >= 0 {
+        // SAFETY: callers pass a descriptor that they own and never use again.
+        unsafe { rustix::io::close(fd) };
+    }
+}
+
+/// `dup2` in terms of `dup3`, which every architecture has.
+pub(crate) fn dup2(from: RawFd, to: RawFd) -> c_int {
+    if from == to {
+        return match borrow(from).map(rustix::io::fcntl_getfd) {
+            Some(Ok(_)) => to,
+            _ => {
+                set_errno(libc::EBADF);
+                -1
+            }
+        };
+    }
+    // SAFETY: the kernel checks both numbers.
+    unsafe { libc::syscall(libc::SYS_dup3, from, to, 0) as c_int }
+}
+
+/// Blocks every signal of this thread while `f` runs.
+pub(crate) fn without_signals<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: both sets are live locals of libc's own type; the mask is this thread's.
+    unsafe {
+        let mut all = std::mem::zeroed::<libc::sigset_t>();
+        let mut before = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&raw mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before);
+        let result = f();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
+        result
+    }
+}
+
+/// Whether libc knows the process to have one thread only (glibc 2.32).
+pub(crate) fn is_single_threaded() -> bool {
+    unsafe extern "C" {
+        static __libc_single_threaded: c_char;
+    }
+    // SAFETY: libc's own variable, which it writes while there is one thread, or to say that there are more.
+    unsafe { (&raw const __libc_single_threaded).read_volatile() != 0 }
+}
+
+/// The program's name, at most 100 bytes of it, for `finesse status`.
+pub(crate) fn program_name() -> &'static str {
+    unsafe extern "C" {
+        static program_invocation_short_name: *const c_char;
+    }
+    // SAFETY: libc's own variable; null or a C string that lives as long as the process.
+    let name = unsafe {
+        let name = (&raw const program_invocation_short_name).read();
+        if name.is_null() { c"" } else { CStr::from_ptr(name) }
+    };
+    let name = name.to_bytes();
+    let name = name.get(..100).unwrap_or(name);
+    match std::str::from_utf8(name) {
+        Ok(name) => name,
+        Err(error) => {
+            name.get(..error.valid_up_to()).map_or("", |valid| std::str::from_utf8(valid).unwrap_or(""))
+        }
+    }
+}
+
+/// The file that this library was loaded from, as the dynamic linker names it.
+pub(crate) fn library_path() -> Option<&'static [u8]> {
+    // SAFETY: the address is one of this library's own; the linker's strings live as long as the library.
+    unsafe {
+        let mut info = std::mem::zeroed::<libc::Dl_info>();
+        let found = libc::dladdr(library_path as *const () as *const libc::c_void, &raw mut info);
+        (found != 0 && !info.dli_fname.is_null()).then(|| CStr::from_ptr(info.dli_fname).to_bytes())
+    }
+}
+
+/// Runs `child` in every child that `fork` makes.
+pub(crate) fn at_fork(child: extern "C" fn()) {
+    unsafe extern "C" {
+        fn pthread_atfork(
+            prepare: Option<unsafe extern "C" fn()>,
+            parent: Option<unsafe extern "C" fn()>,
+            child: Option<unsafe extern "C" fn()>,
+        ) -> c_int;
+    }
+    // SAFETY: the handler lives as long as the library. ENOMEM means that only the fork mark is left.
+    unsafe { pthread_atfork(None, None, Some(child)) };
+}
+
+/// Descriptor of a stream, with errno kept; -1 if it has none.
+pub(crate) fn fileno(stream: *mut crate::next::Stream) -> RawFd {
+    let before = errno();
+    // SAFETY: a hooked function's own stream argument, used before or after libc does with it.
+    let fd = if stream.is_null() { -1 } else { unsafe { libc::fileno(stream.cast()) } };
+    set_errno(before);
+    fd
+}
+
+/// A stream on a descriptor.
+pub(crate) fn fdopen(fd: RawFd, mode: PathArg) -> *mut crate::next::Stream {
+    // SAFETY: the descriptor is open and ours; mode is the program's own C string.
+    unsafe { libc::fdopen(fd, mode.0).cast() }
+}
+
+/// Descriptor of a directory stream; -1 if it has none.
+pub(crate) fn dirfd(directory: *mut libc::DIR) -> RawFd {
+    // SAFETY: a hooked function's own argument.
+    if directory.is_null() { -1 } else { unsafe { libc::dirfd(directory) } }
+}
+
+/// A line on standard error, at most 500 bytes, in one write.
+pub(crate) fn complain(message: fmt::Arguments<'_>) {
+    struct Line([u8; 500], usize);
+    impl Write for Line {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            for byte in text.bytes() {
+                if let Some(place) = self.0.get_mut(self.1) {
+                    *place = byte;
+                    self.1 += 1;
+                }
+            }
+            Ok(())
+        }
+    }
+    let mut line = Line([b'\n'; 500], 0);
+    let _ = write!(line, "finesse: {message}");
+    let end = (line.1 + 1).min(line.0.len());
+    if let (Some(fd), Some(text)) = (borrow(2), line.0.get(..end)) {
+        let _ = rustix::io::write(fd, text);
+    }
+}
+
+/// The current directory's path; its length.
+pub(crate) fn current_directory(buffer: &mut [u8]) -> Option<usize> {
+    // SAFETY: the kernel writes at most the length that is passed.
+    let len = unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) };
+    // With the NUL. "(unreachable)" is no path.
+    let len = usize::try_from(len).ok()?.checked_sub(1)?;
+    (buffer.first() == Some(&b'/')).then_some(len)
+}
