@@ -293,7 +293,7 @@ impl<FS: Filesystem> Engine<FS> {
     fn grant(&self, inode: &Inode, mut granted: Granted<'_, FS>, output: &mut Output) -> Served {
         output.grant = granted.opened.backing.take();
         let mut reply = Reply::attr(Attr { ino: inode.ino, ..Attr::default() });
-        reply.flags = frame::REPLY_GRANT;
+        reply.flags |= frame::REPLY_GRANT;
         Ok(reply)
     }
 
