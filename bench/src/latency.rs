@@ -3,13 +3,12 @@
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use clap::{Args, ValueEnum};
 use finesse_bench::{Shape, Summary, clock_cost, median, nanos};
 use finesse_ipc::client::Client;
 use finesse_ipc::frame::{Op, Request};
-use finesse_ipc::layout::Header;
 use finesse_ipc::segment::Segment;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -271,8 +270,8 @@ fn pin_daemon(daemon: &Daemon, cpus: &CpuSet) -> Outcome {
     Ok(())
 }
 
-/// A process that answers each ping in shared memory; ends on drop. The memory is a client's segment, of which
-/// two words in cache lines of their own are used.
+/// A process that answers each ping in shared memory; ends on drop. The memory is a segment like a
+/// client's.
 struct Pong {
     segment: Segment,
     child: Child,
@@ -299,24 +298,40 @@ impl Pong {
     }
 
     fn ping(&self) -> Outcome {
-        let header = self.segment.header();
-        let turn = header.submitted.load(Ordering::Relaxed) + 1;
-        header.submitted.store(turn, Ordering::Release);
-        spin_until(header, || header.mount_generation.load(Ordering::Acquire) == turn);
-        Ok(())
+        let words = Words::of(&self.segment);
+        let turn = words.ping.load(Ordering::Relaxed).wrapping_add(1);
+        words.ping.store(turn, Ordering::Release);
+        match spin_until(&words, || words.pong.load(Ordering::Acquire) == turn) {
+            true => Ok(()),
+            false => screen::go_on(),
+        }
     }
 }
 
 impl Drop for Pong {
     fn drop(&mut self) {
-        self.segment.header().closed.store(1, Ordering::Release);
+        Words::of(&self.segment).end.store(1, Ordering::Release);
         // It ends by itself.
         let _ = self.child.wait();
     }
 }
 
-/// `false` when the other side has ended it.
-fn spin_until(header: &Header, condition: impl Fn() -> bool) -> bool {
+/// The words of the ping-pong: three slots' state words, each in a cache line of its own.
+struct Words<'s> {
+    ping: &'s AtomicU32,
+    pong: &'s AtomicU32,
+    end: &'s AtomicU32,
+}
+
+impl<'s> Words<'s> {
+    fn of(segment: &'s Segment) -> Self {
+        let word = |slot| &segment.slot(slot).state;
+        Self { ping: word(0), pong: word(1), end: word(2) }
+    }
+}
+
+/// `false` when the other side has ended it, or the user wants to stop.
+fn spin_until(words: &Words<'_>, condition: impl Fn() -> bool) -> bool {
     loop {
         for _ in 0..TURNS {
             if condition() {
@@ -324,7 +339,7 @@ fn spin_until(header: &Header, condition: impl Fn() -> bool) -> bool {
             }
             std::hint::spin_loop();
         }
-        if header.closed.load(Ordering::Acquire) != 0 || screen::go_on().is_err() {
+        if words.end.load(Ordering::Acquire) != 0 || screen::go_on().is_err() {
             return false;
         }
         std::thread::yield_now();
@@ -335,11 +350,11 @@ fn spin_until(header: &Header, condition: impl Fn() -> bool) -> bool {
 pub(crate) fn pong() -> Outcome {
     let memory = std::io::stdin().as_fd().try_clone_to_owned().map_err(|error| error.to_string())?;
     let segment = Segment::open(&memory).map_err(|errno| format!("standard input is no segment: {errno}"))?;
-    let header = segment.header();
+    let words = Words::of(&segment);
     let mut turn = 0;
-    while spin_until(header, || header.submitted.load(Ordering::Acquire) != turn) {
-        turn = header.submitted.load(Ordering::Acquire);
-        header.mount_generation.store(turn, Ordering::Release);
+    while spin_until(&words, || words.ping.load(Ordering::Acquire) != turn) {
+        turn = words.ping.load(Ordering::Acquire);
+        words.pong.store(turn, Ordering::Release);
     }
     Ok(())
 }
