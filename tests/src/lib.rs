@@ -1,1 +1,22 @@
-//! Placeholder.
+//! The harness of the integration tests: real mounts, real programs, three roads.
+//!
+//! | module | holds |
+//! | --- | --- |
+//! | [`build`] | the built `finesse` command and preload library of this profile |
+//! | [`mount`] | a directory mounted with the command; unmounted, whatever happens |
+//! | [`road`] | one place per road, and programs run there |
+//! | [`account`] | what a daemon says of its clients, and what the kernel asked it |
+//! | [`tree`] | what is in a directory, comparable |
+//! | [`wait`] | waiting for a condition instead of for a time |
+//!
+//! Tests need Linux with `/dev/fuse` and root, as `make test` runs them; they fail, rather than pass, where
+//! that is missing.
+
+#![forbid(unsafe_code)]
+
+pub mod account;
+pub mod build;
+pub mod mount;
+pub mod road;
+pub mod tree;
+pub mod wait;
