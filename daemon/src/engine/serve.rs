@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{FileAttr, FileHandle, FileType, INodeNo, OpenFlags, RenameFlags, TimeOrNow};
 
 use crate::answer::{self, Answer, Opened};
+use crate::coherence::Invalidate;
+use crate::coherence::Invalidate;
 use crate::engine::cache::Inode;
 use crate::engine::permission::{EXEC, READ, WRITE};
 use crate::engine::walk::{Last, Node, Parent};
@@ -78,7 +80,7 @@ impl<FS: Filesystem> Engine<FS> {
         };
         let changes = !matches!(
             op,
-            Op::Noop | Op::Stat | Op::Access | Op::Readlink | Op::Statfs | Op::ResolveDir | Op::Open
+            Op::Noop | Op::Stat | Op::Access | Op::Readlink | Op::Statfs | Op::ResolveDir | Op::Open | Op::Changed
         );
         if changes && self.core.read_only {
             return Ok(Reply::kernel(Fallback::KernelByChoice));
@@ -100,6 +102,10 @@ impl<FS: Filesystem> Engine<FS> {
             Op::Utimens => self.utimens(&call),
             Op::Statfs => self.statfs(&call),
             Op::ResolveDir => self.resolve_dir(&call),
+            Op::Changed => {
+                self.cache.attr(call.frame.base);
+                Ok(Reply::ok())
+            }
             Op::ProveDir => return Err(Malformed::Operation(asked.frame.op)),
         };
         Ok(served.unwrap_or_else(Reply::from))
@@ -246,7 +252,7 @@ impl<FS: Filesystem> Engine<FS> {
     fn create(&self, call: &Call<'_>, directory: &Arc<Inode>, name: &OsStr, output: &mut Output) -> Served {
         self.may_create(call.context, &call.request, directory)?;
         let flags = call.frame.flags as i32 & !libc::O_NOCTTY;
-        let mode = call.frame.mode & 0o7777 & !call.frame.umask | libc::S_IFREG;
+        let mode = self.masked(call) & 0o7777 | libc::S_IFREG;
         let mark = self.cache.mark();
         let (reply, answer) = ReplyCreate::local();
         self.core.fs.create(
@@ -460,7 +466,7 @@ impl<FS: Filesystem> Engine<FS> {
             return kernel(Fallback::KernelByChoice);
         }
         self.may_make(call, &parent)?;
-        let mode = call.frame.mode & !call.frame.umask;
+        let mode = self.masked(call);
         let (reply, answer) = ReplyEntry::local();
         let mark = self.cache.mark();
         let (fs, request, directory) = (&self.core.fs, &call.request, INodeNo(parent.directory.ino));
@@ -488,6 +494,11 @@ impl<FS: Filesystem> Engine<FS> {
             }
         }
         self.made(&parent, answer, mark)
+    }
+
+    /// The mode that a new inode asks for: masked, unless the file system does it.
+    fn masked(&self, call: &Call<'_>) -> u32 {
+        if self.bypass.applies_umask { call.frame.mode } else { call.frame.mode & !call.frame.umask }
     }
 
     /// The new name must not exist, and the caller may make it (`filename_create`, `may_create`).
