@@ -25,6 +25,8 @@ pub(crate) struct Past {
     pub(crate) counts: Mutex<Counts>,
     /// How many clients there ever were.
     pub(crate) clients: AtomicU64,
+    /// How many there are whose counts are not in the sum yet.
+    pub(crate) present: AtomicU64,
 }
 
 /// A connected client. Dropped when its connection has ended and its last operation is done.
@@ -85,6 +87,7 @@ impl Peer {
         dev: (u32, u32),
     ) -> Self {
         past.clients.fetch_add(1, Ordering::Relaxed);
+        past.present.fetch_add(1, Ordering::Relaxed);
         Self {
             token,
             program,
@@ -263,6 +266,8 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         self.past.counts.lock().add(&self.counts());
+        // Release: who reads that nobody is present finds all counts in the sum.
+        self.past.present.fetch_sub(1, Ordering::Release);
         self.service.disconnected();
     }
 }

@@ -128,6 +128,8 @@ impl Reception {
         let timeout = Some(std::time::Duration::from_secs(2));
         rustix::net::sockopt::set_socket_timeout(socket, rustix::net::sockopt::Timeout::Send, timeout)?;
         rustix::io::ioctl_fionbio(socket, false)?;
+        // A client that is no longer watched may have its last operation under way.
+        let present = self.past.present.load(Ordering::Acquire);
         let peers = self.pool.peers();
         let mut counts = self.past.counts.lock().clone();
         let clients: Vec<ClientStatus> = peers
@@ -146,7 +148,7 @@ impl Reception {
             pid: std::process::id(),
             daemon_version: env!("CARGO_PKG_VERSION").into(),
             file_system: self.service.name().into(),
-            clients: clients.len() as u64,
+            clients: present.max(clients.len() as u64),
             clients_ever: self.past.clients.load(Ordering::Relaxed),
             known_inodes: self.service.known_inodes(),
             resident_bytes: resident_bytes(),
