@@ -171,18 +171,22 @@ impl Latency {
                 rows.push(Row { what, pinned, rounds: Vec::new() });
             }
         }
-        for _ in 0..self.rounds {
+        for round in 0..self.rounds {
             let mut row = first;
             for op in ["stat", "open", "unlink"] {
                 for road in Road::ALL {
                     screen::go_on()?;
-                    tree::make(&backing, TREE, 0, &indicatif::ProgressBar::hidden())?;
+                    // A tree of its own for each: the daemon may believe for ever what it has seen.
+                    let name = format!("{op}-{}-{round}", road.name());
+                    let tree = backing.join(&name);
+                    std::fs::create_dir(&tree).map_err(|error| format!("{}: {error}", tree.display()))?;
+                    tree::make(&tree, TREE, 0, &indicatif::ProgressBar::hidden())?;
                     if let Some([_, theirs]) = sides {
                         pin_daemon(&daemon, theirs)?;
                     }
-                    rows[row].rounds.push(each(place, op, road)?);
+                    rows[row].rounds.push(each(place, &name, op, road)?);
                     daemon.report_at_rest()?;
-                    tree::remove(&backing, TREE)?;
+                    tree::remove(&tree, TREE)?;
                     row += 1;
                 }
             }
@@ -208,8 +212,8 @@ impl Latency {
 }
 
 /// Times one kind of call by an unmodified program, which inherits our CPUs.
-fn each(place: &Place, op: &str, road: Road) -> Outcome<Summary> {
-    let root = if road == Road::Native { place.backing() } else { place.mountpoint() };
+fn each(place: &Place, tree: &str, op: &str, road: Road) -> Outcome<Summary> {
+    let root = if road == Road::Native { place.backing() } else { place.mountpoint() }.join(tree);
     let mut command = daemon::command(road, &daemon::program("finesse-bench-calls")?)?;
     let (dirs, files) = (TREE.dirs.to_string(), TREE.files.to_string());
     command.args(["each", op]).arg(root).args([&dirs, &files, &files]);
