@@ -60,12 +60,21 @@ pub struct Bypass {
     /// The file system decides every permission itself, as the caller that [`Request`] names (user, group,
     /// supplementary groups).
     pub acts_as_caller: bool,
+    /// The creating operations apply the umask themselves, as under `FUSE_DONT_MASK`, because something else (a
+    /// default ACL) may take its place.
+    pub applies_umask: bool,
 }
 
 impl Bypass {
     /// Nothing assumed.
     pub const fn new() -> Self {
-        Self { grants: false, backing_attrs: false, checks_types: false, acts_as_caller: false }
+        Self {
+            grants: false,
+            backing_attrs: false,
+            checks_types: false,
+            acts_as_caller: false,
+            applies_umask: false,
+        }
     }
 
     /// Sets [`grants`](Self::grants).
@@ -93,6 +102,13 @@ impl Bypass {
     #[must_use]
     pub const fn with_acts_as_caller(mut self, yes: bool) -> Self {
         self.acts_as_caller = yes;
+        self
+    }
+
+    /// Sets [`applies_umask`](Self::applies_umask).
+    #[must_use]
+    pub const fn with_applies_umask(mut self, yes: bool) -> Self {
+        self.applies_umask = yes;
         self
     }
 }

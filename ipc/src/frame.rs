@@ -80,6 +80,9 @@ numbered! {
         /// Sent by control message with a directory's descriptor, never through the bitmap: makes its node id
         /// usable as a base. Answers [`Attr`] with only `ino` set.
         ProveDir = "prove-dir",
+        /// The client has changed the attributes of the file `base` through a granted descriptor: they are to be
+        /// asked for again. Needs no permission, as forgetting betrays nothing.
+        Changed = "changed",
     }
 }
 

@@ -85,6 +85,10 @@ pub enum Refusal {
     /// The client lives in another user namespace: its credentials mean something else there.
     #[error("the program runs in another user namespace than the daemon")]
     UserNamespace,
+    /// The client has some of the capabilities over files without the others, or without being root: the file
+    /// system could not act as it.
+    #[error("the program has capabilities over files that the daemon cannot act by")]
+    Capabilities,
     /// The daemon cannot serve another client: memory, descriptors.
     #[error("the daemon has no room for another client (open files, memory)")]
     Resources,

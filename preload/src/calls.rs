@@ -448,8 +448,8 @@ pub(crate) fn attributes_changed(fd: RawFd) {
         && let Some(mount) =
             connection::by_dev((libc::major(dev), libc::minor(dev))).and_then(connection::enter)
     {
-        let flags = (AT_EMPTY_PATH | libc::AT_STATX_FORCE_SYNC) as u32;
-        let _ = mount.client().call(Op::Stat, &Request { base: ino, flags, ..Request::default() }, &[], &[]);
+        // A daemon that is gone has nothing cached.
+        let _ = mount.client().call(Op::Changed, &Request { base: ino, ..Request::default() }, &[], &[]);
     }
 }
 

@@ -153,6 +153,11 @@ impl<FS: Filesystem> Engine<FS> {
         self.cache.inodes()
     }
 
+    /// Whether the file system decides permissions by acting as the caller.
+    pub(crate) fn acts_as_caller(&self) -> bool {
+        self.checks == Checks::Caller
+    }
+
     /// Whether opens may be answered with a backing descriptor.
     pub(crate) fn grants(&self) -> bool {
         self.bypass.grants && self.bypass.backing_attrs

@@ -374,6 +374,7 @@ impl Filesystem for PassthroughFs {
             .with_backing_attrs(true)
             .with_checks_types(true)
             .with_acts_as_caller(true)
+            .with_applies_umask(true)
     }
 
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {

@@ -29,8 +29,18 @@ pub(crate) fn credentials(socket: &OwnedFd, service: &dyn Service) -> Result<Cre
         (Ok(theirs), Ok(ours)) if theirs == ours => {}
         _ => return Err(Refusal::UserNamespace),
     }
-    Ok(Credentials { uid, gid, groups, pid, caps: effective_capabilities(&status) })
+    let caps = effective_capabilities(&status);
+    // Acting as a user means to have the capabilities that come with the user ID (`cap_emulate_setxuid`).
+    let held = caps & FILE_CAPABILITIES;
+    if service.acts_as_caller() && held != if uid == 0 { FILE_CAPABILITIES } else { 0 } {
+        return Err(Refusal::Capabilities);
+    }
+    Ok(Credentials { uid, gid, groups, pid, caps })
 }
+
+/// Capabilities that decide about files: `CAP_CHOWN`, `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH`, `CAP_FOWNER`,
+/// `CAP_FSETID`.
+const FILE_CAPABILITIES: u64 = 0b1_1111;
 
 /// The line `CapEff:` of /proc/PID/status; no capabilities if there is none.
 fn effective_capabilities(status: &str) -> u64 {

@@ -46,6 +46,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn disconnected(&self);
     /// Whether a user may use the mount (`fuse_allow_current_process`).
     fn admits(&self, uid: u32) -> bool;
+    /// Whether the file system decides permissions by acting as the caller.
+    fn acts_as_caller(&self) -> bool;
     /// Whether opens may be granted a backing descriptor whose attributes are the file's.
     fn grants(&self) -> bool;
     /// Where the file system is mounted.
@@ -86,6 +88,10 @@ impl<FS: Filesystem> Service for Engine<FS> {
             SessionACL::RootAndOwner => uid == 0 || uid == self.core().owner,
             SessionACL::Owner => uid == self.core().owner,
         }
+    }
+
+    fn acts_as_caller(&self) -> bool {
+        Engine::acts_as_caller(self)
     }
 
     fn grants(&self) -> bool {
