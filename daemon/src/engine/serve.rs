@@ -11,7 +11,6 @@ use fuser::{FileAttr, FileHandle, FileType, INodeNo, OpenFlags, RenameFlags, Tim
 
 use crate::answer::{self, Answer, Opened};
 use crate::coherence::Invalidate;
-use crate::coherence::Invalidate;
 use crate::engine::cache::Inode;
 use crate::engine::permission::{EXEC, READ, WRITE};
 use crate::engine::walk::{Last, Node, Parent};
