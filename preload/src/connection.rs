@@ -384,7 +384,7 @@ fn attach(index: usize, mount: &'static Mount) -> u32 {
     mount.connection.store(CONNECTIONS.fetch_add(1, Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     mount.same_ids.store(has_same_ids(), Ordering::Relaxed);
     let fds = client.fds();
-    let Some(Ok(client)) = Pages::new(size_of::<Client>()).map(|pages| pages.leak(client)) else {
+    let Some(client) = Pages::new(size_of::<Client>()).and_then(|pages| pages.leak(client)) else {
         return REFUSED;
     };
     mount.protect(fds);

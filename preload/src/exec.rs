@@ -231,7 +231,7 @@ mod tests {
             assert!(pointers.put_pointer(index, Some(EnvString::from(string))));
         }
         let pages = complete(Strings::from_pages(&pointers), Start::Exec)?;
-        Some(Strings::from_pages(&pages).iter().map(|string| string.to_string()).collect())
+        Some(Strings::from_pages(&pages).iter().map(|string| string.text()).collect())
     }
 
     #[test]

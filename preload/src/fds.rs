@@ -90,15 +90,16 @@ fn decode(word: u64, ino: u64) -> Kind {
 /// The table of descriptors. Pages of it that are never touched take no memory.
 pub(crate) struct Table {
     entries: [Entry; KNOWN],
-    /// No granted or own descriptor is above this number.
-    highest: AtomicI32,
+    /// No granted or own descriptor has this number or a greater one. (Not the highest, which would be -1 at first: all
+    /// zeroes, the table takes no room in the library's file.)
+    end: AtomicI32,
 }
 
 impl Table {
     pub(crate) const fn new() -> Self {
         Self {
             entries: [const { Entry { word: AtomicU64::new(0), ino: AtomicU64::new(0) } }; KNOWN],
-            highest: AtomicI32::new(-1),
+            end: AtomicI32::new(0),
         }
     }
 
@@ -118,7 +119,7 @@ impl Table {
     pub(crate) fn set(&self, fd: RawFd, kind: Kind) -> bool {
         let Some(entry) = self.entry(fd) else { return false };
         if matches!(kind, Kind::Granted { .. } | Kind::Own) {
-            self.highest.fetch_max(fd, Ordering::Relaxed);
+            self.end.fetch_max(fd + 1, Ordering::Relaxed);
         }
         let (word, ino) = encode(kind);
         // A reader between the two stores sees an unknown descriptor.
@@ -150,7 +151,7 @@ impl Table {
 
     /// The granted descriptors.
     pub(crate) fn granted(&self) -> impl Iterator<Item = (RawFd, u64, u64)> {
-        (0..=self.highest.load(Ordering::Relaxed)).filter_map(|fd| match self.get(fd) {
+        (0..self.end.load(Ordering::Relaxed)).filter_map(|fd| match self.get(fd) {
             Kind::Granted { dev, ino } => Some((fd, dev, ino)),
             _ => None,
         })
@@ -158,7 +159,7 @@ impl Table {
 
     /// The connections' own descriptors, from a number upwards.
     pub(crate) fn own(&self, first: RawFd) -> impl Iterator<Item = RawFd> {
-        (first.max(0)..=self.highest.load(Ordering::Relaxed)).filter(|fd| self.get(*fd) == Kind::Own)
+        (first.max(0)..self.end.load(Ordering::Relaxed)).filter(|fd| self.get(*fd) == Kind::Own)
     }
 
     /// The highest number that is of interest.

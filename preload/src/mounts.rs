@@ -28,6 +28,12 @@ struct Entry {
     mount: AtomicU32,
 }
 
+impl Entry {
+    const fn new() -> Self {
+        Self { offset: AtomicU32::new(0), len: AtomicU32::new(0), mount: AtomicU32::new(0) }
+    }
+}
+
 /// Mounted paths, the longest first, so that the first that matches decides.
 pub(crate) struct Table {
     /// Odd while somebody writes.
@@ -40,12 +46,10 @@ pub(crate) struct Table {
 
 impl Table {
     pub(crate) const fn new() -> Self {
-        const ENTRY: Entry =
-            Entry { offset: AtomicU32::new(0), len: AtomicU32::new(0), mount: AtomicU32::new(0) };
         Self {
             sequence: AtomicU32::new(0),
             count: AtomicU32::new(0),
-            entries: [ENTRY; PATHS],
+            entries: [const { Entry::new() }; PATHS],
             used: AtomicU32::new(0),
             arena: [const { AtomicU8::new(0) }; ARENA],
         }

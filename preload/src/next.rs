@@ -141,12 +141,6 @@ pub(crate) fn resolve_all() {
     }
 }
 
-/// The names of all hooked symbols.
-#[cfg(test)]
-pub(crate) fn names() -> impl Iterator<Item = (&'static CStr, bool)> {
-    TABLE.iter().map(|symbol| (symbol.name, symbol.get().is_some()))
-}
-
 /// `FILE`, which only libc looks into.
 pub(crate) type Stream = c_void;
 /// Old and new names of `struct stat` are one on 64-bit Linux.

@@ -220,6 +220,18 @@ pub(crate) fn entered_fd(fd: RawFd) {
     }
 }
 
+/// The program has looked at a descriptor: perhaps we need not.
+#[inline]
+pub(crate) fn seen(fd: RawFd, dev: u64, mode: u32) {
+    if mode & libc::S_IFMT == libc::S_IFDIR
+        && !connection::table().is_empty()
+        && FDS.get(fd) == Kind::Unknown
+        && connection::by_dev((libc::major(dev), libc::minor(dev))).is_none()
+    {
+        FDS.set(fd, Kind::Other);
+    }
+}
+
 /// A descriptor that is a directory of ours and that the daemon accepts already.
 pub(crate) fn known_directory(fd: RawFd) -> Option<(u64, Guard)> {
     let Kind::Directory(directory) = FDS.get(fd) else { return None };

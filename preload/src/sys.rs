@@ -20,7 +20,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 /// something there loses speed only.) The kernel answers `EFAULT` where we would crash.
 #[inline]
 fn is_suspicious(address: usize) -> bool {
-    address < 0x1_0000 || address >= 1 << 47 || (0x8000_0000..0x1_0000_0000).contains(&address)
+    !(0x1_0000..1 << 47).contains(&address) || (0x8000_0000..0x1_0000_0000).contains(&address)
 }
 
 /// A path argument as the program passed it: a C string, or a pointer that only the kernel can judge.
@@ -120,6 +120,14 @@ impl<T> Out<T> {
             // SAFETY: the hooked function's contract: a place for a T. Unaligned, because x86 programs get
             // away with it.
             unsafe { self.0.write_unaligned(value) }
+        }
+    }
+
+    /// Looks at what the kernel has put there.
+    pub(crate) fn look(self, look: impl FnOnce(&T)) {
+        if !self.is_suspicious() {
+            // SAFETY: the next function has just filled it in, successfully.
+            look(&unsafe { self.0.read_unaligned() });
         }
     }
 
@@ -298,7 +306,7 @@ impl From<&'static CStr> for EnvString {
 
 #[cfg(test)]
 impl EnvString {
-    pub(crate) fn to_string(self) -> String {
+    pub(crate) fn text(self) -> String {
         // SAFETY: tests put C strings in.
         unsafe { CStr::from_ptr(self.0) }.to_str().unwrap().to_owned()
     }
@@ -373,17 +381,17 @@ impl Pages {
         (offset < self.len).then(|| EnvString(unsafe { self.start.add(offset) }.as_ptr().cast()))
     }
 
-    /// Moves a value into the memory, for good.
-    pub(crate) fn leak<T>(self, value: T) -> Result<&'static mut T, T> {
+    /// Moves a value into the memory, for good; `None` if it does not fit.
+    pub(crate) fn leak<T>(self, value: T) -> Option<&'static mut T> {
         if size_of::<T>() > self.len || align_of::<T>() > 4096 {
-            return Err(value);
+            return None;
         }
         let place = self.start.cast::<T>();
         std::mem::forget(self);
         // SAFETY: room and alignment were checked; the memory is never given back, so 'static holds.
         unsafe {
             place.write(value);
-            Ok(&mut *place.as_ptr())
+            Some(&mut *place.as_ptr())
         }
     }
 }
@@ -413,7 +421,7 @@ impl ForkMark {
             rustix::mm::madvise(pages.start.as_ptr().cast(), pages.len, rustix::mm::Advice::LinuxWipeOnFork)
         };
         if wiped.is_ok()
-            && let Ok(mark) = pages.leak(AtomicU32::new(1))
+            && let Some(mark) = pages.leak(AtomicU32::new(1))
         {
             self.0.store(mark, Ordering::Release);
         }

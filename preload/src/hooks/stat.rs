@@ -9,6 +9,7 @@ use crate::attr;
 use crate::calls::{self, Found, Road};
 use crate::next::StatOut;
 use crate::process;
+use crate::route;
 use crate::sys::{Data, Out, PathArg};
 
 #[inline]
@@ -57,7 +58,13 @@ fn stat_open(fd: c_int, out: StatOut, next: impl FnOnce() -> c_int) -> c_int {
     if out.is_suspicious() {
         return next();
     }
-    answer(calls::stat_fd(fd), out, next)
+    answer(calls::stat_fd(fd), out, || {
+        let result = next();
+        if result == 0 {
+            out.look(|stat| route::seen(fd, stat.st_dev, stat.st_mode));
+        }
+        result
+    })
 }
 
 /// Versions of `struct stat` that are the kernel's own (`_STAT_VER_KERNEL`, `_STAT_VER_LINUX`): on x86-64 both, elsewhere

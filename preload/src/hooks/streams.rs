@@ -18,6 +18,12 @@ fn open(path: PathArg, mode: PathArg, next: impl FnOnce() -> *mut Stream) -> *mu
     let Some(flags) = mode.get().and_then(|mode| flags_of(mode.bytes())) else { return next() };
     match calls::open(AT_FDCWD, &path, flags, MODE) {
         Opening::Done(Ok(fd)) => {
+            // As `_IO_new_file_fopen` does, and `fdopen` only if it has to set the flag itself.
+            if flags & (libc::O_APPEND | libc::O_ACCMODE) == libc::O_APPEND | libc::O_WRONLY
+                && let Some(fd) = sys::borrow(fd)
+            {
+                let _ = rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0));
+            }
             let stream = sys::fdopen(fd, mode);
             if stream.is_null() {
                 FDS.clear(fd);

@@ -1,0 +1,145 @@
+//! Without a mount of ours, the library changes nothing: real programs, and small C programs at the edges of the C
+//! library's contracts, do the same with it as without it.
+
+use std::ffi::{CString, OsStr};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+fn library() -> PathBuf {
+    // target/PROFILE/deps/unmounted-HASH → target/PROFILE/libfinesse_preload.so
+    let test = std::env::current_exe().unwrap();
+    let profile = test.parent().unwrap().parent().unwrap();
+    ["deps", ""]
+        .map(|directory| profile.join(directory).join("libfinesse_preload.so"))
+        .into_iter()
+        .find(|library| library.exists())
+        .expect("cargo builds the library before its tests")
+}
+
+/// Compiles a program of `tests/programs`.
+fn program(name: &str, directory: &Path) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(name).with_extension("c");
+    let program = directory.join(name);
+    let compiled =
+        Command::new("cc").args(["-O1", "-w", "-pthread", "-o"]).arg(&program).arg(source).status();
+    assert!(compiled.expect("the C compiler that also links Rust").success());
+    program
+}
+
+/// What a program says and how it ends, in a fresh directory, with the library or without.
+fn run(program: impl AsRef<OsStr>, arguments: &[&str], preloaded: bool) -> (Output, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(&directory).env_remove("LD_PRELOAD").env_remove("FINESSE_MOUNTS");
+    if preloaded {
+        command.env("LD_PRELOAD", library());
+    }
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let text = [&output.stdout[..], &output.stderr].concat();
+    let place = directory.path().to_str().unwrap().to_owned();
+    (output, String::from_utf8_lossy(&text).replace(&place, "HERE"))
+}
+
+fn changes_nothing(program: impl AsRef<OsStr>, arguments: &[&str]) {
+    let (native, native_text) = run(&program, arguments, false);
+    let (preloaded, text) = run(&program, arguments, true);
+    assert_eq!(text, native_text, "{:?} {arguments:?}", program.as_ref());
+    assert_eq!(preloaded.status, native.status);
+}
+
+#[test]
+fn real_programs_do_the_same() {
+    for script in [
+        "mkdir -p a/b && echo hello > a/b/c && cp -a a d && diff -r a d && find . | sort && rm -rf a d && ls -la | wc -l",
+        "umask 027; touch f; mkdir d; mkfifo p; ln -s f l; ln f h; stat -c '%n %A %h' f d p l h",
+        "echo a > f; cat f >> f; echo $?; exec 3< f; cat <&3; exec 3>&-; cat <&3; echo $?",
+        "tar cf t.tar --sort=name --mtime=@0 -C /etc hostname passwd && tar tf t.tar && tar xf t.tar && cmp passwd /etc/passwd",
+        "python3 -c 'import os, subprocess, tempfile; print(subprocess.run([\"true\"], close_fds=True)); \
+         d = os.open(\".\", os.O_RDONLY); os.mkdir(\"x\", dir_fd=d); print(os.listdir(d)); os.rmdir(\"x\", dir_fd=d)'",
+        "env -i /bin/sh -c 'echo $PATH'; cd /usr && pwd && cd - > /dev/null && pwd",
+        "ls /nonexistent; cat /; rm /nonexistent; mkdir /etc; rmdir /; mv /etc/passwd /dev/null/x; true",
+    ] {
+        changes_nothing("bash", &["-c", script]);
+    }
+}
+
+#[test]
+fn calls_at_the_edges_of_their_contracts_do_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    changes_nothing(program("edges", directory.path()), &["."]);
+}
+
+#[test]
+fn a_thread_is_cancelled_inside_a_hook() {
+    let directory = tempfile::tempdir().unwrap();
+    let cancel = program("cancel", directory.path());
+    for preloaded in [false, true] {
+        let (output, text) = run(&cancel, &["fifo"], preloaded);
+        assert!(output.status.success(), "{text}{:?}", output.status);
+    }
+}
+
+#[test]
+fn every_way_to_start_a_program_keeps_the_library_and_the_arguments() {
+    let directory = tempfile::tempdir().unwrap();
+    let start = program("start", directory.path());
+    let (_, native) = run(&start, &[], false);
+    let (_, preloaded) = run(&start, &[], true);
+    assert_eq!(preloaded, native.replace("preloaded=", "preloaded=yes"));
+    assert_eq!(native.matches(": 0\n").count(), 14, "{native}");
+}
+
+#[test]
+fn the_library_is_found_again_when_it_was_named_relative_to_the_current_directory() {
+    let library = library();
+    let output = Command::new("bash")
+        .args(["-c", "cd / && env -u LD_PRELOAD bash -c 'echo $LD_PRELOAD'"])
+        .current_dir(library.parent().unwrap())
+        .env("LD_PRELOAD", "./libfinesse_preload.so")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(Path::new(said.trim()).canonicalize().unwrap(), library.canonicalize().unwrap(), "{said}");
+}
+
+/// The names of the system calls that a program makes, in order.
+fn system_calls(preloaded: bool) -> Vec<String> {
+    let mut command = Command::new("strace");
+    if preloaded {
+        command.arg("-E").arg(format!("LD_PRELOAD={}", library().display()));
+    }
+    // An empty list: there is no mount, and that need not be found out.
+    let output = command
+        .args(["-E", "FINESSE_MOUNTS=", "-qq", "stat", "/etc/passwd", "/usr", "/nonexistent"])
+        .output()
+        .expect("strace is installed");
+    let text = String::from_utf8(output.stderr).unwrap();
+    text.lines().filter_map(|line| Some(line.split_once('(')?.0.to_owned())).collect()
+}
+
+#[test]
+fn no_system_call_is_added_after_the_start() {
+    let native = system_calls(false);
+    let preloaded = system_calls(true);
+    // The fork mark is the last thing that the library's constructor asks the kernel for.
+    let start = preloaded.iter().position(|call| call == "madvise").expect("the library was loaded");
+    let after = &preloaded[start + 1..];
+    assert!(after.len() > 20, "{after:?}");
+    assert!(native.ends_with(after), "{native:?}\n{after:?}");
+}
+
+#[test]
+fn the_library_defines_only_functions_that_libc_defines() {
+    let path = CString::new(library().to_str().unwrap()).unwrap();
+    let output = Command::new("nm").args(["-D", "--defined-only"]).arg(library()).output().expect("binutils");
+    let symbols = String::from_utf8(output.stdout).unwrap();
+    let functions: Vec<_> =
+        symbols.lines().filter_map(|line| line.split_once(" T ")).map(|(_, name)| name.to_owned()).collect();
+    assert!(functions.len() > 120, "{path:?} {functions:?}");
+    for name in &functions {
+        let symbol = CString::new(name.as_str()).unwrap();
+        // SAFETY: looks a name up among the loaded libraries, of which ours is none.
+        let found = unsafe { libc::dlsym(libc::RTLD_DEFAULT, symbol.as_ptr()) };
+        assert!(!found.is_null(), "{name} is no function of this libc");
+    }
+}
