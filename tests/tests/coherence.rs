@@ -1,0 +1,331 @@
+//! Preloaded and unmodified processes on one mount always see the same: what a call has changed on one road,
+//! the next call on the other road sees.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
+use finesse_tests::mount::Options;
+use finesse_tests::road::{Place, Road};
+
+/// A preloaded process that does what it is told, one line at a time.
+struct Preloaded {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+/// Answers a line per command: its result, or the errno's name. `see` tells everything that a name shows.
+const HELPER: &str = r#"
+import errno, os, sys
+held = {}
+def see(path):
+    try: s = os.lstat(path)
+    except FileNotFoundError: return "nothing"
+    kind = s.st_mode >> 12
+    text = f"{s.st_mode:o} {s.st_nlink} {s.st_mtime_ns}"
+    if kind == 8:
+        with open(path, "rb") as f: return f"{text} {s.st_size} {f.read().hex()}"
+    if kind == 10: return f"{text} {os.readlink(path)}"
+    return f"{text} {','.join(sorted(os.listdir(path)))}"
+def write(path, data):
+    with open(path, "w") as f: f.write(data)
+def append(path, data):
+    with open(path, "a") as f: f.write(data)
+def hold(path, flags):
+    held[path] = os.open(path, {"r": os.O_RDONLY, "a": os.O_RDWR | os.O_APPEND | os.O_CREAT}[flags], 0o600)
+commands = {
+    "see": see, "write": write, "append": append, "truncate": lambda p, n: os.truncate(p, int(n)),
+    "rename": os.rename, "unlink": os.unlink, "chmod": lambda p, m: os.chmod(p, int(m, 8)),
+    "mkdir": os.mkdir, "rmdir": os.rmdir, "symlink": os.symlink, "link": os.link,
+    "utime": lambda p, s: os.utime(p, (int(s), int(s))),
+    "hold": hold, "put": lambda p, data: os.write(held[p], data.encode()) and None,
+    "cut": lambda p, n: os.ftruncate(held[p], int(n)), "fchmod": lambda p, m: os.fchmod(held[p], int(m, 8)),
+    "futime": lambda p, s: os.utime(held[p], (int(s), int(s))),
+    "drop": lambda p: os.close(held.pop(p)),
+}
+for line in sys.stdin:
+    command, *arguments = line.rstrip("\n").split("\t")
+    try: answer = commands[command](*arguments)
+    except OSError as e: answer = errno.errorcode[e.errno]
+    print("ok" if answer is None else answer, flush=True)
+"#;
+
+impl Preloaded {
+    fn new(place: &Place) -> Self {
+        let mut child = place
+            .command("/usr/bin/python3")
+            .args(["-c", HELPER])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdin, stdout }
+    }
+
+    fn ask(&mut self, words: &[&str]) -> String {
+        writeln!(self.stdin, "{}", words.join("\t")).expect("the helper lives");
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        assert!(line.ends_with('\n'), "the helper ended at {words:?}");
+        line.truncate(line.len() - 1);
+        line
+    }
+
+    fn tell(&mut self, words: &[&str]) {
+        assert_eq!(self.ask(words), "ok", "{words:?}");
+    }
+}
+
+impl Drop for Preloaded {
+    fn drop(&mut self) {
+        // Fails when it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What the helper's `see` tells, seen through the kernel.
+fn see(path: &Path) -> String {
+    let Ok(metadata) = path.symlink_metadata() else { return "nothing".to_owned() };
+    let modified = metadata.mtime() * 1_000_000_000 + metadata.mtime_nsec();
+    let text = format!("{:o} {} {modified}", metadata.mode(), metadata.nlink());
+    if metadata.is_file() {
+        let mut contents = String::new();
+        for byte in fs::read(path).unwrap() {
+            contents += &format!("{byte:02x}");
+        }
+        format!("{text} {} {contents}", metadata.len())
+    } else if metadata.is_symlink() {
+        format!("{text} {}", fs::read_link(path).unwrap().display())
+    } else {
+        let mut names: Vec<_> = fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        format!("{text} {}", names.join(","))
+    }
+}
+
+fn one_mount() -> Place {
+    // The longest trust in caches that the command offers: what is not invalidated stays for long.
+    Place::new(Road::Bypass, &Options { arguments: &["--cache=always"], ..Options::default() }, |_| {})
+}
+
+/// One change of some name.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Write,
+    Append,
+    Truncate,
+    Rename,
+    Unlink,
+    Chmod,
+    Mkdir,
+    Rmdir,
+    Symlink,
+    Link,
+    Utime,
+}
+
+/// Over and over, everything is made, changed, replaced and removed.
+const CHANGES: [Change; 15] = [
+    Change::Write,
+    Change::Append,
+    Change::Chmod,
+    Change::Truncate,
+    Change::Link,
+    Change::Unlink,
+    Change::Rename,
+    Change::Utime,
+    Change::Write,
+    Change::Append,
+    Change::Unlink,
+    Change::Mkdir,
+    Change::Rmdir,
+    Change::Symlink,
+    Change::Unlink,
+];
+
+fn through_the_kernel(change: Change, path: &Path, other: &Path, number: usize) {
+    let contents = format!("kernel {number}");
+    match change {
+        Change::Write => fs::write(path, contents),
+        Change::Append => OpenOptions::new()
+            .append(true)
+            .open(path)
+            .and_then(|mut file| file.write_all(contents.as_bytes())),
+        Change::Truncate => OpenOptions::new().write(true).open(path).and_then(|file| file.set_len(3)),
+        Change::Rename => fs::rename(other, path),
+        Change::Unlink => fs::remove_file(path),
+        Change::Chmod => fs::set_permissions(path, PermissionsExt::from_mode(0o600 + number as u32 % 64)),
+        Change::Mkdir => fs::create_dir(path),
+        Change::Rmdir => fs::remove_dir(path),
+        Change::Symlink => symlink(contents, path),
+        Change::Link => fs::hard_link(path, other),
+        Change::Utime => File::open(path).and_then(|file| {
+            file.set_modified(std::time::UNIX_EPOCH + std::time::Duration::from_secs(number as u64))
+        }),
+    }
+    .unwrap_or_else(|error| panic!("{change:?} through the kernel, step {number}: {error}"));
+}
+
+fn through_the_bypass(helper: &mut Preloaded, change: Change, path: &str, other: &str, number: usize) {
+    let contents = format!("bypass {number}");
+    let mode = format!("{:o}", 0o600 + number % 64);
+    let seconds = number.to_string();
+    let words: &[&str] = match change {
+        Change::Write => &["write", path, &contents],
+        Change::Append => &["append", path, &contents],
+        Change::Truncate => &["truncate", path, "3"],
+        Change::Rename => &["rename", other, path],
+        Change::Unlink => &["unlink", path],
+        Change::Chmod => &["chmod", path, &mode],
+        Change::Mkdir => &["mkdir", path],
+        Change::Rmdir => &["rmdir", path],
+        Change::Symlink => &["symlink", &contents, path],
+        Change::Link => &["link", path, other],
+        Change::Utime => &["utime", path, &seconds],
+    };
+    helper.tell(words);
+}
+
+#[test]
+fn each_road_sees_the_others_changes_at_once() {
+    let place = one_mount();
+    let mut helper = Preloaded::new(&place);
+    let (path, other) = (place.path().join("x"), place.path().join("y"));
+    let (name, other_name) = (path.to_str().unwrap(), other.to_str().unwrap());
+    // An odd number of steps, so that each change is made by the kernel road in one round, by the bypass in the
+    // next.
+    const { assert!(CHANGES.len() % 2 == 1) };
+    for (number, change) in CHANGES.iter().cycle().take(2600).enumerate() {
+        if number % 2 == 0 {
+            through_the_kernel(*change, &path, &other, number);
+        } else {
+            through_the_bypass(&mut helper, *change, name, other_name, number);
+        }
+        for (path, name) in [(&path, name), (&other, other_name), (&place.path().to_owned(), ".")] {
+            // The road that did not make the change looks first.
+            let (kernel, bypass) = if number % 2 == 0 {
+                let bypass = helper.ask(&["see", name]);
+                (see(path), bypass)
+            } else {
+                (see(path), helper.ask(&["see", name]))
+            };
+            let truth = match name {
+                "." => see(place.source()),
+                _ => see(&place.source().join(path.file_name().unwrap())),
+            };
+            assert_eq!((&kernel, &bypass), (&truth, &truth), "step {number}, {change:?}, {name}");
+        }
+    }
+    let account = place.mount().account();
+    let answered: u64 = account.answered.values().sum();
+    assert!(answered > 5000, "the helper took the bypass: {account:?}");
+}
+
+#[test]
+fn what_is_written_through_a_granted_descriptor_is_seen_at_once() {
+    let place = one_mount();
+    let mut helper = Preloaded::new(&place);
+    let path = place.path().join("log");
+    let name = path.to_str().unwrap();
+    helper.tell(&["hold", name, "a"]);
+    let mut reader = File::open(&path).unwrap();
+    let mut expected = String::new();
+    for number in 0..300 {
+        let line = format!("line {number} ");
+        helper.tell(&["put", name, &line]);
+        expected += &line;
+        assert_eq!(path.metadata().unwrap().len(), expected.len() as u64, "stat, step {number}");
+        assert_eq!(reader.metadata().unwrap().len(), expected.len() as u64, "fstat, step {number}");
+        let mut tail = String::new();
+        reader.read_to_string(&mut tail).unwrap();
+        assert_eq!(tail, line, "an open file reads on, step {number}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), expected, "read, step {number}");
+        // And the other way: the kernel road appends, the granted descriptor's owner sees it.
+        let line = format!("kernel {number} ");
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(line.as_bytes()).unwrap();
+        expected += &line;
+        reader.seek(std::io::SeekFrom::End(0)).unwrap();
+        let seen = helper.ask(&["see", name]);
+        assert_eq!(seen, see(&path), "step {number}");
+    }
+    helper.tell(&["cut", name, "5"]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "line ");
+    helper.tell(&["drop", name]);
+    helper.tell(&["append", name, "after"]);
+    assert_eq!(fs::read_to_string(&path).unwrap(), "line after");
+}
+
+#[test]
+fn attributes_changed_through_a_granted_descriptor_are_seen_at_once() {
+    let place = one_mount();
+    let mut helper = Preloaded::new(&place);
+    let path = place.path().join("file");
+    let name = path.to_str().unwrap();
+    fs::write(&path, "contents").unwrap();
+    helper.tell(&["hold", name, "r"]);
+    for number in 0..200u32 {
+        let mode = 0o600 + number % 64;
+        // Both roads have just looked.
+        assert_eq!(helper.ask(&["see", name]), see(&path));
+        helper.tell(&["fchmod", name, &format!("{mode:o}")]);
+        assert_eq!(path.metadata().unwrap().mode() & 0o7777, mode, "the kernel road");
+        assert_eq!(helper.ask(&["see", name]), see(&path), "the bypass");
+        helper.tell(&["futime", name, &number.to_string()]);
+        assert_eq!(path.metadata().unwrap().mtime(), i64::from(number), "the kernel road");
+        assert_eq!(helper.ask(&["see", name]), see(&path), "the bypass");
+    }
+}
+
+#[test]
+fn names_that_did_not_exist_are_found_once_they_do() {
+    let place = one_mount();
+    let mut helper = Preloaded::new(&place);
+    for number in 0..300 {
+        let path = place.path().join(format!("f{number}"));
+        let name = path.to_str().unwrap();
+        assert_eq!(helper.ask(&["see", name]), "nothing");
+        assert_eq!(see(&path), "nothing");
+        if number % 2 == 0 {
+            OpenOptions::new().write(true).create_new(true).mode(0o640).open(&path).unwrap();
+        } else {
+            helper.tell(&["write", name, ""]);
+        }
+        assert_ne!(helper.ask(&["see", name]), "nothing");
+        assert_eq!(helper.ask(&["see", name]), see(&path));
+        let error = OpenOptions::new().write(true).create_new(true).open(&path).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::AlreadyExists);
+    }
+}
+
+#[test]
+fn a_renamed_directory_is_found_by_its_new_name_only() {
+    let place = one_mount();
+    let mut helper = Preloaded::new(&place);
+    let at = |name: &str| place.path().join(name);
+    let text = |path: &PathBuf| path.to_str().unwrap().to_owned();
+    fs::create_dir_all(at("d0/e")).unwrap();
+    fs::write(at("d0/e/f"), "inside").unwrap();
+    for number in 0..200 {
+        let (old, new) = (at(&format!("d{number}")), at(&format!("d{}", number + 1)));
+        let (old_file, new_file) = (old.join("e/f"), new.join("e/f"));
+        assert_eq!(helper.ask(&["see", &text(&old_file)]), see(&old_file));
+        if number % 2 == 0 {
+            fs::rename(&old, &new).unwrap();
+        } else {
+            helper.tell(&["rename", &text(&old), &text(&new)]);
+        }
+        assert_eq!(helper.ask(&["see", &text(&old_file)]), "nothing");
+        assert_eq!(see(&old_file), "nothing");
+        assert_eq!(helper.ask(&["see", &text(&new_file)]), see(&new_file));
+        assert_ne!(see(&new_file), "nothing");
+    }
+}
