@@ -152,7 +152,10 @@ impl Pool {
     /// # Errors
     /// What epoll answers (`ENOSPC`, `ENOMEM`).
     pub(crate) fn add(&self, peer: Arc<Peer>) -> Result<(), Errno> {
-        epoll::add(&self.doorbells, &peer.bell, EventData::new_u64(peer.token), EventFlags::IN)?;
+        // Edge-triggered: one ring wakes one worker. Level-triggered, it would wake one after the other until
+        // the first has read the bell.
+        let flags = EventFlags::IN | EventFlags::ET;
+        epoll::add(&self.doorbells, &peer.bell, EventData::new_u64(peer.token), flags)?;
         self.peers.write().insert(peer.token, peer);
         Ok(())
     }
