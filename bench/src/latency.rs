@@ -177,7 +177,8 @@ impl Latency {
                 for road in Road::ALL {
                     screen::go_on()?;
                     // A tree of its own for each: the daemon may believe for ever what it has seen.
-                    let name = format!("{op}-{}-{round}", road.name());
+                    let name =
+                        format!("{op}-{}-{round}-{}", road.name(), if pinned { "pinned" } else { "free" });
                     let tree = backing.join(&name);
                     std::fs::create_dir(&tree).map_err(|error| format!("{}: {error}", tree.display()))?;
                     tree::make(&tree, TREE, 0, &indicatif::ProgressBar::hidden())?;
@@ -187,6 +188,7 @@ impl Latency {
                     rows[row].rounds.push(each(place, &name, op, road)?);
                     daemon.report_at_rest()?;
                     tree::remove(&tree, TREE)?;
+                    std::fs::remove_dir(&tree).map_err(|error| format!("{}: {error}", tree.display()))?;
                     row += 1;
                 }
             }
