@@ -83,6 +83,11 @@ numbered! {
         /// The client has changed the attributes of the file `base` through a granted descriptor: they are to be
         /// asked for again. Needs no permission, as forgetting betrays nothing.
         Changed = "changed",
+        /// The extended attribute `path2`; `flags` as for `Stat`. Answers the value in the data buffer, at most
+        /// `size` bytes; for `size` 0 its length only.
+        Getxattr = "getxattr",
+        /// The names of extended attributes, each with a NUL; otherwise as `Getxattr`.
+        Listxattr = "listxattr",
     }
 }
 
@@ -176,7 +181,9 @@ impl Op {
             | 1 << Op::Readlink as u32
             | 1 << Op::Chown as u32
             | 1 << Op::Truncate as u32
-            | 1 << Op::Utimens as u32;
+            | 1 << Op::Utimens as u32
+            | 1 << Op::Getxattr as u32
+            | 1 << Op::Listxattr as u32;
         number < 64 && TAIL & (1 << number) != 0
     }
 }

@@ -46,6 +46,20 @@ fn serve<T>(
     request: Request,
     read: impl Fn(&Guard, &Call<'_>) -> T,
 ) -> Road<T> {
+    serve_with(op, about, dirfd, path, &[], request, read)
+}
+
+/// The same with a second string: a link's target, an attribute's name.
+#[inline]
+fn serve_with<T>(
+    op: Op,
+    about: About,
+    dirfd: RawFd,
+    path: &PathArg,
+    with: &[u8],
+    request: Request,
+    read: impl Fn(&Guard, &Call<'_>) -> T,
+) -> Road<T> {
     for attempt in 0..2 {
         let Some(target) = locate(dirfd, path) else { return Road::Kernel };
         if about == About::Name && target.is_root() {
@@ -53,7 +67,7 @@ fn serve<T>(
             return Road::Kernel;
         }
         let request = Request { base: target.base, ..request };
-        match target.mount.client().call(op, &request, target.path, &[]) {
+        match target.mount.client().call(op, &request, target.path, with) {
             Ok(call) => match call.reply.outcome() {
                 Outcome::Kernel(Fallback::UnknownBase) if attempt == 0 && target.forget_proof() => {}
                 Outcome::Kernel(reason) => return fell_back(&target, reason),
@@ -263,6 +277,32 @@ pub(crate) fn readlink(dirfd: RawFd, path: &PathArg, mut out: Data, size: usize)
     })
 }
 
+/// `getxattr`, `lgetxattr` (by `flags`) for a name, `listxattr`, `llistxattr` for none; the number of bytes.
+pub(crate) fn xattr(
+    path: &PathArg,
+    name: Option<&PathArg>,
+    mut out: Data,
+    size: usize,
+    flags: i32,
+) -> Road<usize> {
+    let (op, name) = match name.map(PathArg::get) {
+        None => (Op::Listxattr, &[][..]),
+        Some(Some(name)) => (Op::Getxattr, name.bytes()),
+        Some(None) => return decline(AT_FDCWD, path, Fallback::BadPath),
+    };
+    if size != 0 && out.get(size).is_none() {
+        return decline(AT_FDCWD, path, Fallback::BadPath);
+    }
+    let request = Request { size: size as u64, flags: flags as u32, ..Request::default() };
+    serve_with(op, About::Object, AT_FDCWD, path, name, request, |_, call| {
+        let mut out = out;
+        match out.get(size) {
+            Some(out) => call.data(out).len(),
+            None => call.reply.len as usize,
+        }
+    })
+}
+
 // --- names ---
 
 /// `unlinkat`.
@@ -301,22 +341,7 @@ pub(crate) fn symlink(target: &PathArg, dirfd: RawFd, path: &PathArg) -> Road<()
     let Some(content) = target.get().filter(|content| content.first() != 0) else {
         return decline(dirfd, path, Fallback::BadPath);
     };
-    for attempt in 0..2 {
-        let Some(at) = locate(dirfd, path) else { return Road::Kernel };
-        if at.is_root() {
-            return fell_back(&at, Fallback::KernelByChoice);
-        }
-        let request = Request { base: at.base, ..Request::default() };
-        match at.mount.client().call(Op::Symlink, &request, at.path, content.bytes()) {
-            Ok(call) => match call.reply.outcome() {
-                Outcome::Kernel(Fallback::UnknownBase) if attempt == 0 && at.forget_proof() => {}
-                Outcome::Kernel(reason) => return fell_back(&at, reason),
-                outcome => return finish(Op::Symlink, &at.mount, outcome, || ()),
-            },
-            Err(reason) => return lost(&at, reason),
-        }
-    }
-    Road::Kernel
+    serve_with(Op::Symlink, About::Name, dirfd, path, content.bytes(), Request::default(), |_, _| ())
 }
 
 /// `mkdirat`.

@@ -7,7 +7,7 @@
 //! # Scope
 //!
 //! *Served by a round trip through shared memory*, if the path is on a mount and the daemon can answer:
-//! `open`, `stat`, `statx`, `statfs`, `access`, `readlink`, `unlink`, `rmdir`, `remove`, `rename`, `mkdir`, `mknod`, `mkfifo`,
+//! `open`, `stat`, `statx`, `statfs`, `access`, `readlink`, `getxattr`, `listxattr`, `unlink`, `rmdir`, `remove`, `rename`, `mkdir`, `mknod`, `mkfifo`,
 //! `link`, `symlink`, `chmod`, `chown`, `truncate`, `utime`, their `…at`, 64-bit, fortified and historical
 //! variants, and `fopen`.
 //!
@@ -17,7 +17,7 @@
 //! *Kept up* across `exec` and `posix_spawn`: the library itself, the list of mounts, what was granted.
 //!
 //! *Left to the kernel*: everything by a descriptor (read, write, mmap, locks: a granted descriptor is
-//! the backing file's own), opening directories, reading them, extended attributes, watching; paths that reach a mount
+//! the backing file's own), opening directories, reading them, changing extended attributes, watching; paths that reach a mount
 //! through a symbolic link from outside, through `//`, `/./` or `/../` before the mount's path, or through a bind
 //! mount of a part of it; programs that make system calls without libc; statically linked and setuid programs.
 //!

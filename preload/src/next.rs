@@ -257,6 +257,13 @@ table! {
     fn __readlinkat_chk(dirfd: c_int, path: PathArg, out: Data, size: usize, room: usize) -> isize;
         else { let _ = room; raw!(SYS_readlinkat, dirfd, path, out, size) };
 
+    fn getxattr(path: PathArg, name: PathArg, out: Data, size: usize) -> isize;
+        else raw!(SYS_getxattr, path, name, out, size);
+    fn lgetxattr(path: PathArg, name: PathArg, out: Data, size: usize) -> isize;
+        else raw!(SYS_lgetxattr, path, name, out, size);
+    fn listxattr(path: PathArg, out: Data, size: usize) -> isize; else raw!(SYS_listxattr, path, out, size);
+    fn llistxattr(path: PathArg, out: Data, size: usize) -> isize; else raw!(SYS_llistxattr, path, out, size);
+
     fn chmod(path: PathArg, mode: mode_t) -> c_int; else raw!(SYS_fchmodat, AT_FDCWD, path, mode);
     fn fchmodat(dirfd: c_int, path: PathArg, mode: mode_t, flags: c_int) -> c_int;
         else { if flags == 0 { raw!(SYS_fchmodat, dirfd, path, mode) } else { no_symbol() } };

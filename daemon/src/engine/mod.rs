@@ -118,6 +118,8 @@ pub(crate) struct Engine<FS: Filesystem> {
     bypass: Bypass,
     checks: Checks,
     root: Arc<Inode>,
+    /// A security module that labels files is on: it answers for `security.*` in the file system's place.
+    security_modules: bool,
     /// Inodes on which something else is mounted, in the daemon's mount namespace.
     covered: RwLock<HashSet<u64>>,
 }
@@ -135,7 +137,9 @@ impl<FS: Filesystem> Engine<FS> {
             (false, false) => Checks::FileSystem,
         };
         let root = cache.borrowed(finesse_ipc::frame::ROOT);
-        Self { core, cache, bypass, checks, root, covered: RwLock::default() }
+        let labels = ["/sys/fs/selinux/enforce", "/sys/fs/smackfs/load2"];
+        let security_modules = labels.iter().any(|file| std::path::Path::new(file).exists());
+        Self { core, cache, bypass, checks, root, security_modules, covered: RwLock::default() }
     }
 
     /// What both roads share.

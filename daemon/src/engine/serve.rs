@@ -16,7 +16,7 @@ use crate::engine::permission::{EXEC, READ, WRITE};
 use crate::engine::walk::{Last, Node, Parent};
 use crate::engine::{Checks, Context, Engine, Stop, fail, kernel};
 use crate::filesystem::Filesystem;
-use crate::reply::{ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs};
+use crate::reply::{ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr};
 use crate::request::Request;
 use finesse_ipc::frame::{self, Attr, Fallback, Op, Reply, Statfs, Time};
 
@@ -79,7 +79,16 @@ impl<FS: Filesystem> Engine<FS> {
         };
         let changes = !matches!(
             op,
-            Op::Noop | Op::Stat | Op::Access | Op::Readlink | Op::Statfs | Op::ResolveDir | Op::Open | Op::Changed
+            Op::Noop
+                | Op::Stat
+                | Op::Access
+                | Op::Readlink
+                | Op::Statfs
+                | Op::ResolveDir
+                | Op::Open
+                | Op::Changed
+                | Op::Getxattr
+                | Op::Listxattr
         );
         if changes && self.core.read_only {
             return Ok(Reply::kernel(Fallback::KernelByChoice));
@@ -101,6 +110,7 @@ impl<FS: Filesystem> Engine<FS> {
             Op::Utimens => self.utimens(&call),
             Op::Statfs => self.statfs(&call),
             Op::ResolveDir => self.resolve_dir(&call),
+            Op::Getxattr | Op::Listxattr => self.xattr(&call, op, output),
             Op::Changed => {
                 self.cache.attr(call.frame.base);
                 Ok(Reply::ok())
@@ -553,6 +563,36 @@ impl<FS: Filesystem> Engine<FS> {
         let reply = Reply::data(target.len() as u32);
         output.data = target;
         Ok(reply)
+    }
+
+    /// Reads of extended attributes. Which of them a caller may read the kernel decides by name (`xattr_permission`),
+    /// so they are served only where the file system asks the backing's kernel as the caller, and only by names that
+    /// neither a capability nor a security module guards.
+    fn xattr(&self, call: &Call<'_>, op: Op, output: &mut Output) -> Served {
+        let name = OsStr::from_bytes(call.path2);
+        let unguarded =
+            [&b"user."[..], b"system.posix_acl_"].iter().any(|space| call.path2.starts_with(space))
+                || (call.path2.starts_with(b"security.") && !self.security_modules);
+        if self.checks != Checks::Caller || (op == Op::Getxattr && !unguarded) {
+            return kernel(Fallback::KernelByChoice);
+        }
+        let node = self.target(call)?;
+        let room = call.frame.size.min(finesse_ipc::layout::DATA_BYTES as u64) as u32;
+        let (reply, answer) = ReplyXattr::local();
+        let ino = INodeNo(node.inode.ino);
+        match op {
+            Op::Listxattr => self.core.fs.listxattr(&call.request, ino, room, reply),
+            _ => self.core.fs.getxattr(&call.request, ino, name, room, reply),
+        }
+        match answer.wait()? {
+            answer::Xattr::Size(size) => Ok(Reply::data(size)),
+            answer::Xattr::Data(data) if data.len() > room as usize => fail(libc::ERANGE),
+            answer::Xattr::Data(data) => {
+                let reply = Reply::data(data.len() as u32);
+                output.data = data;
+                Ok(reply)
+            }
+        }
     }
 
     // --- attributes ---

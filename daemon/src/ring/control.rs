@@ -65,6 +65,7 @@ impl Control {
             admitted,
             wake: wake.clone(),
             tokens: AtomicU64::new(FIRST_TOKEN),
+            mounts: AtomicU64::new(0),
         };
         let desk = Desk {
             poll,

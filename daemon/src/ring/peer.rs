@@ -122,9 +122,9 @@ impl Peer {
         self.segment.header().counters.snapshot()
     }
 
-    /// The daemon's mount table has changed.
-    pub(crate) fn mounts_changed(&self) {
-        self.segment.header().notices.mount_generation.fetch_add(1, Ordering::Release);
+    /// Tells the generation of the daemon's mount table.
+    pub(crate) fn tell_mounts(&self, generation: u64) {
+        self.segment.header().notices.mount_generation.store(generation, Ordering::Release);
     }
 
     /// Ends the connection: the client goes on through the kernel.

@@ -37,6 +37,8 @@ pub(crate) struct Reception {
     /// Wakes the control thread.
     pub(crate) wake: Arc<OwnedFd>,
     pub(crate) tokens: AtomicU64,
+    /// How often the mount table has changed.
+    pub(crate) mounts: AtomicU64,
 }
 
 impl Reception {
@@ -59,8 +61,9 @@ impl Reception {
                 }
                 Job::MountsChanged => {
                     self.learn_mounts();
+                    let generation = self.mounts.fetch_add(1, Ordering::Relaxed) + 1;
                     for peer in self.pool.peers() {
-                        peer.mounts_changed();
+                        peer.tell_mounts(generation);
                     }
                 }
             }
@@ -98,6 +101,7 @@ impl Reception {
             (self.service.clone(), self.past.clone()),
             dev,
         ));
+        peer.tell_mounts(self.mounts.load(Ordering::Relaxed));
         if let Err(error) = self.pool.add(peer.clone()) {
             tracing::warn!(%error, "a client's doorbell could not be watched");
             peer.close();

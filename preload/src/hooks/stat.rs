@@ -1,4 +1,4 @@
-//! `stat` and its relatives, `statfs`, `access`, `readlink`.
+//! `stat` and its relatives, `statfs`, `access`, `readlink`, reads of extended attributes.
 
 use std::ffi::{c_int, c_uint};
 
@@ -199,6 +199,27 @@ hook! {
         take_with(calls::readlink(AT_FDCWD, &path, out, size), |len| len as isize, || next(path, out, size));
     fn [readlinkat](dirfd: c_int, path: PathArg, out: Data, size: usize) -> isize, next =>
         take_with(calls::readlink(dirfd, &path, out, size), |len| len as isize, || next(dirfd, path, out, size));
+
+    fn [getxattr](path: PathArg, name: PathArg, out: Data, size: usize) -> isize, next =>
+        take_with(
+            calls::xattr(&path, Some(&name), out, size, 0),
+            |len| len as isize,
+            || next(path, name, out, size),
+        );
+    fn [lgetxattr](path: PathArg, name: PathArg, out: Data, size: usize) -> isize, next =>
+        take_with(
+            calls::xattr(&path, Some(&name), out, size, AT_SYMLINK_NOFOLLOW),
+            |len| len as isize,
+            || next(path, name, out, size),
+        );
+    fn [listxattr](path: PathArg, out: Data, size: usize) -> isize, next =>
+        take_with(calls::xattr(&path, None, out, size, 0), |len| len as isize, || next(path, out, size));
+    fn [llistxattr](path: PathArg, out: Data, size: usize) -> isize, next =>
+        take_with(
+            calls::xattr(&path, None, out, size, AT_SYMLINK_NOFOLLOW),
+            |len| len as isize,
+            || next(path, out, size),
+        );
 
     // Fortified: glibc aborts the program if the buffer is smaller than it says.
     fn [__readlink_chk](path: PathArg, out: Data, size: usize, room: usize) -> isize, next =>
