@@ -138,6 +138,24 @@ impl Segment {
         self.words(DATA_OFFSET + slot as usize % SLOTS * DATA_BYTES, DATA_BYTES)
     }
 
+    /// Daemon: fetches what a claimed slot's request lies in, all at once instead of one after the other.
+    #[inline]
+    pub fn prefetch(&self, slot: u32) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            let path: *const AtomicU64 = self.path_words(slot, 0).as_ptr();
+            let slot: *const Slot = self.slot(slot);
+            // SAFETY: a prefetch has no effect but on caches, whatever the address.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(slot.cast());
+                _mm_prefetch::<_MM_HINT_T0>(path.cast());
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = slot;
+    }
+
     /// Writes path `which` (0 or 1) of a slot; at most [`PATH_BYTES`] bytes are written.
     pub fn write_path(&self, slot: u32, which: usize, path: &[u8]) {
         store_bytes(self.path_words(slot, which), path);

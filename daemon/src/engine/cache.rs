@@ -15,14 +15,14 @@
 
 use std::borrow::Borrow;
 use std::ffi::OsStr;
-use std::hash::{BuildHasher, Hash, RandomState};
+use std::hash::{BuildHasher, Hash};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use fuser::{FileAttr, FileType, INodeNo};
-use hashbrown::HashMap;
+use hashbrown::{DefaultHashBuilder, HashMap};
 use parking_lot::{Mutex, RwLock};
 use rustix::time::ClockId;
 
@@ -217,8 +217,9 @@ pub(crate) enum Known {
 /// The cache of one mount.
 pub(crate) struct Cache {
     shared: Arc<Shared>,
-    dentries: [Mutex<HashMap<Key, Dentry, RandomState>>; SHARDS],
-    hasher: RandomState,
+    dentries: [Mutex<HashMap<Key, Dentry, DefaultHashBuilder>>; SHARDS],
+    /// Randomly seeded, so that nobody can choose names that collide.
+    hasher: DefaultHashBuilder,
     instances: AtomicU64,
     changes: AtomicU64,
     /// Inodes that were seen with several links, since the cache was made: while there are none, removing a
@@ -236,13 +237,14 @@ impl Cache {
     pub(crate) fn new<FS: Filesystem>(fs: &Arc<FS>) -> Self {
         let daemon =
             Credentials { uid: 0, gid: 0, groups: Box::default(), pid: std::process::id(), caps: u64::MAX };
+        let hasher = DefaultHashBuilder::default();
         Self {
             shared: Arc::new(Shared {
                 inodes: std::array::from_fn(|_| Mutex::default()),
                 owed: RwLock::new(Some(Box::new(Payer(fs.clone(), Arc::new(daemon))))),
             }),
-            dentries: std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(RandomState::new()))),
-            hasher: RandomState::new(),
+            dentries: std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))),
+            hasher,
             instances: AtomicU64::new(1),
             changes: AtomicU64::new(0),
             hard_links: AtomicUsize::new(0),
@@ -279,8 +281,8 @@ impl Cache {
         self.hard_links.load(Ordering::Relaxed) > 0
     }
 
-    fn dentry_shard(&self, key: &KeyRef<'_>) -> &Mutex<HashMap<Key, Dentry, RandomState>> {
-        &self.dentries[self.hasher.hash_one(key) as usize % SHARDS]
+    fn dentry_shard(&self, key: &KeyRef<'_>) -> &Mutex<HashMap<Key, Dentry, DefaultHashBuilder>> {
+        &self.dentries[(self.hasher.hash_one(key) >> 40) as usize % SHARDS]
     }
 
     fn known(&self, ino: u64) -> Option<Arc<Inode>> {
@@ -441,7 +443,7 @@ impl Cache {
 }
 
 /// Drops what has expired, and if that is not enough about half of the rest, from a full shard.
-fn make_room(shard: &mut HashMap<Key, Dentry, RandomState>) -> Vec<(Key, Dentry)> {
+fn make_room(shard: &mut HashMap<Key, Dentry, DefaultHashBuilder>) -> Vec<(Key, Dentry)> {
     if shard.len() < DENTRIES_PER_SHARD {
         return Vec::new();
     }

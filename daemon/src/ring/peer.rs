@@ -178,6 +178,7 @@ impl Peer {
 
     /// Serves a claimed slot, and returns the CPU on which the client submitted it.
     pub(crate) fn serve(&self, slot: u32, cpu: u32, workspace: &mut Workspace) -> u32 {
+        self.segment.prefetch(slot);
         let header = self.segment.header();
         if header.notices.worker_cpu.load(Ordering::Relaxed) != cpu {
             header.notices.worker_cpu.store(cpu, Ordering::Relaxed);
