@@ -7,14 +7,16 @@ DESTDIR ?=
 # Where cargo builds to; loom compiles the same crates with another cfg, so it gets a place of its own.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
+# Where `make test-linux` unpacks Debian's Linux sources; a tmpfs is fastest.
+LINUX ?= $(TARGET)/linux
 CARGO_DENY_VERSION := 0.20.2
 
 # What the tests and the demonstration use, by the program that shows whether the package is there.
 PACKAGES := fusermount3:fuse3 git:git gcc:gcc tar:tar setfacl:acl getfattr:attr strace:strace python3:python3 \
-            rsync:rsync ps:procps
+            rsync:rsync ps:procps make:make perl:perl sqlite3:sqlite3
 HEADERS := /usr/include/stdio.h:libc6-dev
 
-.PHONY: all help deps build test lint deny bench demo install uninstall clean
+.PHONY: all help deps build test test-linux lint deny bench demo install uninstall clean
 
 all: build
 
@@ -22,6 +24,7 @@ help:
 	@echo 'make          build everything, optimised'
 	@echo 'make demo     install what is missing, build, show ordinary programs on all three roads'
 	@echo 'make test     formatting, lints, unit tests, models, tests on real mounts'
+	@echo 'make test-linux   find, git, tar, cp and rm on a Linux source tree (10 GB in LINUX: $(LINUX))'
 	@echo 'make lint     formatting, clippy, and cargo-deny (which it installs)'
 	@echo 'make bench    the unlink benchmark with 1 000 000 files, and latencies'
 	@echo 'make install  into PREFIX ($(PREFIX)): command, preload library, manual pages'
@@ -62,6 +65,18 @@ bench: deps build
 
 test: deps
 	@CARGO='$(CARGO)' .ci/test
+
+test-linux: deps
+	@test -e $(LINUX)/Makefile || { \
+	    set -e; \
+	    ls /usr/src/linux-source-*.tar.xz >/dev/null 2>&1 || \
+	    apt-get install -y --no-install-recommends linux-source xz-utils || \
+	    { apt-get update && apt-get install -y --no-install-recommends linux-source xz-utils; }; \
+	    mkdir -p $(LINUX).partial; \
+	    tar xJf "$$(ls /usr/src/linux-source-*.tar.xz | tail -n 1)" -C $(LINUX).partial --strip-components=1; \
+	    mv $(LINUX).partial $(LINUX); \
+	}
+	FINESSE_LINUX_TREE=$(abspath $(LINUX)) $(CARGO) test --release --locked -p finesse-tests --test linux_tree -- --nocapture
 
 lint: deny
 	$(CARGO) fmt --all --check

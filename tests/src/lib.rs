@@ -7,16 +7,17 @@
 //! | [`road`] | one place per road, and programs run there |
 //! | [`account`] | what a daemon says of its clients, and what the kernel asked it |
 //! | [`tree`] | what is in a directory, comparable |
+//! | [`needs`] | what a test cannot do without |
 //! | [`wait`] | waiting for a condition instead of for a time |
 //!
-//! Tests need Linux with `/dev/fuse` and root, as `make test` runs them; they fail, rather than pass, where
-//! that is missing.
+//! Tests fail, rather than pass, where nothing can be mounted. What only root can test says so elsewhere.
 
 #![forbid(unsafe_code)]
 
 pub mod account;
 pub mod build;
 pub mod mount;
+pub mod needs;
 pub mod road;
 pub mod tree;
 pub mod wait;

@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, PidfdFlags, Signal};
 use tempfile::TempDir;
@@ -142,12 +143,19 @@ impl Drop for Mount {
                 eprintln!("daemon of {}: {line}", self.mountpoint.display());
             }
         }
-        // Fails when it is unmounted already.
-        let _ = rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH);
+        unmount(&self.mountpoint);
         if self.pid != rustix::process::getpid() && !self.ended(Duration::from_secs(5)) {
             // Fails when it has ended just now.
             let _ = rustix::process::pidfd_send_signal(&self.daemon, Signal::KILL);
         }
+    }
+}
+
+/// Detaches a mount, if it is one.
+pub fn unmount(mountpoint: &Path) {
+    if rustix::mount::unmount(mountpoint, UnmountFlags::DETACH) == Err(Errno::PERM) {
+        // An ordinary user. Fails when it is unmounted already.
+        let _ = Command::new("fusermount3").args(["-u", "-z", "-q"]).arg(mountpoint).status();
     }
 }
 

@@ -11,10 +11,9 @@ use finesse_ipc::client::Client;
 use finesse_ipc::frame::{Op, Outcome, ROOT, Request};
 use finesse_tests::account::Account;
 use finesse_tests::build;
-use finesse_tests::mount::{said, text};
+use finesse_tests::mount::{said, text, unmount};
 use finesse_tests::road::environment;
 use finesse_tests::wait::eventually;
-use rustix::mount::UnmountFlags;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -136,8 +135,7 @@ impl Example {
 
 impl Drop for Example {
     fn drop(&mut self) {
-        // Fails when it is unmounted already.
-        let _ = rustix::mount::unmount(self.mountpoint(), UnmountFlags::DETACH);
+        unmount(&self.mountpoint());
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

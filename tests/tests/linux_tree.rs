@@ -4,12 +4,12 @@
 //! `make test-linux` gets such a tree; without one this test says so and does nothing.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use finesse_tests::mount::{Options, said};
+use finesse_tests::needs;
 use finesse_tests::road::{Place, Road, environment};
 use finesse_tests::tree::{self, Times, Tree};
 
@@ -45,13 +45,8 @@ struct Found {
 #[test]
 fn a_linux_source_tree_is_worked_on_as_natively() {
     let Some(source) = std::env::var_os(TREE).map(PathBuf::from) else {
-        // Past the test runner's capture: this must be seen.
-        let _ = writeln!(
-            std::io::stderr(),
-            "\nSKIPPED: a_linux_source_tree_is_worked_on_as_natively: no Linux source tree.\n\
-             Run `make test-linux`, or: apt-get install linux-source, unpack /usr/src/linux-source-*.tar.xz\n\
-             and set {TREE} to the directory.\n"
-        );
+        let why = format!("needs an unpacked Linux source tree: `make test-linux`, or name one in {TREE}");
+        needs::skipped("a_linux_source_tree_is_worked_on_as_natively", &why);
         return;
     };
     let source = source.canonicalize().expect(TREE);

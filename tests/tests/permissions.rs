@@ -9,6 +9,7 @@ use std::process::Command;
 
 use finesse_tests::build;
 use finesse_tests::mount::{Options, said, text};
+use finesse_tests::needs;
 use finesse_tests::road::{Place, Road};
 use rustix::fs::{XattrFlags, setxattr};
 
@@ -197,6 +198,9 @@ fn attempts(place: &Place, finesse: &Path, user: &User) -> BTreeSet<String> {
 
 #[test]
 fn each_user_meets_the_same_verdicts_on_all_roads() {
+    if !needs::root("each_user_meets_the_same_verdicts_on_all_roads") {
+        return;
+    }
     let everyone = build::for_all_users();
     let finesse = everyone.path().join(build::COMMAND);
     let mut failures = Vec::new();
@@ -219,6 +223,9 @@ fn each_user_meets_the_same_verdicts_on_all_roads() {
 
 #[test]
 fn an_owner_only_mount_refuses_others_on_both_roads() {
+    if !needs::root("an_owner_only_mount_refuses_others_on_both_roads") {
+        return;
+    }
     let everyone = build::for_all_users();
     let finesse = everyone.path().join(build::COMMAND);
     let options = Options { arguments: &["-o", "owner_only"], ..Options::default() };
@@ -263,6 +270,9 @@ print("descriptors" if ancillary else "no descriptors")
 
 #[test]
 fn what_a_user_creates_is_his_on_all_roads() {
+    if !needs::root("what_a_user_creates_is_his_on_all_roads") {
+        return;
+    }
     let everyone = build::for_all_users();
     let finesse = everyone.path().join(build::COMMAND);
     let script = "umask 022; mkdir -p d/e && echo x > d/f && ln -s f d/l && ln d/f d/h && mkfifo d/p && cp -r d d2 && \
@@ -306,6 +316,9 @@ fn what_a_user_creates_is_his_on_all_roads() {
 
 #[test]
 fn a_read_only_mount_changes_nothing_on_either_road() {
+    if !needs::root("a_read_only_mount_changes_nothing_on_either_road") {
+        return;
+    }
     let options = Options { arguments: &["-o", "ro"], ..Options::default() };
     let place = Place::new(Road::Bypass, &options, |root| fs::write(root.join("file"), "contents").unwrap());
     let script = "touch new; echo x > file; echo x >> file; rm file; mv file x; mkdir d; ln -s a b; ln file c; chmod 600 file; \

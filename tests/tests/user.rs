@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use finesse_tests::build;
 use finesse_tests::mount::{said, text};
+use finesse_tests::needs;
 use finesse_tests::road::environment;
 use finesse_tests::tree::{self, Times};
 use finesse_tests::wait::eventually;
@@ -89,6 +90,9 @@ impl Drop for Home {
 
 #[test]
 fn an_ordinary_user_mounts_works_and_unmounts() {
+    if !needs::root("an_ordinary_user_mounts_works_and_unmounts") {
+        return;
+    }
     let home = Home::new();
     home.ok("finesse mount src mnt");
     assert_eq!(home.ok("cat mnt/file mnt/link; ls mnt"), "contents\ncontents\nd\nfile\nlink\n");
@@ -111,6 +115,9 @@ fn an_ordinary_user_mounts_works_and_unmounts() {
 
 #[test]
 fn an_ordinary_user_shares_nothing_he_may_not() {
+    if !needs::root("an_ordinary_user_shares_nothing_he_may_not") {
+        return;
+    }
     let home = Home::new();
     let shared = fs::read_to_string("/etc/fuse.conf")
         .is_ok_and(|text| text.lines().any(|line| line.trim() == "user_allow_other"));
@@ -140,6 +147,9 @@ fn an_ordinary_user_shares_nothing_he_may_not() {
 
 #[test]
 fn mistakes_get_one_clear_line() {
+    if !needs::root("mistakes_get_one_clear_line") {
+        return;
+    }
     let home = Home::new();
     for (script, said) in [
         ("finesse mount nowhere mnt", "create it first"),

@@ -1,0 +1,18 @@
+//! What a test needs of the machine. Where that is missing it says so, in the form that `make test` counts.
+
+use std::io::Write;
+
+/// Says that a test is skipped, and why, past the test runner's capture.
+pub fn skipped(test: &str, why: &str) {
+    // A closed standard error leaves nobody to tell.
+    let _ = writeln!(std::io::stderr(), "\nskipped: {test}: {why}");
+}
+
+/// Whether this process is root; if not, says that the test is skipped.
+pub fn root(test: &str) -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        skipped(test, "needs root, to become other users");
+    }
+    root
+}
