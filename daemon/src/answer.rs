@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, PollEvents};
+use fuser::{Errno, FileAttr, FileHandle, FileType, Generation, INodeNo, PollEvents};
 use log::warn;
 use parking_lot::{Condvar, Mutex};
 
@@ -41,8 +41,6 @@ pub(crate) struct Attr {
 pub(crate) struct Opened {
     /// The file system's handle, to be given back in every later call and to `release`.
     pub(crate) fh: FileHandle,
-    /// The flags as the file system set them, `FOPEN_PASSTHROUGH` excepted.
-    pub(crate) flags: FopenFlags,
     /// The backing file, if the file system opened with a [`BackingId`](crate::BackingId) made on this road.
     pub(crate) backing: Option<OwnedFd>,
 }
@@ -123,6 +121,7 @@ pub(crate) struct Dirent {
 
 /// One entry of `readdirplus`. Like a `lookup`, it counts as a reference to the child, `.` and `..` excepted.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(test), allow(dead_code))] // The ring reads no directories.
 pub(crate) struct DirentPlus {
     /// Where the next call continues after this entry.
     pub(crate) offset: u64,

@@ -225,7 +225,6 @@ impl Coherence {
     }
 
     /// Reports changes on the kernel road to `cache`. The first call counts.
-    #[allow(dead_code)]
     pub(crate) fn set_cache(&self, cache: Arc<dyn Invalidate>) {
         if self.cache.set(cache).is_err() {
             warn!("the bypass' cache was set twice; the first one stays");
@@ -263,7 +262,6 @@ impl Coherence {
     /// # Errors
     /// The client must not be served, and must not be counted out by
     /// [`bypass_disconnected`](Self::bypass_disconnected).
-    #[allow(dead_code)]
     pub(crate) fn bypass_connected(&self) -> Result<(), Refusal> {
         let mut clients = self.clients.lock();
         if *clients == 0 {
@@ -278,7 +276,6 @@ impl Coherence {
     }
 
     /// A bypass client has gone. After the last one, answers to the kernel have lifetimes again.
-    #[allow(dead_code)]
     pub(crate) fn bypass_disconnected(&self) {
         let mut clients = self.clients.lock();
         *clients = clients.saturating_sub(1);
@@ -423,7 +420,6 @@ impl Coherence {
     ///
     /// # Errors
     /// The kernel's, a closed session excepted. The contents that an open file shows may then be old.
-    #[allow(dead_code)]
     pub(crate) fn bypass_changed_data(&self, ino: u64) -> io::Result<()> {
         if !self.kernel_opens(ino).cached {
             return Ok(());
@@ -466,7 +462,6 @@ impl Coherence {
     }
 
     /// Whether the kernel holds a reference to an inode.
-    #[allow(dead_code)]
     pub(crate) fn kernel_knows(&self, ino: u64) -> bool {
         shard(&self.known, ino).lock().contains_key(&ino)
     }
@@ -498,7 +493,7 @@ impl Coherence {
     }
 
     /// Whether the kernel has an inode open.
-    #[allow(dead_code)]
+    #[cfg(test)]
     pub(crate) fn kernel_has_open(&self, ino: u64) -> bool {
         self.kernel_opens(ino).total != 0
     }
@@ -507,7 +502,6 @@ impl Coherence {
 
     /// A client gets, or may get at any time, a writable descriptor of the backing file: from now on the
     /// file's size, times and contents change unseen.
-    #[allow(dead_code)]
     pub(crate) fn note_granted_write(&self, ino: u64) {
         if self.granted_count.load(Ordering::Relaxed) >= GRANT_LIMIT {
             return;

@@ -41,7 +41,6 @@ pub struct Request {
 
 impl Request {
     /// A request of a bypass client.
-    #[allow(dead_code)]
     pub(crate) fn for_client(unique: RequestId, client: Arc<Credentials>) -> Self {
         Self { unique, uid: client.uid, gid: client.gid, pid: client.pid, client: Some(client) }
     }

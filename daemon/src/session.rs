@@ -64,7 +64,6 @@ impl<FS: Filesystem> Core<FS> {
 
     /// Sets the value of the attribute `system.finesse` of the mount's root, by which programs find the
     /// bypass. The first call counts. Without it the file system is asked, as for any attribute.
-    #[allow(dead_code)]
     pub(crate) fn set_rendezvous(&self, value: Vec<u8>) {
         if self.rendezvous.set(value).is_err() {
             warn!("the rendezvous attribute was set twice; the first value stays");

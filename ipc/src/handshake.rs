@@ -228,11 +228,11 @@ fn send_bytes(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result
 /// # Errors
 /// [`Error::Closed`] at the end of the stream; [`Error::Malformed`] for a message longer than the buffer;
 /// [`Error::Socket`] otherwise (`EAGAIN` with `MSG_DONTWAIT`).
-pub fn receive<'b>(
+pub fn receive(
     socket: impl AsFd,
-    buffer: &'b mut [u8],
+    buffer: &mut [u8],
     flags: RecvFlags,
-) -> Result<(&'b [u8], [Option<OwnedFd>; 2]), Error> {
+) -> Result<(&[u8], [Option<OwnedFd>; 2]), Error> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut fds = [None, None];
     let (len, truncated) = loop {

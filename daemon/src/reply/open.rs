@@ -66,7 +66,7 @@ impl ReplyOpen {
                 let flags = kernel_flags(&hooks.coherence, &gate, hooks.ino, flags, false);
                 reply.opened(fh, flags);
             }
-            To::Local(sender) => sender.send(Ok(Opened { fh, flags, backing: None })),
+            To::Local(sender) => sender.send(Ok(Opened { fh, backing: None })),
         }
     }
 
@@ -112,7 +112,7 @@ impl ReplyOpen {
                 }
             }
             To::Local(sender) => {
-                sender.send(Ok(Opened { fh, flags, backing: backing_id.duplicate() }));
+                sender.send(Ok(Opened { fh, backing: backing_id.duplicate() }));
             }
         }
     }
@@ -200,7 +200,7 @@ impl ReplyCreate {
             }
             To::Local(sender) => sender.send(Ok(Created {
                 entry: Entry { attr: *attr, generation, attr_ttl: *ttl, entry_ttl: *ttl },
-                opened: Opened { fh, flags, backing: backing_id.and_then(BackingId::duplicate) },
+                opened: Opened { fh, backing: backing_id.and_then(BackingId::duplicate) },
             })),
         }
     }
@@ -222,7 +222,7 @@ mod tests {
         reply.opened_passthrough(FileHandle(3), FopenFlags::FOPEN_PASSTHROUGH, &id);
         drop(id);
         let opened = answer.wait().unwrap();
-        assert_eq!((opened.fh, opened.flags), (FileHandle(3), FopenFlags::empty()));
+        assert_eq!(opened.fh, FileHandle(3));
         let given = File::from(opened.backing.unwrap()).metadata().unwrap();
         assert_eq!(given.ino(), file.metadata().unwrap().ino());
     }

@@ -358,7 +358,7 @@ impl Worker {
                 continue;
             }
             idle += 1;
-            if idle % SCANS_PER_LOOK != 0 {
+            if !idle.is_multiple_of(SCANS_PER_LOOK) {
                 std::hint::spin_loop();
                 continue;
             }
