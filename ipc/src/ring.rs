@@ -84,12 +84,13 @@ atomic!(loom::sync::atomic::AtomicU64, u64);
 
 /// Client: submits `slot` (< 64) and returns whether the doorbell must be rung.
 ///
-/// The request must be written and the slot's state be [`PENDING`] before. Sequentially consistent together
-/// with [`fall_asleep`]: either the worker sees the bit, or the client sees that the worker sleeps.
+/// The request must be written and the slot's state be [`PENDING`] before. Together with [`fall_asleep`]: either
+/// the worker sees the bit, or the client sees that the worker sleeps, because both read and modify the bitmap,
+/// and whoever comes second sees all that the first did before.
 #[inline]
 pub fn submit(bitmap: &impl Atomic<u64>, worker: &impl Atomic<u32>, slot: u32) -> bool {
-    bitmap.fetch_or(1 << slot, Ordering::SeqCst);
-    worker.load(Ordering::SeqCst) == ASLEEP && worker.swap(AWAKE, Ordering::SeqCst) == ASLEEP
+    bitmap.fetch_or(1 << slot, Ordering::AcqRel);
+    worker.load(Ordering::Relaxed) == ASLEEP && worker.swap(AWAKE, Ordering::AcqRel) == ASLEEP
 }
 
 /// Worker: claims the lowest submitted slot, if any.
@@ -114,11 +115,12 @@ pub fn claim(bitmap: &impl Atomic<u64>) -> Option<u32> {
 /// and then the declaration is withdrawn.
 #[inline]
 pub fn fall_asleep(bitmap: &impl Atomic<u64>, worker: &impl Atomic<u32>) -> bool {
-    worker.store(ASLEEP, Ordering::SeqCst);
-    if bitmap.load(Ordering::SeqCst) == 0 {
+    worker.store(ASLEEP, Ordering::Relaxed);
+    // Reads and modifies, although there is nothing to modify: see `submit`.
+    if bitmap.fetch_or(0, Ordering::AcqRel) == 0 {
         return true;
     }
-    worker.store(AWAKE, Ordering::SeqCst);
+    worker.store(AWAKE, Ordering::Relaxed);
     false
 }
 
@@ -196,6 +198,7 @@ mod tests {
 }
 
 #[cfg(all(test, loom))]
+#[allow(unsafe_code)]
 mod models {
     use loom::cell::UnsafeCell;
     use loom::sync::Arc;
