@@ -469,12 +469,20 @@ pub(crate) fn utimens(dirfd: RawFd, path: &PathArg, times: Times, flags: i32) ->
 
 /// A granted file's attributes were changed through its descriptor, unseen by the daemon: makes it look.
 pub(crate) fn attributes_changed(fd: RawFd) {
-    if let Some((dev, ino)) = granted(fd)
-        && let Some(mount) =
-            connection::by_dev((libc::major(dev), libc::minor(dev))).and_then(connection::enter)
-    {
-        // A daemon that is gone has nothing cached.
-        let _ = mount.client().call(Op::Changed, &Request { base: ino, ..Request::default() }, &[], &[]);
+    // The kernel cannot stand in here, so a connection that is busy with itself for a moment, because the mount
+    // table has changed for instance, is tried again.
+    const ATTEMPTS: u32 = 1000;
+    let Some((dev, ino)) = granted(fd) else { return };
+    let request = Request { base: ino, ..Request::default() };
+    for _ in 0..ATTEMPTS {
+        let Some(index) = connection::by_dev((libc::major(dev), libc::minor(dev))) else { return };
+        let told =
+            connection::enter(index).map(|mount| mount.client().call(Op::Changed, &request, &[], &[]).err());
+        match told {
+            // A daemon that is gone has nothing cached.
+            Some(None | Some(Fallback::Disconnected)) => return,
+            Some(Some(_)) | None => rustix::thread::sched_yield(),
+        }
     }
 }
 
