@@ -104,6 +104,8 @@ pub(crate) struct Opens {
     pub(crate) cached: bool,
     /// Since there was none, some were opened with kernel passthrough.
     pub(crate) passthrough: bool,
+    /// Some of those can write, which nobody hears of.
+    writes_unseen: bool,
 }
 
 /// How the kernel does input and output on an open file.
@@ -143,6 +145,8 @@ pub(crate) struct Coherence {
     pages_sent: Condvar,
     known: Shards<HashMap<u64, Known>>,
     opens: Shards<HashMap<u64, Opens>>,
+    /// How many inodes the kernel writes to unseen.
+    written_unseen: AtomicUsize,
     granted: Shards<HashSet<u64>>,
     granted_count: AtomicUsize,
     cache: OnceLock<Arc<dyn Invalidate>>,
@@ -192,6 +196,7 @@ impl Coherence {
             pages_sent: Condvar::new(),
             known: shards(),
             opens: shards(),
+            written_unseen: AtomicUsize::new(0),
             granted: shards(),
             granted_count: AtomicUsize::new(0),
             cache: OnceLock::new(),
@@ -466,24 +471,43 @@ impl Coherence {
         shard(&self.known, ino).lock().contains_key(&ino)
     }
 
-    /// The kernel gets to know of an open file.
-    pub(crate) fn opened(&self, ino: u64, mode: OpenMode) {
+    /// The kernel gets to know of an open file, which may be written to if it `writes`.
+    pub(crate) fn opened(&self, ino: u64, mode: OpenMode, writes: bool) {
         let mut shard = shard(&self.opens, ino).lock();
         let opens = shard.entry(ino).or_default();
         opens.total = opens.total.saturating_add(1);
         opens.cached |= mode == OpenMode::Cached;
         opens.passthrough |= mode == OpenMode::Passthrough;
+        if mode == OpenMode::Passthrough && writes && !opens.writes_unseen {
+            opens.writes_unseen = true;
+            self.written_unseen.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// The kernel has released an open file.
     pub(crate) fn released(&self, ino: u64) {
+        // The last unseen write is done. What the bypass learned before must go while the file still counts as
+        // changing unseen, so that nobody uses it in between.
+        if self.is_written_unseen(ino)
+            && let Some(cache) = self.cache()
+        {
+            cache.attr(ino);
+        }
         let mut shard = shard(&self.opens, ino).lock();
         if let Some(opens) = shard.get_mut(&ino) {
             opens.total = opens.total.saturating_sub(1);
             if opens.total == 0 {
+                if opens.writes_unseen {
+                    self.written_unseen.fetch_sub(1, Ordering::Relaxed);
+                }
                 shard.remove(&ino);
             }
         }
+    }
+
+    /// Whether the kernel has the file open in a way that changes it unseen: for writing, with passthrough.
+    pub(crate) fn is_written_unseen(&self, ino: u64) -> bool {
+        self.written_unseen.load(Ordering::Relaxed) != 0 && self.kernel_opens(ino).writes_unseen
     }
 
     /// The kernel's open files of an inode. An open that the program's death cut short may be counted for
@@ -817,15 +841,21 @@ mod tests {
     #[test]
     fn an_inode_is_open_until_every_open_is_released() {
         let coherence = Coherence::new();
-        coherence.opened(5, OpenMode::Direct);
-        coherence.opened(5, OpenMode::Cached);
+        coherence.opened(5, OpenMode::Direct, true);
+        coherence.opened(5, OpenMode::Cached, true);
         assert!(coherence.kernel_opens(5).cached && !coherence.kernel_opens(5).passthrough);
         coherence.released(5);
         assert!(coherence.kernel_has_open(5));
         coherence.released(5);
         assert!(!coherence.kernel_has_open(5));
-        coherence.opened(5, OpenMode::Passthrough);
+        coherence.opened(5, OpenMode::Passthrough, false);
         assert!(!coherence.kernel_opens(5).cached && coherence.kernel_opens(5).passthrough);
+        assert!(!coherence.is_written_unseen(5));
+        coherence.opened(5, OpenMode::Passthrough, true);
+        coherence.released(5);
+        assert!(coherence.is_written_unseen(5), "which of the two was released is not known");
+        coherence.released(5);
+        assert!(!coherence.is_written_unseen(5));
     }
 
     #[test]

@@ -329,3 +329,31 @@ fn a_renamed_directory_is_found_by_its_new_name_only() {
         assert_ne!(see(&new_file), "nothing");
     }
 }
+
+#[test]
+fn what_the_kernel_road_writes_is_seen_by_a_bypass_that_only_looked() {
+    let place =
+        Place::new(Road::Bypass, &Options { arguments: &["--cache=always"], ..Options::default() }, |root| {
+            fs::write(root.join("log"), "").unwrap()
+        });
+    let mut helper = Preloaded::new(&place);
+    let path = place.path().join("log");
+    let name = path.to_str().unwrap();
+    let mut held = OpenOptions::new().append(true).open(&path).unwrap();
+    for number in 0..100 {
+        assert_eq!(helper.ask(&["see", name]), see(&path), "step {number}");
+        // A file that stays open, and one that is opened anew.
+        held.write_all(b"held ").unwrap();
+        assert_eq!(helper.ask(&["see", name]), see(&path), "held open, step {number}");
+        OpenOptions::new().append(true).open(&path).unwrap().write_all(b"anew ").unwrap();
+        assert_eq!(helper.ask(&["see", name]), see(&path), "opened anew, step {number}");
+        held.set_permissions(PermissionsExt::from_mode(0o600 + number % 64)).unwrap();
+        assert_eq!(helper.ask(&["see", name]), see(&path), "permissions, step {number}");
+        if number % 10 == 9 {
+            held.set_len(u64::from(number)).unwrap();
+            assert_eq!(helper.ask(&["see", name]), see(&path), "length, step {number}");
+        }
+    }
+    let account = place.mount().account();
+    assert!(account.answered["stat"] > 200, "{account:?}");
+}

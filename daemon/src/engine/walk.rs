@@ -101,7 +101,9 @@ impl<FS: Filesystem> Engine<FS> {
 
     /// Whether the file may be written through a descriptor that the daemon does not see.
     fn changes_unseen(&self, inode: &Inode) -> bool {
-        inode.kind == FileType::RegularFile && self.core.coherence.is_granted_write(inode.ino)
+        let coherence = &self.core.coherence;
+        inode.kind == FileType::RegularFile
+            && (coherence.is_granted_write(inode.ino) || coherence.is_written_unseen(inode.ino))
     }
 
     /// Looks up one name; `None` if it does not exist.

@@ -232,7 +232,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
 
     fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
         let hooks = if flags.0 & libc::O_TRUNC != 0 { self.changes_attr(ino) } else { self.hooks(ino) };
-        self.fs().open(&req.into(), ino, flags, ReplyOpen::kernel(reply, hooks));
+        self.fs().open(&req.into(), ino, flags, ReplyOpen::kernel(reply, hooks.opens(flags.0)));
     }
 
     fn read(
@@ -416,7 +416,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flags: i32,
         reply: fuser::ReplyCreate,
     ) {
-        let reply = ReplyCreate::kernel(reply, self.changes_name(parent, name));
+        let reply = ReplyCreate::kernel(reply, self.changes_name(parent, name).opens(flags));
         self.fs().create(&req.into(), parent, name, mode, umask, flags, reply);
     }
 

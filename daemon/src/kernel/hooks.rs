@@ -70,12 +70,20 @@ pub(crate) struct Hooks {
     pub(crate) coherence: Arc<Coherence>,
     /// The inode that the request is about.
     pub(crate) ino: u64,
+    /// Whether a file that the request opens can be written to.
+    pub(crate) writes: bool,
     effect: Effect,
 }
 
 impl Hooks {
     pub(crate) fn new(coherence: Arc<Coherence>, ino: u64, effect: Effect) -> Self {
-        Self { coherence, ino, effect }
+        Self { coherence, ino, writes: false, effect }
+    }
+
+    /// Notes the flags that a file is opened with.
+    pub(crate) fn opens(mut self, flags: i32) -> Self {
+        self.writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        self
     }
 
     /// Runs the effect unless that has happened. Failed requests run it too: a file system over a network

@@ -10,7 +10,8 @@ use log::warn;
 use super::backing::{BackingId, KernelBacking};
 use super::{To, reply};
 use crate::answer::{Created, Entry, Opened};
-use crate::coherence::{Coherence, Gate};
+use crate::coherence::Gate;
+use crate::kernel::hooks::Hooks;
 
 reply! {
     /// The answer of `open` and `opendir`.
@@ -24,16 +25,10 @@ reply! {
 
 /// The flags that go to the kernel, after what they mean has been noted. An inode of 0 is a directory: the
 /// kernel has no pages of it, and what it lists must never be cached.
-fn kernel_flags(
-    coherence: &Coherence,
-    gate: &Gate<'_>,
-    ino: u64,
-    flags: FopenFlags,
-    pass: bool,
-) -> FopenFlags {
+fn kernel_flags(hooks: &Hooks, gate: &Gate<'_>, ino: u64, flags: FopenFlags, pass: bool) -> FopenFlags {
     let (flags, mode) = gate.open_flags(ino, flags, pass);
     if ino != 0 {
-        coherence.opened(ino, mode);
+        hooks.coherence.opened(ino, mode, hooks.writes);
     }
     flags
 }
@@ -63,7 +58,7 @@ impl ReplyOpen {
             To::Kernel(kernel) => {
                 let (hooks, reply) = kernel.settle();
                 let gate = hooks.coherence.gate();
-                let flags = kernel_flags(&hooks.coherence, &gate, hooks.ino, flags, false);
+                let flags = kernel_flags(&hooks, &gate, hooks.ino, flags, false);
                 reply.opened(fh, flags);
             }
             To::Local(sender) => sender.send(Ok(Opened { fh, backing: None })),
@@ -101,7 +96,7 @@ impl ReplyOpen {
                 let (hooks, reply) = kernel.settle();
                 let backing = backing_id.for_kernel(&reply);
                 let gate = hooks.coherence.gate();
-                let flags = kernel_flags(&hooks.coherence, &gate, hooks.ino, flags, backing.is_ok());
+                let flags = kernel_flags(&hooks, &gate, hooks.ino, flags, backing.is_ok());
                 match backing {
                     Ok(backing) => reply.opened_passthrough(fh, flags, backing),
                     // As the file system itself would have done, had it registered the file on this road.
@@ -192,7 +187,7 @@ impl ReplyCreate {
                 // One lifetime for both, as the message format of fuser's object has it: the shorter.
                 let (attr_ttl, entry_ttl) = gate.entry(attr, *ttl, *ttl);
                 let ttl = attr_ttl.min(entry_ttl);
-                let flags = kernel_flags(&hooks.coherence, &gate, attr.ino.0, flags, backing.is_some());
+                let flags = kernel_flags(&hooks, &gate, attr.ino.0, flags, backing.is_some());
                 match backing {
                     Some(backing) => reply.created_passthrough(&ttl, attr, generation, fh, flags, backing),
                     None => reply.created(&ttl, attr, generation, fh, flags),
