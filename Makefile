@@ -60,7 +60,7 @@ demo: deps build
 	$(RELEASE)/finesse-bench demo
 
 bench: deps build
-	$(RELEASE)/finesse-bench unlink --files 1000000 --json $(TARGET)/unlink.json
+	$(RELEASE)/finesse-bench unlink --files 1000000 --dirs 100 --json $(TARGET)/unlink.json
 	$(RELEASE)/finesse-bench latency
 
 test: deps
