@@ -280,17 +280,22 @@ pub fn listen(name: &[u8]) -> Result<OwnedFd, Errno> {
 /// Client: connects to an abstract socket name.
 ///
 /// # Errors
-/// What `socket` or `connect` answer (`ECONNREFUSED` if no daemon listens).
+/// What `socket` or `connect` answer (`ECONNREFUSED` if no daemon listens, `EAGAIN` if it does not
+/// accept).
 pub fn connect(name: &[u8]) -> Result<OwnedFd, Errno> {
-    let socket =
-        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    // Not blocking while it connects: if the daemon does not accept, EAGAIN says so at once.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     let address = address(name)?;
     loop {
         match rustix::net::connect(&socket, &address) {
             Err(Errno::INTR) => {}
-            other => return other.map(|()| socket),
+            Err(errno) => return Err(errno),
+            Ok(()) => break,
         }
     }
+    rustix::io::ioctl_fionbio(&socket, false)?;
+    Ok(socket)
 }
 
 #[cfg(test)]

@@ -356,7 +356,8 @@ fn attach(index: usize, mount: &'static Mount) -> u32 {
     for (place, byte) in socket.iter_mut().zip(&mount.socket) {
         *place = byte.load(Ordering::Relaxed);
     }
-    if len == 0 {
+    let hearsay = len != 0;
+    if !hearsay {
         match rustix::fs::getxattr(path, handshake::SOCKET_XATTR, &mut socket) {
             Ok(found) if found > 0 => len = found,
             _ => return FOREIGN,
@@ -371,6 +372,18 @@ fn attach(index: usize, mount: &'static Mount) -> u32 {
             return REFUSED;
         }
     };
+    // A name from the environment may be a dead daemon's, which anybody can listen on now; one that the mount itself
+    // tells is as good as the mount.
+    let trusted = || {
+        let daemon = rustix::net::sockopt::socket_peercred(&client).map(|daemon| daemon.uid);
+        daemon.is_ok_and(|uid| uid.is_root() || uid == rustix::process::geteuid())
+    };
+    if hearsay && !trusted() {
+        complain(format_args!(
+            "{show} is served through the kernel: another user listens in its daemon's place"
+        ));
+        return REFUSED;
+    }
     if client.welcome().dev != dev {
         complain(format_args!("{show} is served through the kernel: its daemon serves another mount"));
         return REFUSED;

@@ -111,8 +111,9 @@ pub(crate) fn mask() -> Option<u32> {
     match MASK.load(Ordering::Relaxed) {
         UNKNOWN_MASK => {
             let mask = read_mask()?;
-            mask_is(mask);
-            Some(mask)
+            // Unless the program has set it meanwhile.
+            let learned = MASK.compare_exchange(UNKNOWN_MASK, mask, Ordering::Relaxed, Ordering::Relaxed);
+            Some(learned.err().unwrap_or(mask))
         }
         mask => Some(mask),
     }

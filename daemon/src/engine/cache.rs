@@ -62,6 +62,8 @@ impl Instant {
 struct Attributes {
     attr: Option<FileAttr>,
     expiry: Instant,
+    /// The count of [`Cache::unlinks`] when they were learned.
+    unlinks: u64,
 }
 
 /// Pays the forgets that a dropped inode owes.
@@ -93,8 +95,6 @@ pub(crate) struct Inode {
     /// Bumped when the attributes change.
     version: AtomicU64,
     attributes: Mutex<Attributes>,
-    /// Of a directory that was looked up by name.
-    parent: Mutex<Option<Arc<Inode>>>,
     owner: Weak<Shared>,
 }
 
@@ -107,18 +107,6 @@ impl Inode {
     /// One more lookup was answered with this inode.
     pub(crate) fn referenced(&self) {
         self.lookups.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// The directory that this directory is in, if known.
-    pub(crate) fn parent(&self) -> Option<Arc<Inode>> {
-        self.parent.lock().clone()
-    }
-
-    /// The inode was moved or its place is not known any more.
-    pub(crate) fn set_parent(&self, parent: Option<Arc<Inode>>) {
-        let before = std::mem::replace(&mut *self.parent.lock(), parent);
-        // Dropped outside the lock: it may be the last reference to a whole chain.
-        drop(before);
     }
 
     /// Whether the directory was removed.
@@ -137,9 +125,13 @@ impl Inode {
     }
 
     /// Attributes that are still good.
-    pub(crate) fn attr(&self) -> Option<FileAttr> {
+    pub(crate) fn attr(&self, cache: &Cache) -> Option<FileAttr> {
         let attributes = self.attributes.lock();
-        attributes.attr.filter(|_| attributes.expiry > Instant::now())
+        let current = attributes.expiry > Instant::now();
+        attributes.attr.filter(|attr| {
+            let one_name = attr.nlink <= 1 || attr.kind == FileType::Directory;
+            current && (one_name || attributes.unlinks == cache.unlinks.load(Ordering::Acquire))
+        })
     }
 
     /// When the attributes stop being good.
@@ -222,6 +214,8 @@ pub(crate) struct Cache {
     hasher: DefaultHashBuilder,
     instances: AtomicU64,
     changes: AtomicU64,
+    /// How often a name has changed whose inode was not known: it may have been another link of a cached inode.
+    unlinks: AtomicU64,
     /// Inodes that were seen with several links, since the cache was made: while there are none, removing a
     /// name that is not cached cannot change what is cached.
     hard_links: AtomicUsize,
@@ -247,6 +241,7 @@ impl Cache {
             hasher,
             instances: AtomicU64::new(1),
             changes: AtomicU64::new(0),
+            unlinks: AtomicU64::new(0),
             hard_links: AtomicUsize::new(0),
         }
     }
@@ -298,21 +293,26 @@ impl Cache {
             lookups: AtomicU64::new(lookups),
             dead: AtomicBool::new(false),
             version: AtomicU64::new(0),
-            attributes: Mutex::new(Attributes { attr: None, expiry: Instant::EXPIRED }),
-            parent: Mutex::new(None),
+            attributes: Mutex::new(Attributes { attr: None, expiry: Instant::EXPIRED, unlinks: 0 }),
             owner: Arc::downgrade(&self.shared),
         })
     }
 
     /// A directory known by its number only; it owes no forget (the kernel or the mount itself holds it).
     pub(crate) fn borrowed(&self, ino: u64) -> Arc<Inode> {
+        // Outlives the lock: dropping an inode takes the lock of its shard.
+        let known;
         let mut inodes = self.shared.inodes[shard_of(ino)].lock();
-        if let Some(inode) = inodes.get(&ino).and_then(Weak::upgrade) {
-            return inode;
+        known = inodes.get(&ino).and_then(Weak::upgrade);
+        match known {
+            Some(inode) if !inode.is_dead() => inode,
+            _ => {
+                let inode = self.new_inode(ino, FileType::Directory, 0, 0);
+                inodes.insert(ino, Arc::downgrade(&inode));
+                drop(inodes);
+                inode
+            }
         }
-        let inode = self.new_inode(ino, FileType::Directory, 0, 0);
-        inodes.insert(ino, Arc::downgrade(&inode));
-        inode
     }
 
     /// What is known of a name.
@@ -346,9 +346,6 @@ impl Cache {
             return None;
         }
         let inode = self.adopt(entry);
-        if inode.kind == FileType::Directory {
-            inode.set_parent(Some(directory.clone()));
-        }
         self.remember_attr(&inode, &entry.attr, now.after(entry.attr_ttl), mark);
         self.remember(directory, name, Some(inode.clone()), now.after(entry.entry_ttl), mark);
         Some(inode)
@@ -369,7 +366,8 @@ impl Cache {
                 known => known == generation,
             };
             // As fuse_stale_inode: another generation or type is another file with the same number.
-            if same && inode.kind == entry.attr.kind {
+            // A directory that was taken for removed, although it had been made anew meanwhile, starts afresh.
+            if same && inode.kind == entry.attr.kind && !inode.is_dead() {
                 inode.referenced();
                 return inode;
             }
@@ -395,7 +393,8 @@ impl Cache {
         let mut attributes = inode.attributes.lock();
         // Under the lock: a change bumps the count before it takes the lock to forget the attributes.
         if self.unchanged_since(mark) {
-            *attributes = Attributes { attr: Some(*attr), expiry };
+            let unlinks = self.unlinks.load(Ordering::Acquire);
+            *attributes = Attributes { attr: Some(*attr), expiry, unlinks };
         }
     }
 
@@ -425,6 +424,14 @@ impl Cache {
 
     /// A name has changed, or may have: forgets it and its inode's attributes, and returns the inode.
     pub(crate) fn forget_name(&self, directory: &Inode, name: &OsStr) -> Option<Arc<Inode>> {
+        let inode = self.take_name(directory, name);
+        if inode.is_none() && self.may_hold_hard_links() {
+            self.unlinks.fetch_add(1, Ordering::AcqRel);
+        }
+        inode
+    }
+
+    fn take_name(&self, directory: &Inode, name: &OsStr) -> Option<Arc<Inode>> {
         self.bump();
         let key = KeyRef { directory: directory.instance, name: name.as_bytes() };
         let removed = self.dentry_shard(&key).lock().remove(&key);
@@ -462,13 +469,11 @@ fn make_room(shard: &mut HashMap<Key, Dentry, DefaultHashBuilder>) -> Vec<(Key, 
 impl Invalidate for Cache {
     fn entry(&self, parent: u64, name: &OsStr) {
         match self.known(parent) {
-            Some(directory) => {
-                if let Some(inode) = self.forget_name(&directory, name) {
-                    // Perhaps moved.
-                    inode.set_parent(None);
-                }
+            Some(directory) => drop(self.forget_name(&directory, name)),
+            None => {
+                self.bump();
+                self.unlinks.fetch_add(1, Ordering::AcqRel);
             }
-            None => self.bump(),
         }
     }
 

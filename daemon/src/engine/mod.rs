@@ -90,12 +90,19 @@ pub(crate) struct Context {
     bases: Mutex<HashMap<u64, Arc<Inode>>>,
     /// Directories that the client may search, by cache instance: attribute version and expiry of the verdict.
     searchable: Mutex<HashMap<u64, (u64, cache::Instant)>>,
+    /// Walks on below what is mounted on a directory: for the daemon's own questions.
+    sees_below: bool,
 }
 
 impl Context {
     /// A client that has proven nothing yet: it may use the root only.
     pub(crate) fn new(credentials: Credentials) -> Self {
-        Self { credentials: Arc::new(credentials), bases: Mutex::default(), searchable: Mutex::default() }
+        Self {
+            credentials: Arc::new(credentials),
+            bases: Mutex::default(),
+            searchable: Mutex::default(),
+            sees_below: false,
+        }
     }
 
     fn allow_base(&self, directory: Arc<Inode>) {
@@ -162,9 +169,11 @@ impl<FS: Filesystem> Engine<FS> {
         self.checks == Checks::Caller
     }
 
-    /// Whether opens may be answered with a backing descriptor.
+    /// Whether opens may be answered with a backing descriptor. It knows nothing of this mount's flags: on a mount
+    /// that is read-only, or that nothing may be executed on, it could do more than one of the kernel's.
     pub(crate) fn grants(&self) -> bool {
-        self.bypass.grants && self.bypass.backing_attrs
+        let unrestricted = !self.core.read_only && !self.core.no_exec;
+        self.bypass.grants && self.bypass.backing_attrs && unrestricted
     }
 
     /// Replaces the set of covered directories. `paths` are relative to the root, in bytes.
@@ -173,14 +182,13 @@ impl<FS: Filesystem> Engine<FS> {
     pub(crate) fn set_covered<'p>(&self, paths: impl Iterator<Item = &'p [u8]>) {
         let root =
             Credentials { uid: 0, gid: 0, groups: Box::default(), pid: std::process::id(), caps: u64::MAX };
-        let context = Context::new(root);
+        let context = Context { sees_below: true, ..Context::new(root) };
         let request = self.request(&context);
-        self.covered.write().clear();
-        let resolved: Vec<u64> = paths
+        let resolved: HashSet<u64> = paths
             .filter_map(|path| self.resolve(&context, &request, finesse_ipc::frame::ROOT, path, true).ok())
             .map(|node| node.inode.ino)
             .collect();
-        self.covered.write().extend(resolved);
+        *self.covered.write() = resolved;
     }
 
     fn is_covered(&self, ino: u64) -> bool {

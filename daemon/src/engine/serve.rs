@@ -223,6 +223,10 @@ impl<FS: Filesystem> Engine<FS> {
             _ => READ | WRITE,
         };
         self.may(call.context, &call.request, &node.inode, mask)?;
+        if u32::from(self.attr(&call.request, &node.inode)?.perm) & (libc::S_ISUID | libc::S_ISGID) != 0 {
+            // Executed through a granted descriptor, it would not know of the mount's `nosuid`.
+            return kernel(Fallback::NotGranted);
+        }
         if self.checks == Checks::Engine && flags & libc::O_NOATIME != 0 {
             return kernel(Fallback::KernelByChoice);
         }
@@ -290,7 +294,9 @@ impl<FS: Filesystem> Engine<FS> {
             return kernel(Fallback::NotGranted);
         }
         if flags & libc::O_ACCMODE != libc::O_RDONLY {
-            self.before_writable_grant(&node.inode)?;
+            // Whoever opens it through the kernel from here on finds it granted.
+            self.core.coherence.note_granted_write(ino.0);
+            self.cache.forget_attr(&node.inode);
         }
         self.grant(&node.inode, grant, output)
     }
@@ -326,7 +332,7 @@ impl<FS: Filesystem> Engine<FS> {
             || !self.covered.read().is_empty()
             || self.cache.may_hold_hard_links();
         if must_know {
-            let child = self.child(&call.request, &parent.directory, parent.name)?;
+            let child = self.child(call.context, &call.request, &parent.directory, parent.name)?;
             let Some(child) = child else { return fail(libc::ENOENT) };
             self.may_delete(call.context, &call.request, &parent.directory, &child.inode)?;
             match (child.inode.kind, directory) {
@@ -389,9 +395,9 @@ impl<FS: Filesystem> Engine<FS> {
             || self.cache.may_hold_hard_links();
         let mut replaced = None;
         if must_know {
-            let source = self.child(&call.request, &from.directory, from.name)?;
+            let source = self.child(call.context, &call.request, &from.directory, from.name)?;
             let Some(source) = source else { return fail(libc::ENOENT) };
-            let target = self.child(&call.request, &to.directory, to.name)?;
+            let target = self.child(call.context, &call.request, &to.directory, to.name)?;
             self.may_rename(call, &from, &source, &to, target.as_ref())?;
             replaced = target.map(|target| target.inode);
         }
@@ -406,23 +412,16 @@ impl<FS: Filesystem> Engine<FS> {
             reply,
         );
         let renamed = answer.wait();
-        let moved = self.cache.forget_name(&from.directory, from.name);
+        self.cache.forget_name(&from.directory, from.name);
         let target = self.cache.forget_name(&to.directory, to.name).or(replaced);
         for inode in [&from.directory, &to.directory].into_iter().chain(&target) {
             self.cache.forget_attr(inode);
         }
-        let exchanged = flags & libc::RENAME_EXCHANGE != 0;
-        if renamed.is_ok() {
-            if let Some(moved) = &moved {
-                moved.set_parent(Some(to.directory.clone()));
-            }
-            match &target {
-                Some(target) if exchanged => target.set_parent(Some(from.directory.clone())),
-                // An empty directory that the moved one has replaced. A rename of a file onto another link of
-                // itself does nothing, so files stay.
-                Some(target) if target.kind == FileType::Directory => target.bury(),
-                _ => {}
-            }
+        if let (Ok(()), Some(target), 0) = (&renamed, &target, flags & libc::RENAME_EXCHANGE)
+            && target.kind == FileType::Directory
+        {
+            // An empty directory that the moved one has replaced.
+            target.bury();
         }
         renamed?;
         Ok(Reply::ok())
@@ -513,7 +512,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// The new name must not exist, and the caller may make it (`filename_create`, `may_create`).
     fn may_make(&self, call: &Call<'_>, parent: &Parent<'_>) -> Result<(), Stop> {
         if !self.bypass.checks_types || self.checks == Checks::Engine {
-            let there = self.child(&call.request, &parent.directory, parent.name)?;
+            let there = self.child(call.context, &call.request, &parent.directory, parent.name)?;
             if there.is_some() {
                 return fail(libc::EEXIST);
             }

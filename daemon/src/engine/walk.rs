@@ -49,6 +49,16 @@ fn is_name(component: &[u8]) -> bool {
     !component.is_empty() && component != b"." && component != b".."
 }
 
+/// How far a walk has come.
+#[derive(Default)]
+struct Progress {
+    /// Symbolic links followed.
+    followed: u32,
+    /// The directories above the present one, as far as this walk came through them: nobody else can say what `..`
+    /// is, as directories move.
+    trail: Vec<Arc<Inode>>,
+}
+
 /// Splits the first component off a path that does not begin with a slash.
 fn split_first(path: &[u8]) -> (&[u8], &[u8]) {
     let end = path.iter().position(|byte| *byte == b'/').unwrap_or(path.len());
@@ -83,7 +93,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     /// Attributes, from the cache while they are good.
     pub(crate) fn attr(&self, request: &Request, inode: &Inode) -> Result<FileAttr, Stop> {
-        if let Some(attr) = inode.attr().filter(|_| !self.changes_unseen(inode)) {
+        if let Some(attr) = inode.attr(&self.cache).filter(|_| !self.changes_unseen(inode)) {
             return Ok(attr);
         }
         self.fresh_attr(request, inode)
@@ -109,6 +119,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// Looks up one name; `None` if it does not exist.
     pub(crate) fn child(
         &self,
+        context: &Context,
         request: &Request,
         directory: &Arc<Inode>,
         name: &OsStr,
@@ -134,7 +145,9 @@ impl<FS: Filesystem> Engine<FS> {
             }
         };
         match node {
-            Some(node) if self.is_covered(node.inode.ino) => kernel(Fallback::CrossesMount),
+            Some(node) if !context.sees_below && self.is_covered(node.inode.ino) => {
+                kernel(Fallback::CrossesMount)
+            }
             node => Ok(node),
         }
     }
@@ -166,14 +179,6 @@ impl<FS: Filesystem> Engine<FS> {
         }
     }
 
-    /// `..` (`handle_dots`).
-    fn above(&self, directory: &Inode) -> Result<Arc<Inode>, Stop> {
-        if directory.ino == ROOT {
-            return kernel(Fallback::LeavesMount);
-        }
-        directory.parent().ok_or(Stop::Kernel(Fallback::UnknownParent))
-    }
-
     /// Follows a link that stands before `rest`: the path that replaces both.
     fn follow(
         &self,
@@ -182,10 +187,10 @@ impl<FS: Filesystem> Engine<FS> {
         directory: &Inode,
         link: &Inode,
         rest: &[u8],
-        followed: &mut u32,
+        progress: &mut Progress,
     ) -> Result<Vec<u8>, Stop> {
-        *followed += 1;
-        if *followed > LINKS_MAX {
+        progress.followed += 1;
+        if progress.followed > LINKS_MAX {
             return fail(libc::ELOOP);
         }
         self.may_follow(context, request, directory)?;
@@ -204,14 +209,14 @@ impl<FS: Filesystem> Engine<FS> {
         Ok(path)
     }
 
-    /// Walks all components of `path` as directories, from `directory`. `followed` counts links.
+    /// Walks all components of `path` as directories, from `directory`.
     fn descend(
         &self,
         context: &Context,
         request: &Request,
         mut directory: Arc<Inode>,
         path: &[u8],
-        followed: &mut u32,
+        progress: &mut Progress,
     ) -> Result<Arc<Inode>, Stop> {
         if path.first() == Some(&b'/') {
             return kernel(Fallback::LeavesMount);
@@ -224,21 +229,27 @@ impl<FS: Filesystem> Engine<FS> {
             match component {
                 b"." => path = rest,
                 b".." => {
-                    directory = self.above(&directory)?;
+                    // `handle_dots`
+                    directory = match progress.trail.pop() {
+                        Some(above) => above,
+                        None if directory.ino == ROOT => return kernel(Fallback::LeavesMount),
+                        None => return kernel(Fallback::UnknownParent),
+                    };
                     path = rest;
                 }
                 name => {
-                    let Some(node) = self.child(request, &directory, OsStr::from_bytes(name))? else {
+                    let Some(node) = self.child(context, request, &directory, OsStr::from_bytes(name))?
+                    else {
                         return fail(libc::ENOENT);
                     };
                     match node.inode.kind {
                         FileType::Directory => {
-                            directory = node.inode;
+                            progress.trail.push(std::mem::replace(&mut directory, node.inode));
                             path = rest;
                         }
                         FileType::Symlink => {
                             replaced =
-                                self.follow(context, request, &directory, &node.inode, rest, followed)?;
+                                self.follow(context, request, &directory, &node.inode, rest, progress)?;
                             path = &replaced;
                         }
                         _ => return fail(libc::ENOTDIR),
@@ -278,7 +289,7 @@ impl<FS: Filesystem> Engine<FS> {
             return kernel(Fallback::BadPath);
         }
         let mut directory = self.base(context, base)?;
-        let mut followed = 0;
+        let mut progress = Progress::default();
         let mut replaced: Vec<u8>;
         let mut path = path;
         // A slash after a link's name counts for whatever the link leads to.
@@ -288,13 +299,13 @@ impl<FS: Filesystem> Engine<FS> {
             must_be_directory |= trailing_slash;
             if !is_name(name) {
                 // `.`, `..`, or slashes only
-                let inode = self.descend(context, request, directory, path, &mut followed)?;
+                let inode = self.descend(context, request, directory, path, &mut progress)?;
                 return Ok(Last::There(Node { inode, attr: None }));
             }
-            directory = self.descend(context, request, directory, above, &mut followed)?;
+            directory = self.descend(context, request, directory, above, &mut progress)?;
             self.may_search(context, request, &directory)?;
             let name = OsStr::from_bytes(name);
-            let Some(node) = self.child(request, &directory, name)? else {
+            let Some(node) = self.child(context, request, &directory, name)? else {
                 if must_be_directory {
                     return fail(libc::ENOENT);
                 }
@@ -302,7 +313,7 @@ impl<FS: Filesystem> Engine<FS> {
             };
             match node.inode.kind {
                 FileType::Symlink if follow || must_be_directory => {
-                    replaced = self.follow(context, request, &directory, &node.inode, b"", &mut followed)?;
+                    replaced = self.follow(context, request, &directory, &node.inode, b"", &mut progress)?;
                     path = &replaced;
                 }
                 FileType::Directory => return Ok(Last::There(node)),
@@ -329,7 +340,7 @@ impl<FS: Filesystem> Engine<FS> {
             return kernel(Fallback::BadPath);
         }
         let base = self.base(context, base)?;
-        let directory = self.descend(context, request, base, above, &mut 0)?;
+        let directory = self.descend(context, request, base, above, &mut Progress::default())?;
         self.may_search(context, request, &directory)?;
         Ok(Parent { directory, name: OsStr::from_bytes(name), trailing_slash })
     }

@@ -25,6 +25,9 @@ use crate::ring::reception::{Job, Reception};
 /// Connections that have not said what they want. More are not kept waiting: the oldest is dropped.
 const STRANGERS_MAX: usize = 256;
 
+/// Messages of one client, or connections, that are taken before others get their turn.
+const MESSAGES_AT_ONCE: usize = 16;
+
 const LISTENER: u64 = 0;
 const WAKE: u64 = 1;
 const MOUNTS: u64 = 2;
@@ -160,7 +163,7 @@ impl Desk {
     }
 
     fn accept(&mut self) {
-        loop {
+        for _ in 0..MESSAGES_AT_ONCE {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             match rustix::net::accept_with(&self.listener, flags) {
                 Ok(socket) => self.admit_stranger(socket),
@@ -211,7 +214,12 @@ impl Desk {
         let mut buffer = [0; 1024];
         let heard = match handshake::receive(socket, &mut buffer, RecvFlags::DONTWAIT) {
             Err(Error::Socket(Errno::AGAIN)) => return,
-            Ok((bytes, _)) => handshake::decode::<Ask<'_>>(bytes),
+            Ok((bytes, [None, None])) => handshake::decode::<Ask<'_>>(bytes),
+            Ok((_, surplus)) => {
+                // To close one may block for as long as its sender likes.
+                let _ = std::thread::Builder::new().spawn(move || drop(surplus));
+                Err(Error::Malformed)
+            }
             Err(error) => Err(error),
         };
         let Some(socket) = self.strangers.remove(&token) else { return };
@@ -246,23 +254,27 @@ impl Desk {
     fn hear(&mut self, token: u64) {
         let Some(peer) = self.peers.get(&token).cloned() else { return };
         let mut buffer = [0; 256];
-        loop {
+        // What is left is reported again: nobody is heard at the expense of others.
+        for _ in 0..MESSAGES_AT_ONCE {
             match handshake::receive(&peer.socket, &mut buffer, RecvFlags::DONTWAIT) {
                 Ok((bytes, [Some(directory), None])) => match handshake::decode(bytes) {
                     Ok(Ask::Prove { slot }) => peer.take_proof(slot, directory),
-                    _ => break,
+                    _ => return self.part(token, &peer),
                 },
                 Err(Error::Socket(Errno::AGAIN)) if !peer.is_gone() => return,
                 Ok(_) => {
                     tracing::warn!(pid = peer.pid(), "a client sent what is no message and was disconnected");
-                    break;
+                    return self.part(token, &peer);
                 }
-                Err(_) => break,
+                Err(_) => return self.part(token, &peer),
             }
         }
+    }
+
+    fn part(&mut self, token: u64, peer: &Peer) {
         let _ = epoll::delete(&self.poll, &peer.socket);
         self.peers.remove(&token);
         peer.close();
-        self.pool.remove(&peer);
+        self.pool.remove(peer);
     }
 }

@@ -21,8 +21,6 @@ pub(crate) fn credentials(socket: &OwnedFd, service: &dyn Service) -> Result<Cre
         return Err(Refusal::NotOwner);
     }
     let groups = sys::peer_groups(socket).map_err(unreadable)?;
-    // What /proc says of the process holds for the one that connected: it waits for our answer with its socket
-    // open, so its number cannot have been given to another.
     let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| Refusal::UserNamespace)?;
     let namespace = |of: &str| fs::metadata(format!("/proc/{of}/ns/user")).map(|ns| (ns.dev(), ns.ino()));
     match (namespace(&pid.to_string()), namespace("self")) {
@@ -35,6 +33,9 @@ pub(crate) fn credentials(socket: &OwnedFd, service: &dyn Service) -> Result<Cre
     if service.acts_as_caller() && held != if uid == 0 { FILE_CAPABILITIES } else { 0 } {
         return Err(Refusal::Capabilities);
     }
+    // The process may have handed its socket on and executed a privileged program since it connected, so what
+    // /proc says may take a connection away but never give capabilities to other users than root.
+    let caps = if uid == 0 { caps } else { 0 };
     Ok(Credentials { uid, gid, groups, pid, caps })
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
@@ -233,7 +234,15 @@ impl Peer {
             return Ok(Reply::kernel(Fallback::BadPath));
         }
         let mut output = Output::default();
-        let reply = self.service.serve(&asked, &mut output)?;
+        let serve = AssertUnwindSafe(|| self.service.serve(&asked, &mut output));
+        let reply = match std::panic::catch_unwind(serve) {
+            Ok(served) => served?,
+            // The file system's fault, not the client's, and no reason to let it or others wait for ever.
+            Err(_) => {
+                tracing::error!("the file system panicked; its caller gets EIO");
+                return Ok(Reply::errno(libc::EIO));
+            }
+        };
         if let Some(descriptor) = output.grant {
             handshake::send(&self.socket, &Answer::Grant { slot }, &[descriptor.as_fd()])
                 .map_err(|_| Misconduct::Deaf)?;

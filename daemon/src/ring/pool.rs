@@ -305,7 +305,7 @@ impl Worker {
             let woken = epoll::wait(&self.pool.doorbells, spare_capacity(&mut events), Some(&SURPLUS_STAYS));
             self.pool.parked.fetch_sub(1, Ordering::SeqCst);
             match woken {
-                Ok(0) if self.pool.alive.load(Ordering::SeqCst) > WORKERS => break,
+                Ok(0) if self.may_leave() => return,
                 Ok(0) | Err(Errno::INTR) => continue,
                 Ok(_) => {}
                 Err(error) => {
@@ -333,6 +333,13 @@ impl Worker {
             slept = Instant::now();
         }
         self.pool.alive.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether this worker is surplus; if so it no longer counts. Decided and counted at once, as several may ask
+    /// together.
+    fn may_leave(&self) -> bool {
+        let fewer = |alive| (alive > WORKERS).then(|| alive - 1);
+        self.pool.alive.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_ok()
     }
 
     fn adjust(&self, by: isize) {

@@ -55,6 +55,12 @@ impl Reception {
                     }
                 }
                 Job::Report(socket) => {
+                    let asker = rustix::net::sockopt::socket_peercred(&socket);
+                    let uid = asker.map(|asker| asker.uid.as_raw());
+                    if !uid.is_ok_and(|uid| uid == 0 || self.service.admits(uid)) {
+                        let _ = handshake::send(&socket, &Answer::Refused(Refusal::NotOwner), &[]);
+                        continue;
+                    }
                     if let Err(error) = self.report(&socket) {
                         tracing::info!(%error, "a status report was not delivered");
                     }
@@ -75,6 +81,15 @@ impl Reception {
             Ok(credentials) => credentials,
             Err(refusal) => return Err((socket, refusal)),
         };
+        let present = self.pool.peers();
+        let own = present.iter().filter(|peer| peer.uid() == credentials.uid).count();
+        // Every client takes two descriptors, which the kernel road needs, too.
+        let most =
+            rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20) / 4;
+        if present.len() as u64 >= most || (credentials.uid != 0 && own as u64 >= most / 4) {
+            tracing::warn!(uid = credentials.uid, "a client was refused: too many are connected");
+            return Err((socket, Refusal::Resources));
+        }
         let prepared = self.device().and_then(|dev| {
             let (segment, memory) = Segment::create()?;
             let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
