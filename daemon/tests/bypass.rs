@@ -231,7 +231,8 @@ fn a_thousand_clients_come_and_go_and_leave_nothing() {
         assert_eq!(status(&mount).clients, 100);
     }
     eventually("all are forgotten", || status(&mount).clients == 0);
-    eventually("nothing is left", || (count(), maps()) == before);
+    // Not more: what the mount's start had open for a moment may be closed by now.
+    eventually("nothing is left", || count() <= before.0 && maps() <= before.1);
     assert_eq!(status(&mount).clients_ever, 1000);
 }
 
