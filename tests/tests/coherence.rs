@@ -45,6 +45,7 @@ commands = {
     "cut": lambda p, n: os.ftruncate(held[p], int(n)), "fchmod": lambda p, m: os.fchmod(held[p], int(m, 8)),
     "futime": lambda p, s: os.utime(held[p], (int(s), int(s))),
     "drop": lambda p: os.close(held.pop(p)),
+    "chdir": os.chdir, "above": lambda: os.stat("..").st_ino, "links": lambda p: os.lstat(p).st_nlink,
 }
 for line in sys.stdin:
     command, *arguments = line.rstrip("\n").split("\t")
@@ -356,4 +357,76 @@ fn what_the_kernel_road_writes_is_seen_by_a_bypass_that_only_looked() {
     }
     let account = place.mount().account();
     assert!(account.answered["stat"] > 200, "{account:?}");
+}
+
+#[test]
+fn the_directory_above_is_where_another_road_has_moved_it() {
+    for policy in ["--cache=never", "--cache=always"] {
+        let place =
+            Place::new(Road::Bypass, &Options { arguments: &[policy], ..Options::default() }, |root| {
+                fs::create_dir_all(root.join("a/d")).unwrap();
+                fs::create_dir(root.join("b")).unwrap();
+            });
+        let mut helper = Preloaded::new(&place);
+        let at = |name: &str| place.path().join(name);
+        helper.tell(&["chdir", at("a/d").to_str().unwrap()]);
+        let inode = |name: &str| fs::metadata(at(name)).unwrap().ino().to_string();
+        for number in 0..50 {
+            let (here, there) = if number % 2 == 0 { ("a", "b") } else { ("b", "a") };
+            assert_eq!(helper.ask(&["above"]), inode(here), "{policy}, step {number}");
+            fs::rename(at(here).join("d"), at(there).join("d")).unwrap();
+            assert_eq!(helper.ask(&["above"]), inode(there), "{policy}, moved, step {number}");
+        }
+    }
+}
+
+#[test]
+fn a_link_removed_on_the_other_road_is_not_counted_any_more() {
+    let place = one_mount();
+    let mut helper = Preloaded::new(&place);
+    let (one, other) = (place.path().join("one"), place.path().join("other"));
+    fs::write(&one, "").unwrap();
+    for number in 0..50 {
+        fs::hard_link(&one, &other).unwrap();
+        assert_eq!(helper.ask(&["links", one.to_str().unwrap()]), "2", "step {number}");
+        fs::remove_file(&other).unwrap();
+        assert_eq!(helper.ask(&["links", one.to_str().unwrap()]), "1", "removed, step {number}");
+    }
+}
+
+#[test]
+fn a_directory_made_again_under_its_name_can_be_used() {
+    let place = one_mount();
+    let mut helper = Preloaded::new(&place);
+    let (lock, inside) = (place.path().join("lock"), place.path().join("lock/pid"));
+    let (lock_name, inside_name) = (lock.to_str().unwrap(), inside.to_str().unwrap());
+    for number in 0..300 {
+        helper.tell(&["mkdir", lock_name]);
+        helper.tell(&["write", inside_name, "1"]);
+        assert_eq!(helper.ask(&["see", inside_name]), see(&inside), "step {number}");
+        if number % 2 == 0 {
+            fs::remove_file(&inside).unwrap();
+            fs::remove_dir(&lock).unwrap();
+        } else {
+            helper.tell(&["unlink", inside_name]);
+            helper.tell(&["rmdir", lock_name]);
+        }
+        assert_eq!(helper.ask(&["see", lock_name]), "nothing", "step {number}");
+    }
+}
+
+#[test]
+fn a_descriptor_opened_on_a_read_only_mount_changes_nothing() {
+    let place =
+        Place::new(Road::Bypass, &Options { arguments: &["-o", "ro"], ..Options::default() }, |root| {
+            fs::write(root.join("file"), "as it was").unwrap();
+            fs::set_permissions(root.join("file"), PermissionsExt::from_mode(0o644)).unwrap();
+        });
+    let mut helper = Preloaded::new(&place);
+    let file = place.path().join("file");
+    let name = file.to_str().unwrap();
+    helper.tell(&["hold", name, "r"]);
+    assert_eq!(helper.ask(&["fchmod", name, "600"]), "EROFS");
+    assert_eq!(helper.ask(&["futime", name, "1"]), "EROFS");
+    assert_eq!(fs::metadata(place.source().join("file")).unwrap().mode() & 0o777, 0o644);
 }
