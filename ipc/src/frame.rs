@@ -124,6 +124,8 @@ numbered! {
         NotConnected = "not-connected",
         /// The kernel's answer is wanted for what it does besides: executing, watching, locking.
         KernelByChoice = "kernel-by-choice",
+        /// The mount table has just changed: the paths of mounts are read anew during this call.
+        MountsChanged = "mounts-changed",
     }
 }
 

@@ -14,6 +14,7 @@ use std::sync::atomic::{
 
 use finesse_ipc::client::Client;
 use finesse_ipc::environment::{self, Hint, MOUNT_PATH_MAX, SOCKET_MAX};
+use finesse_ipc::frame::Fallback;
 use finesse_ipc::handshake;
 use rustix::fs::OFlags;
 use rustix::process::Resource;
@@ -274,6 +275,7 @@ pub(crate) fn enter(index: usize) -> Option<Guard> {
     if generation != mount.generation.load(Ordering::Relaxed) {
         mount.generation.store(generation, Ordering::Relaxed);
         mount.statfs_flags.store(-1, Ordering::Relaxed);
+        client.counters().fell_back(Fallback::MountsChanged);
         drop(guard);
         list_from_kernel();
         return None;
