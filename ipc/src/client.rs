@@ -159,6 +159,22 @@ impl Client {
     /// [`Fallback::NoSlot`], [`Fallback::Disconnected`].
     #[inline]
     pub fn call(&self, op: Op, request: &Request, path: &[u8], path2: &[u8]) -> Result<Call<'_>, Fallback> {
+        self.call_with(op, request, path, path2, |_| ())
+    }
+
+    /// As [`Client::call`], for operations that send data: `fill` writes it into the data buffer.
+    ///
+    /// # Errors
+    /// As for [`Client::call`].
+    #[inline]
+    pub fn call_with(
+        &self,
+        op: Op,
+        request: &Request,
+        path: &[u8],
+        path2: &[u8],
+        fill: impl FnOnce(&mut Data<'_>),
+    ) -> Result<Call<'_>, Fallback> {
         if path.len() > PATH_MAX || path2.len() > PATH_MAX {
             return Err(Fallback::BadPath);
         }
@@ -169,6 +185,7 @@ impl Client {
         if !path2.is_empty() {
             self.segment.write_path(slot, 1, path2);
         }
+        fill(&mut Data { segment: &self.segment, slot, len: 0 });
         let cpu = rustix::thread::sched_getcpu() as u32;
         let header = self.segment.header();
         let words = self.segment.slot(slot);
@@ -364,6 +381,21 @@ impl AsFd for Client {
     }
 }
 
+/// The data buffer of a slot that is being filled.
+pub struct Data<'c> {
+    segment: &'c Segment,
+    slot: u32,
+    len: usize,
+}
+
+impl Data<'_> {
+    /// Appends bytes; what exceeds [`crate::layout::DATA_BYTES`] in all is cut off.
+    pub fn append(&mut self, bytes: &[u8]) {
+        self.segment.write_data_at(self.slot, self.len, bytes);
+        self.len += bytes.len();
+    }
+}
+
 /// A slot that holds a reply; free again when dropped.
 pub struct Call<'c> {
     client: &'c Client,
@@ -377,6 +409,12 @@ impl Call<'_> {
     pub fn data<'b>(&self, out: &'b mut [u8]) -> &'b [u8] {
         let len = out.len().min(self.reply.len as usize);
         self.client.segment.read_data(self.slot, &mut out[..len])
+    }
+
+    /// Copies the reply's data from byte `offset` on into `out` and returns the part that was written.
+    pub fn data_at<'b>(&self, offset: usize, out: &'b mut [u8]) -> &'b [u8] {
+        let len = out.len().min((self.reply.len as usize).saturating_sub(offset));
+        self.client.segment.read_data_at(self.slot, offset, &mut out[..len])
     }
 
     /// Takes the descriptor that the reply grants ([`crate::frame::REPLY_GRANT`]); it is close-on-exec.

@@ -7,10 +7,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::frame::{Fallback, Op};
 
-const CELLS: usize = 64;
-const OPS: usize = 32;
+const CELLS: usize = 96;
+const OPS: usize = 64;
 
-/// Counters in shared memory: operations in the first half, reasons to fall back in the second.
+/// Counters in shared memory: operations in the first part, reasons to fall back in the second.
 #[repr(C, align(64))]
 pub struct Counters {
     cells: [AtomicU64; CELLS],

@@ -38,15 +38,18 @@ macro_rules! numbered {
 
 numbered! {
     /// What a client can ask for. Arguments are fields of [`Request`]; `path` is the first path, relative to
-    /// `base`; `path2` the second.
+    /// `base`; `path2` the second. *By path or file* means: with [`BY_FILE`] in `flags`, `base` is the number of
+    /// an open file instead, and `path` is empty.
     Op {
         /// Nothing: an empty round trip.
         Noop = "noop",
-        /// Attributes; `flags`: `AT_SYMLINK_NOFOLLOW`, `AT_EMPTY_PATH`, `AT_STATX_FORCE_SYNC`. Answers [`Attr`].
+        /// Attributes, by path or file; `flags`: `AT_SYMLINK_NOFOLLOW`, `AT_EMPTY_PATH`, `AT_STATX_FORCE_SYNC`.
+        /// Answers [`Attr`].
         Stat = "stat",
         /// `mode`: `F_OK` or `R_OK|W_OK|X_OK`; `flags`: `AT_EACCESS`, `AT_SYMLINK_NOFOLLOW`, `AT_EMPTY_PATH`.
         Access = "access",
-        /// `flags`: `O_*`; `mode`, `umask` for `O_CREAT`. Answers [`Attr`] and a granted descriptor.
+        /// `flags`: `O_*`; `mode`, `umask` for `O_CREAT`. Answers [`Attr`] and either a granted descriptor
+        /// ([`REPLY_GRANT`]) or the number of an open file description in the daemon ([`REPLY_VIRTUAL`]).
         Open = "open",
         /// Removes a name that is no directory.
         Unlink = "unlink",
@@ -64,15 +67,16 @@ numbered! {
         Symlink = "symlink",
         /// Answers the target in the data buffer, truncated to `size` bytes.
         Readlink = "readlink",
-        /// `mode`; `flags`: `AT_SYMLINK_NOFOLLOW`.
+        /// `mode`; `flags`: `AT_SYMLINK_NOFOLLOW`. By path or file.
         Chmod = "chmod",
-        /// `uid`, `gid` (`u32::MAX` = unchanged); `flags`: `AT_SYMLINK_NOFOLLOW`, `AT_EMPTY_PATH`.
+        /// `uid`, `gid` (`u32::MAX` = unchanged); `flags`: `AT_SYMLINK_NOFOLLOW`, `AT_EMPTY_PATH`. By path or file.
         Chown = "chown",
-        /// `size` in bytes.
+        /// `size` in bytes. By path or file (which must be open for writing).
         Truncate = "truncate",
-        /// `times`: access, modification; nanoseconds may be `UTIME_NOW`, `UTIME_OMIT`; `flags` as for chmod.
+        /// `times`: access, modification; nanoseconds may be `UTIME_NOW`, `UTIME_OMIT`; `flags` as for chmod. By
+        /// path or file.
         Utimens = "utimens",
-        /// Answers [`Statfs`].
+        /// Answers [`Statfs`]. By path or file.
         Statfs = "statfs",
         /// Resolves a directory, following links, and makes its node id usable as a base on this connection.
         /// Answers [`Attr`].
@@ -83,13 +87,63 @@ numbered! {
         /// The client has changed the attributes of the file `base` through a granted descriptor: they are to be
         /// asked for again. Needs no permission, as forgetting betrays nothing.
         Changed = "changed",
-        /// The extended attribute `path2`; `flags` as for `Stat`. Answers the value in the data buffer, at most
+        /// The extended attribute `path2`; `flags` as for `Stat`. By path or file. Answers the value in the data buffer, at most
         /// `size` bytes; for `size` 0 its length only.
         Getxattr = "getxattr",
         /// The names of extended attributes, each with a NUL; otherwise as `Getxattr`.
         Listxattr = "listxattr",
+        /// Sets the extended attribute `path2` to the `mode` bytes of the data buffer; `size`: `XATTR_*`; `flags`:
+        /// `AT_SYMLINK_NOFOLLOW`. By path or file.
+        Setxattr = "setxattr",
+        /// Removes the extended attribute `path2`; `flags`: `AT_SYMLINK_NOFOLLOW`. By path or file.
+        Removexattr = "removexattr",
+        /// Reads `mode` bytes, at most [`crate::layout::DATA_BYTES`], of the open file `base`, at offset `base2`, or for
+        /// [`OWN_OFFSET`] at the description's offset, which moves on by what was read. Answers the bytes in the data
+        /// buffer.
+        Read = "read",
+        /// Writes the `mode` bytes of the data buffer to the open file `base`, at `base2` as for `Read`; with `O_APPEND`
+        /// in the description's flags always at the end (as Linux does for `pwrite`, too). `flags`: `RWF_*`. Answers
+        /// [`Reply::number`], the bytes written, and in `len` nothing.
+        Write = "write",
+        /// `lseek` of the open file or directory `base`: `base2` the offset (an `i64`), `mode` the whence. Answers
+        /// [`Reply::number`], the new offset.
+        Seek = "seek",
+        /// `fsync` of the open file or directory `base`; `mode` 1 for `fdatasync`.
+        Sync = "sync",
+        /// `fallocate` of the open file `base`: `mode`, offset `base2`, `size` bytes.
+        Allocate = "allocate",
+        /// `F_SETFL` of the open file `base`: `flags` are the new `O_APPEND`, `O_NONBLOCK`, `O_NOATIME`, `O_DIRECT`.
+        SetFlags = "set-flags",
+        /// Gives up the open file or directory `base`: `flush`, then the last reference is gone. Answers what `flush`
+        /// answered.
+        Close = "close",
+        /// Makes a kernel descriptor of the open file `base`, offset and flags as they are: answers a granted descriptor
+        /// ([`REPLY_GRANT`]), or in the data buffer a one-time name below [`crate::handshake::Welcome::hidden`]
+        /// that `open` with `O_CREAT` and the description's flags turns into the file itself, and in
+        /// [`Reply::number`] the offset to set. The description is the kernel's from then on: `base` is gone as by
+        /// `Close`, without `flush`, once the name has been opened.
+        Promote = "promote",
+        /// Opens the directory `base`/`path` (`flags`: `O_NOFOLLOW`, `AT_EMPTY_PATH` for `base` itself) for reading it
+        /// through the ring. Answers [`Attr`] and the number of the open directory ([`REPLY_VIRTUAL`]).
+        OpenDir = "opendir",
+        /// Reads entries of the open directory `base`, at most `mode` bytes, from position `base2` (0 is the
+        /// beginning, otherwise a `d_off`). Answers records of `struct linux_dirent64` in the data buffer; none at
+        /// the end.
+        ReadDir = "readdir",
+        /// The client watches `base`/`path` (inotify, fanotify): changes there, and of what is in it, are to be made by
+        /// the kernel from here on, which tells the watchers. `flags`: `AT_SYMLINK_NOFOLLOW`. Answers [`Attr`] with
+        /// only `ino` set.
+        Watch = "watch",
+        /// Takes back one `Watch` of the inode `base`.
+        Unwatch = "unwatch",
     }
 }
+
+/// [`Request::flags`] of the operations that work by path or file: `base` is the number of an open file. No
+/// `AT_*` or `O_*` flag has this bit.
+pub const BY_FILE: u32 = 1 << 31;
+/// [`Request::base2`] of [`Op::Read`] and [`Op::Write`]: at the open file description's own offset.
+pub const OWN_OFFSET: u64 = u64::MAX;
 
 numbered! {
     /// Why a call that concerned a Finesse mount was left to the kernel.
@@ -126,6 +180,10 @@ numbered! {
         KernelByChoice = "kernel-by-choice",
         /// The mount table has just changed: the paths of mounts are read anew during this call.
         MountsChanged = "mounts-changed",
+        /// Somebody watches the file or its directory: the kernel tells watchers what it does itself.
+        Watched = "watched",
+        /// The file is on a subtree whose changes the mount's options leave to the kernel.
+        KernelSubtree = "kernel-subtree",
     }
 }
 
@@ -185,7 +243,9 @@ impl Op {
             | 1 << Op::Truncate as u32
             | 1 << Op::Utimens as u32
             | 1 << Op::Getxattr as u32
-            | 1 << Op::Listxattr as u32;
+            | 1 << Op::Listxattr as u32
+            | 1 << Op::Setxattr as u32
+            | 1 << Op::Allocate as u32;
         number < 64 && TAIL & (1 << number) != 0
     }
 }
@@ -255,6 +315,11 @@ pub enum Outcome {
 pub const REPLY_GRANT: u32 = 1;
 /// [`Reply::flags`]: attributes or statistics follow the head.
 pub const REPLY_BODY: u32 = 2;
+/// [`Reply::flags`]: the reply carries the number of an open file or directory, [`Reply::file`].
+pub const REPLY_VIRTUAL: u32 = 4;
+/// [`Reply::flags`], beside [`REPLY_VIRTUAL`]: [`Op::Promote`] would answer with a granted descriptor, so that
+/// large or many transfers are worth it.
+pub const REPLY_GRANTABLE: u32 = 8;
 
 const BODY: usize = size_of::<Attr>() / 8;
 
@@ -310,6 +375,29 @@ impl Reply {
         reply
     }
 
+    /// A success with a number: bytes written, an offset.
+    pub fn with_number(number: u64) -> Self {
+        let mut reply = Self { flags: REPLY_BODY, ..Self::default() };
+        reply.body[0] = number;
+        reply
+    }
+
+    /// The number of a reply that carries one.
+    pub fn number(&self) -> u64 {
+        self.body[0]
+    }
+
+    /// A success with attributes and the number of an open file.
+    pub fn with_file(attr: Attr, file: u32) -> Self {
+        let reply = Self::attr(attr);
+        Self { value: file, flags: reply.flags | REPLY_VIRTUAL, ..reply }
+    }
+
+    /// The number of an open file on this connection, in a reply with [`REPLY_VIRTUAL`].
+    pub fn file(&self) -> u32 {
+        self.value
+    }
+
     /// How the request ended. Numbers the client does not know mean "ask the kernel".
     pub fn outcome(&self) -> Outcome {
         match self.outcome {
@@ -353,6 +441,9 @@ mod tests {
 
     #[test]
     fn replies_keep_what_was_put_in() {
+        let file = Reply::with_file(Attr { ino: 3, ..Attr::default() }, 7);
+        assert_eq!((file.file(), file.to_attr().ino, file.outcome()), (7, 3, Outcome::Ok));
+        assert_eq!(Reply::with_number(u64::MAX).number(), u64::MAX);
         let attr = Attr { ino: 7, size: 9, mode: 0o100644, blksize: 4096, ..Attr::default() };
         assert_eq!(Reply::attr(attr).to_attr(), attr);
         let statfs = Statfs { blocks: 1, frsize: 512, namelen: 255, ..Statfs::default() };

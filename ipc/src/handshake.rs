@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::counters::Counts;
 
 /// Version of everything in this crate that both sides must share: envelope bodies, layout, frames.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// The extended attribute of a mount's root that names the daemon's socket.
 pub const SOCKET_XATTR: &std::ffi::CStr = c"system.finesse";
 /// Longest message, envelope included, in bytes.
@@ -74,7 +74,19 @@ pub struct Welcome {
     pub dev: (u32, u32),
     /// Whether a granted descriptor's own attributes, device and inode number aside, are the file's.
     pub backing_attrs: bool,
+    /// The name, in the mount's root, of the hidden directory through which open files become kernel descriptors
+    /// ([`HiddenName`]); all zero if the mount has none, and then nothing is opened virtually.
+    pub hidden: HiddenName,
 }
+
+/// The name of the hidden directory, in ASCII, padded with zeros. It is in no listing; a lookup of it in the
+/// mount's root, which the kernel road answers, finds a directory that anybody may search and write, in which
+/// [`PLACEHOLDER`] names a regular file that nobody can open but with `O_PATH`, and one-time names
+/// ([`crate::frame::Op::Promote`]) can be opened once.
+pub type HiddenName = [u8; 32];
+/// The regular file in the hidden directory that `O_PATH` descriptors stand on: what escapes the hooks fails
+/// there (`EBADF`, `ENOTDIR`) and reaches no other data.
+pub const PLACEHOLDER: &str = "file";
 
 /// Why a connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -325,7 +337,7 @@ mod tests {
         buffer[4] = 9;
         let error = decode::<Ask>(&buffer[..len]).unwrap_err();
         assert!(matches!(error, Error::Version(9)));
-        assert!(error.to_string().contains("this side speaks 1, the other side 9"));
+        assert!(error.to_string().contains("this side speaks 2, the other side 9"));
     }
 
     #[test]

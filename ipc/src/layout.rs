@@ -22,8 +22,8 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"FINESSE1");
 pub const SLOTS: usize = 64;
 /// Bytes of one path buffer.
 pub const PATH_BYTES: usize = 4096;
-/// Bytes of one data buffer.
-pub const DATA_BYTES: usize = 64 * 1024;
+/// Bytes of one data buffer: the largest transfer in one round trip. Only what is used takes memory.
+pub const DATA_BYTES: usize = 1024 * 1024;
 
 /// The first page of a segment.
 #[repr(C)]

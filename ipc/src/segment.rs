@@ -167,6 +167,45 @@ impl Segment {
         load_bytes(self.path_words(slot, which), &mut buffer.0[..len])
     }
 
+    /// Writes the data buffer of a slot from byte `offset` on: the pieces of a vector. What does not fit is cut off.
+    pub fn write_data_at(&self, slot: u32, offset: usize, data: &[u8]) {
+        let words = self.data_words(slot);
+        let (first, within) = (offset / 8, offset % 8);
+        let (head, data) = data.split_at(data.len().min((8 - within) % 8));
+        let mut next = first;
+        if within != 0 {
+            let Some(cell) = words.get(first) else { return };
+            let mut word = cell.load(Ordering::Relaxed).to_ne_bytes();
+            word[within..within + head.len()].copy_from_slice(head);
+            cell.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+            next += 1;
+        }
+        if let Some(words) = words.get(next..) {
+            store_bytes(words, data);
+        }
+    }
+
+    /// Copies from byte `offset` of the data buffer of a slot on; returns the part of `out` that lies within it.
+    pub fn read_data_at<'b>(&self, slot: u32, offset: usize, out: &'b mut [u8]) -> &'b [u8] {
+        let len = out.len().min(DATA_BYTES.saturating_sub(offset));
+        let out = &mut out[..len];
+        let words = self.data_words(slot);
+        let (first, within) = (offset / 8, offset % 8);
+        let (head, rest) = out.split_at_mut(len.min((8 - within) % 8));
+        let mut next = first;
+        if within != 0 {
+            if let Some(cell) = words.get(first) {
+                let word = cell.load(Ordering::Relaxed).to_ne_bytes();
+                head.copy_from_slice(&word[within..within + head.len()]);
+            }
+            next += 1;
+        }
+        if let Some(words) = words.get(next..) {
+            load_bytes(words, rest);
+        }
+        out
+    }
+
     /// Writes the data buffer of a slot; at most [`DATA_BYTES`] bytes are written.
     pub fn write_data(&self, slot: u32, data: &[u8]) {
         store_bytes(self.data_words(slot), data);
@@ -300,6 +339,31 @@ mod tests {
         assert_eq!(client.read_reply(63).outcome(), crate::frame::Outcome::Errno(2));
         daemon.write_data(0, b"target");
         assert_eq!(client.read_data(0, &mut [0; 6]), b"target");
+    }
+
+    #[test]
+    fn pieces_of_any_alignment_lie_one_behind_the_other() {
+        let (segment, _fd) = Segment::create().unwrap();
+        let text: Vec<u8> = (0..200).collect();
+        for cut in [1, 3, 7, 8, 9, 64, 199] {
+            segment.write_data(5, &[0xff; 208]);
+            let mut offset = 0;
+            for piece in text.chunks(cut) {
+                segment.write_data_at(5, offset, piece);
+                offset += piece.len();
+            }
+            assert_eq!(segment.read_data(5, &mut [0; 200]), text, "pieces of {cut} bytes");
+            let mut read = Vec::new();
+            for piece in text.chunks(cut) {
+                let mut out = vec![0; piece.len()];
+                assert_eq!(segment.read_data_at(5, read.len(), &mut out).len(), piece.len());
+                read.extend(out);
+            }
+            assert_eq!(read, text, "pieces of {cut} bytes");
+        }
+        assert_eq!(segment.read_data_at(5, DATA_BYTES - 3, &mut [0; 8]).len(), 3);
+        segment.write_data_at(5, DATA_BYTES - 3, &[1; 8]);
+        segment.write_data_at(5, DATA_BYTES + 3, &[1; 8]);
     }
 
     #[test]

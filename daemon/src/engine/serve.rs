@@ -50,6 +50,8 @@ pub(crate) struct Asked<'a> {
     pub(crate) path: &'a [u8],
     /// The second path.
     pub(crate) path2: &'a [u8],
+    /// What the client put into the data buffer, for operations that send data.
+    pub(crate) data: &'a [u8],
 }
 
 /// An operation with its FUSE request.
@@ -59,6 +61,7 @@ struct Call<'a> {
     frame: &'a frame::Request,
     path: &'a [u8],
     path2: &'a [u8],
+    data: &'a [u8],
 }
 
 type Served = Result<Reply, Stop>;
@@ -76,6 +79,7 @@ impl<FS: Filesystem> Engine<FS> {
             frame: asked.frame,
             path: asked.path,
             path2: asked.path2,
+            data: asked.data,
         };
         let changes = !matches!(
             op,
@@ -114,6 +118,23 @@ impl<FS: Filesystem> Engine<FS> {
             Op::Changed => {
                 self.cache.attr(call.frame.base);
                 Ok(Reply::ok())
+            }
+            Op::Setxattr
+            | Op::Removexattr
+            | Op::Read
+            | Op::Write
+            | Op::Seek
+            | Op::Sync
+            | Op::Allocate
+            | Op::SetFlags
+            | Op::Close
+            | Op::Promote
+            | Op::OpenDir
+            | Op::ReadDir
+            | Op::Watch
+            | Op::Unwatch => {
+                tracing::debug!(bytes = call.data.len(), "not served");
+                kernel(Fallback::Unsupported)
             }
             Op::ProveDir => return Err(Malformed::Operation(asked.frame.op)),
         };

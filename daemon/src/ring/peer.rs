@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use finesse_ipc::counters::Counts;
-use finesse_ipc::frame::{Attr, Fallback, PATH_MAX, Reply};
+use finesse_ipc::frame::{Attr, Fallback, Op, PATH_MAX, Reply};
 use finesse_ipc::handshake::{self, Answer};
+use finesse_ipc::layout::DATA_BYTES;
 use finesse_ipc::ring;
 use finesse_ipc::segment::{PathBuffer, Segment};
 use parking_lot::Mutex;
@@ -63,6 +64,7 @@ pub(crate) struct Peer {
 pub(crate) struct Workspace {
     path: PathBuffer,
     path2: PathBuffer,
+    data: Vec<u8>,
 }
 
 /// Why a connection is ended by the daemon.
@@ -224,11 +226,20 @@ impl Peer {
                 return Err(Malformed::Length(len).into());
             }
         }
+        let sent = match Op::from_u32(frame.op) {
+            Some(Op::Write | Op::Setxattr) if frame.mode as usize > DATA_BYTES => {
+                return Err(Malformed::Length(frame.mode).into());
+            }
+            Some(Op::Write | Op::Setxattr) => frame.mode as usize,
+            _ => 0,
+        };
+        workspace.data.resize(sent, 0);
         let asked = Asked {
             context: &self.context,
             frame: &frame,
             path: self.segment.read_path(slot, 0, frame.len, &mut workspace.path),
             path2: self.segment.read_path(slot, 1, frame.len2, &mut workspace.path2),
+            data: self.segment.read_data(slot, &mut workspace.data),
         };
         if asked.path.contains(&0) || asked.path2.contains(&0) {
             return Ok(Reply::kernel(Fallback::BadPath));

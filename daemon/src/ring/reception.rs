@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
-use finesse_ipc::handshake::{self, Answer, ClientStatus, MountStatus, Refusal, Welcome};
+use finesse_ipc::handshake::{self, Answer, ClientStatus, HiddenName, MountStatus, Refusal, Welcome};
 use finesse_ipc::segment::Segment;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
@@ -122,7 +122,11 @@ impl Reception {
             peer.close();
             return Ok(());
         }
-        let welcome = Answer::Welcome(Welcome { dev, backing_attrs: self.service.grants() });
+        let welcome = Answer::Welcome(Welcome {
+            dev,
+            backing_attrs: self.service.grants(),
+            hidden: HiddenName::default(),
+        });
         if handshake::send(&peer.socket, &welcome, &[memory.as_fd(), peer.bell.as_fd()]).is_err() {
             self.pool.remove(&peer);
             return Ok(());
