@@ -242,45 +242,87 @@ impl Drop for Guard {
     }
 }
 
-/// Uses the connection to a mount, and makes it if need be; `None` sends the call to the kernel.
+/// What came of the wish to use a connection.
+pub(crate) enum Entry {
+    /// It may be used.
+    Inside(Guard),
+    /// The mount table had changed; the paths of mounts have been read anew and are to be looked at again.
+    Relisted,
+    /// The kernel serves the call.
+    Outside,
+}
+
+/// Uses the connection to the mount that an object is known to be on, and makes it if need be; `None` sends the call
+/// to the kernel.
 #[inline]
 pub(crate) fn enter(index: usize) -> Option<Guard> {
-    if !process::is_on() {
-        return None;
+    for attempt in Attempt::ALL {
+        match try_enter(index, attempt) {
+            Entry::Inside(guard) => return Some(guard),
+            Entry::Relisted => {}
+            Entry::Outside => return None,
+        }
     }
-    let mount = ALL.get(index)?;
+    None
+}
+
+/// How often the mount table may change under a call before the kernel serves it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    First,
+    Last,
+}
+
+impl Attempt {
+    pub(crate) const ALL: [Self; 2] = [Self::First, Self::Last];
+}
+
+/// Uses the connection to the mount that the table of paths has named.
+#[inline]
+pub(crate) fn try_enter(index: usize, attempt: Attempt) -> Entry {
+    if !process::is_on() {
+        return Entry::Outside;
+    }
+    let Some(mount) = ALL.get(index) else { return Entry::Outside };
     if mount.state.load(Ordering::Acquire) != ATTACHED && !prepare(index, mount) {
-        return None;
+        return Entry::Outside;
     }
     let forks = process::forks();
     if mount.users.fetch_add(1, Ordering::AcqRel) & ALONE != 0
         || mount.state.load(Ordering::Acquire) != ATTACHED
     {
         mount.users.fetch_sub(1, Ordering::Release);
-        return None;
+        return Entry::Outside;
     }
     // SAFETY: an attached mount has a client, which is taken away only by somebody who is alone, which nobody
     // is while we are counted among the users.
     let client = unsafe { mount.client.load(Ordering::Acquire).as_ref() };
     let Some(client) = client else {
         mount.users.fetch_sub(1, Ordering::Release);
-        return None;
+        return Entry::Outside;
     };
     let guard = Guard { mount, index, client, forks };
     if client.is_closed() {
         guard.is_lost();
-        return None;
+        return Entry::Outside;
     }
     let generation = client.mount_generation();
     if generation != mount.generation.load(Ordering::Relaxed) {
-        mount.generation.store(generation, Ordering::Relaxed);
-        mount.statfs_flags.store(-1, Ordering::Relaxed);
-        client.counters().fell_back(Fallback::MountsChanged);
-        drop(guard);
-        list_from_kernel();
-        return None;
+        return relist(guard, generation, attempt);
     }
-    Some(guard)
+    Entry::Inside(guard)
+}
+
+/// The daemon has told of another generation of the mount table than the paths are good for.
+#[cold]
+fn relist(guard: Guard, generation: u64, attempt: Attempt) -> Entry {
+    guard.mount.generation.store(generation, Ordering::Relaxed);
+    guard.mount.statfs_flags.store(-1, Ordering::Relaxed);
+    if list_from_kernel() && attempt == Attempt::First {
+        return Entry::Relisted;
+    }
+    guard.client.counters().fell_back(Fallback::MountsChanged);
+    Entry::Outside
 }
 
 /// The mount with a device number, if it may be ours.
@@ -333,7 +375,7 @@ fn prepare(index: usize, mount: &'static Mount) -> bool {
     if matches!(state, FOREIGN | REFUSED) && HINTED.swap(false, Ordering::Relaxed) {
         mount.socket_len.store(0, Ordering::Relaxed);
         mount.change(state, CANDIDATE);
-        list_from_kernel();
+        let _ = list_from_kernel();
     }
     if credentials != CREDENTIALS.load(Ordering::Acquire) {
         let _ = mount.change(ATTACHED, RETIRED) || mount.change(REFUSED, CANDIDATE);
@@ -502,7 +544,7 @@ pub(crate) fn start(environment: sys::Strings) {
             HINTED.store(true, Ordering::Relaxed);
             list_from_hints(value);
         }
-        None => list_from_kernel(),
+        None => _ = list_from_kernel(),
     }
 }
 
@@ -534,20 +576,24 @@ fn list_from_hints(value: &[u8]) {
     }
 }
 
-/// Reads `/proc/self/mountinfo` and makes a new table of paths.
+/// Reads `/proc/self/mountinfo` and makes a new table of paths; whether it did.
 #[cold]
-fn list_from_kernel() {
-    let Some(mut writer) = TABLE.rewrite() else { return };
+fn list_from_kernel() -> bool {
+    let Some(mut writer) = TABLE.rewrite() else { return false };
     let mut size = 64 << 10;
     while size <= MOUNTINFO_MAX {
-        let Some(mut pages) = Pages::new(size + MOUNTINFO_PATH) else { return };
+        let Some(mut pages) = Pages::new(size + MOUNTINFO_PATH) else { return false };
         let (text, path) = pages.bytes().split_at_mut(size);
         match read_mountinfo(text) {
-            None => return,
+            None => return false,
             Some(len) if len == text.len() => size *= 2,
-            Some(len) => return list(&mut writer, text.get(..len).unwrap_or(&[]), path),
+            Some(len) => {
+                list(&mut writer, text.get(..len).unwrap_or(&[]), path);
+                return true;
+            }
         }
     }
+    false
 }
 
 /// Room for one path of mountinfo.

@@ -8,7 +8,7 @@ use std::os::fd::RawFd;
 use finesse_ipc::frame::{Fallback, Op, ROOT, Request};
 use rustix::fs::OFlags;
 
-use crate::connection::{self, Guard};
+use crate::connection::{self, Attempt, Entry, Guard};
 use crate::fds::{Directory, Kind};
 use crate::process::{CWD, FDS};
 use crate::sys::{self, CPath, Identity, Object, PathArg};
@@ -71,19 +71,25 @@ pub(crate) fn locate(dirfd: RawFd, path: &PathArg) -> Option<Target<'_>> {
     let path = path.get()?;
     match path.first() {
         0 => None,
-        b'/' => {
-            let (index, rest) = connection::table().find(path)?;
-            locate_below_root(index, rest)
-        }
+        b'/' => locate_below_root(path),
         _ if connection::table().is_empty() => None,
         _ => locate_relative(dirfd, path),
     }
 }
 
-fn locate_below_root(index: usize, rest: CPath<'_>) -> Option<Target<'_>> {
-    let mount = connection::enter(index)?;
-    let path = if rest.first() == 0 { HERE } else { rest.bytes() };
-    Some(Target { mount, base: ROOT, path, start: Start::Root })
+fn locate_below_root(path: CPath<'_>) -> Option<Target<'_>> {
+    for attempt in Attempt::ALL {
+        let (index, rest) = connection::table().find(path)?;
+        match connection::try_enter(index, attempt) {
+            Entry::Inside(mount) => {
+                let path = if rest.first() == 0 { HERE } else { rest.bytes() };
+                return Some(Target { mount, base: ROOT, path, start: Start::Root });
+            }
+            Entry::Relisted => {}
+            Entry::Outside => return None,
+        }
+    }
+    None
 }
 
 fn locate_relative(dirfd: RawFd, path: CPath<'_>) -> Option<Target<'_>> {
