@@ -130,6 +130,7 @@ pub(crate) struct Coherence {
     /// what the first does; no request of the kernel's takes it.
     clients: Mutex<usize>,
     device: Mutex<Option<Arc<OwnedFd>>>,
+    disconnected: AtomicBool,
     mountpoint: OnceLock<PathBuf>,
     /// The kernel takes `FUSE_NOTIFY_INC_EPOCH`.
     epochs: AtomicBool,
@@ -186,6 +187,7 @@ impl Coherence {
             active: Default::default(),
             clients: Mutex::new(0),
             device: Mutex::new(None),
+            disconnected: AtomicBool::new(false),
             mountpoint: OnceLock::new(),
             epochs: AtomicBool::new(false),
             start: Instant::now(),
@@ -227,6 +229,22 @@ impl Coherence {
     /// The session is over: no more notifications, and the descriptor may close.
     pub(crate) fn detach(&self) {
         *self.device.lock() = None;
+    }
+
+    /// Whether the kernel has ended the connection: the file system is unmounted. Known after
+    /// [`detach`](Self::detach) only if it was asked before.
+    pub(crate) fn is_disconnected(&self) -> bool {
+        use rustix::event::{PollFd, PollFlags, Timespec};
+        if let Some(device) = self.device.lock().clone() {
+            let mut poll = [PollFd::new(&device, PollFlags::empty())];
+            // `fuse_dev_poll` answers EPOLLERR once the connection is gone.
+            if rustix::event::poll(&mut poll, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok()
+                && poll[0].revents().contains(PollFlags::ERR)
+            {
+                self.disconnected.store(true, Ordering::Release);
+            }
+        }
+        self.disconnected.load(Ordering::Acquire)
     }
 
     /// Reports changes on the kernel road to `cache`. The first call counts.

@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use crate::coherence::Coherence;
 use crate::filesystem::Filesystem;
-use crate::kernel::adapter::Adapter;
+use crate::kernel::adapter::{Adapter, Ended};
 use crate::ring;
 
 /// Where a session's bypass lives while it runs. Whoever takes it out stops it, and who comes later waits for
@@ -88,6 +88,7 @@ pub struct Session<FS: Filesystem> {
     inner: fuser::Session<Adapter<FS>>,
     coherence: Arc<Coherence>,
     ring: RingSlot,
+    ended: Ended,
 }
 
 impl<FS: Filesystem> Session<FS> {
@@ -126,12 +127,13 @@ impl<FS: Filesystem> Session<FS> {
         let coherence = Arc::clone(&core.coherence);
         let ring = RingSlot::default();
         let (handoff, initialised) = mpsc::channel();
-        let inner = connect(Adapter::new(core, handoff, Arc::clone(&ring)))?;
+        let ended = Ended::default();
+        let inner = connect(Adapter::new(core, handoff, Arc::clone(&ring), Arc::clone(&ended)))?;
         let core = initialised
             .try_recv()
             .map_err(|_| io::Error::other("the kernel accepted the session without initialising it"))?;
         coherence.attach(inner.as_fd().try_clone_to_owned()?, core.mountpoint.clone());
-        Ok((Self { inner, coherence, ring }, core))
+        Ok((Self { inner, coherence, ring, ended }, core))
     }
 
     /// A mounted session without a ring, and what a ring would get.
@@ -162,21 +164,37 @@ impl<FS: Filesystem> Session<FS> {
     /// # Errors
     /// The first error of a serving thread.
     pub fn run(self) -> io::Result<()> {
-        self.inner.run()
+        let (end, ended) = mpsc::channel();
+        // Set here alone, and `self` runs once.
+        let _ = self.ended.set(end.clone());
+        let inner = self.inner;
+        // In a thread of its own, which stays if somebody else has unmounted the file system (`Adapter::destroy`).
+        thread::Builder::new().name("finesse-session".to_owned()).spawn(move || {
+            // Nobody hears it if the adapter has told.
+            let _ = end.send(inner.run());
+        })?;
+        // Without a sender the thread has panicked.
+        ended
+            .recv()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread that serves the file system panicked")))
     }
 
-    /// Unmounts the file system. The bypass ends first, whether or not the unmount succeeds.
+    /// Unmounts the file system, unless that has happened. The bypass ends first, whether or not the unmount
+    /// succeeds.
     ///
     /// # Errors
     /// Those of umount(2).
     pub fn unmount(&mut self) -> io::Result<()> {
-        stop(&self.ring);
-        self.inner.unmount()
+        self.unmount_callable().unmount()
     }
 
     /// An object that any thread can unmount the file system with.
     pub fn unmount_callable(&mut self) -> SessionUnmounter {
-        SessionUnmounter { inner: self.inner.unmount_callable(), ring: Arc::clone(&self.ring) }
+        SessionUnmounter {
+            inner: self.inner.unmount_callable(),
+            ring: Arc::clone(&self.ring),
+            coherence: Arc::clone(&self.coherence),
+        }
     }
 
     /// An object that the file system can tell of changes through which nobody asked for.
@@ -196,6 +214,7 @@ impl<FS: Filesystem> AsFd for Session<FS> {
 pub struct SessionUnmounter {
     inner: fuser::SessionUnmounter,
     ring: RingSlot,
+    coherence: Arc<Coherence>,
 }
 
 impl SessionUnmounter {
@@ -206,7 +225,8 @@ impl SessionUnmounter {
     /// Those of umount(2).
     pub fn unmount(&mut self) -> io::Result<()> {
         stop(&self.ring);
-        self.inner.unmount()
+        // fuser would unmount whatever is mounted in its place by now.
+        if self.coherence.is_disconnected() { Ok(()) } else { self.inner.unmount() }
     }
 }
 

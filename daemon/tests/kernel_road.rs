@@ -319,6 +319,24 @@ fn an_unmount_from_outside_ends_the_session() {
 }
 
 #[test]
+fn what_is_mounted_in_the_place_of_an_unmounted_file_system_stays() {
+    for _ in 0..10 {
+        let Mounted { dir, seen, session } = mount();
+        rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::empty()).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount(c"none", dir.path(), c"tmpfs", flags, None).unwrap();
+        let device = fs::metadata(dir.path()).unwrap().dev();
+        session.join().unwrap();
+        assert!(seen.destroyed.load(Ordering::SeqCst));
+        // Where fuser's session goes on, it unmounts within microseconds of the file system's end.
+        thread::sleep(Duration::from_millis(20));
+        let after = fs::metadata(dir.path()).unwrap().dev();
+        let _ = rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH);
+        assert_eq!(device, after);
+    }
+}
+
+#[test]
 fn changes_that_the_file_system_reports_reach_the_kernel() {
     let Mounted { dir, seen, session } = mount();
     let path = dir.path().join("file");

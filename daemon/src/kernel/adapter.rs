@@ -3,8 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
@@ -26,28 +25,43 @@ const RENDEZVOUS: &str = "system.finesse";
 /// How long the end of the session waits for others that still use the file system.
 const LAST_USER_WAIT: Duration = Duration::from_secs(10);
 
+/// Who is to be told of the end of a session whose mount was gone already: set once the session runs in a thread of
+/// its own, which need not come back.
+pub(crate) type Ended = Arc<OnceLock<mpsc::Sender<io::Result<()>>>>;
+
 /// Receives the kernel's requests and hands them on, each with the hooks that its reply needs.
 pub(crate) struct Adapter<FS: Filesystem> {
-    core: Arc<Core<FS>>,
+    /// Taken out at the end.
+    core: Option<Arc<Core<FS>>>,
     /// Where the core goes when the file system is initialised. Until then it must have one owner, so that
     /// `init` can have the file system to itself.
     handoff: mpsc::Sender<Arc<Core<FS>>>,
     ring: RingSlot,
+    ended: Ended,
 }
 
 impl<FS: Filesystem> Adapter<FS> {
-    pub(crate) fn new(core: Core<FS>, handoff: mpsc::Sender<Arc<Core<FS>>>, ring: RingSlot) -> Self {
-        Self { core: Arc::new(core), handoff, ring }
+    pub(crate) fn new(
+        core: Core<FS>,
+        handoff: mpsc::Sender<Arc<Core<FS>>>,
+        ring: RingSlot,
+        ended: Ended,
+    ) -> Self {
+        Self { core: Some(Arc::new(core)), handoff, ring, ended }
+    }
+
+    fn core(&self) -> &Core<FS> {
+        self.core.as_deref().expect("fuser calls nothing after destroy")
     }
 
     fn hooks(&self, ino: INodeNo) -> Hooks {
-        Hooks::new(Arc::clone(&self.core.coherence), ino.0, Effect::None)
+        Hooks::new(Arc::clone(&self.core().coherence), ino.0, Effect::None)
     }
 
     /// Hooks for a request that changes something. What it changes matters only if there is a bypass.
     fn changes(&self, ino: INodeNo, effect: impl FnOnce() -> Effect) -> Hooks {
-        let effect = if self.core.coherence.cache().is_some() { effect() } else { Effect::None };
-        Hooks::new(Arc::clone(&self.core.coherence), ino.0, effect)
+        let effect = if self.core().coherence.cache().is_some() { effect() } else { Effect::None };
+        Hooks::new(Arc::clone(&self.core().coherence), ino.0, effect)
     }
 
     fn changes_attr(&self, ino: INodeNo) -> Hooks {
@@ -59,7 +73,7 @@ impl<FS: Filesystem> Adapter<FS> {
     }
 
     fn fs(&self) -> &FS {
-        &self.core.fs
+        &self.core().fs
     }
 }
 
@@ -70,30 +84,44 @@ fn sole<FS: Filesystem>(core: &mut Arc<Core<FS>>) -> Option<&mut FS> {
 
 impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     fn init(&mut self, req: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
-        let fs = sole(&mut self.core).ok_or_else(|| io::Error::other("the file system is in use already"))?;
+        let core = self.core.as_mut();
+        let fs = core.and_then(sole).ok_or_else(|| io::Error::other("the file system is in use already"))?;
         fs.init(&req.into(), config)?;
-        // Fails only if the session was given up, and then nobody needs it.
-        let _ = self.handoff.send(Arc::clone(&self.core));
+        if let Some(core) = &self.core {
+            // Fails only if the session was given up, and then nobody needs it.
+            let _ = self.handoff.send(Arc::clone(core));
+        }
         Ok(())
     }
 
     fn destroy(&mut self) {
         // The ring's workers call the file system; they must be gone first.
         drop(self.ring.lock().take());
-        self.core.coherence.detach();
+        let Some(mut core) = self.core.take() else { return };
+        let unmounted = core.coherence.is_disconnected();
+        core.coherence.detach();
         let deadline = Instant::now() + LAST_USER_WAIT;
         loop {
-            if let Some(fs) = sole(&mut self.core) {
+            if let Some(fs) = sole(&mut core) {
                 fs.destroy();
-                return;
+                break;
             }
             if Instant::now() >= deadline {
                 error!(
                     "the file system is still in use {LAST_USER_WAIT:?} after the unmount; not destroying it"
                 );
-                return;
+                break;
             }
             std::thread::sleep(Duration::from_millis(1));
+        }
+        drop(core);
+        if unmounted && self.ended.get().is_some_and(|ended| ended.send(Ok(())).is_ok()) {
+            // When this thread goes on, fuser unmounts what is mounted at the place: it takes a connection that is
+            // gone for one that is there (`is_mounted`). By then that can be another mount. So it does not go on, and its
+            // stack is what that costs.
+            loop {
+                std::thread::park();
+            }
         }
     }
 
@@ -104,7 +132,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     // fuser's default for `batch_forget` calls this for each inode; its argument's type has no public name, so
     // it cannot be overridden.
     fn forget(&self, req: &fuser::Request, ino: INodeNo, nlookup: u64) {
-        self.core.coherence.forgotten(ino.0, nlookup);
+        self.core().coherence.forgotten(ino.0, nlookup);
         self.fs().forget(&req.into(), ino, nlookup);
     }
 
@@ -287,7 +315,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flush: bool,
         reply: fuser::ReplyEmpty,
     ) {
-        self.core.coherence.released(ino.0);
+        self.core().coherence.released(ino.0);
         let reply = ReplyEmpty::kernel(reply, self.hooks(ino));
         self.fs().release(&req.into(), ino, fh, flags, lock_owner, flush, reply);
     }
@@ -382,7 +410,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     ) {
         if ino == INodeNo::ROOT
             && name == RENDEZVOUS
-            && let Some(value) = self.core.rendezvous()
+            && let Some(value) = self.core().rendezvous()
         {
             return match u32::try_from(value.len()) {
                 Ok(len) if size == 0 => reply.size(len),
@@ -544,7 +572,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
 
 impl<FS: Filesystem> std::fmt::Debug for Adapter<FS> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Adapter").field("mountpoint", &self.core.mountpoint).finish_non_exhaustive()
+        f.debug_struct("Adapter")
+            .field("mountpoint", &self.core.as_ref().map(|core| &core.mountpoint))
+            .finish_non_exhaustive()
     }
 }
 
@@ -554,6 +584,8 @@ impl<FS: Filesystem> Drop for Adapter<FS> {
         if self.ring.lock().take().is_some() {
             warn!("the session ended without destroying its file system");
         }
-        self.core.coherence.detach();
+        if let Some(core) = &self.core {
+            core.coherence.detach();
+        }
     }
 }
