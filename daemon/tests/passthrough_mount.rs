@@ -632,6 +632,33 @@ fn locks_exclude_on_the_mount_and_between_mount_and_source() {
 }
 
 #[test]
+fn a_lock_of_an_open_file_ends_with_it_and_not_with_its_process_other_files() {
+    let mount = Mount::new("/tmp", USUAL);
+    fs::write(mount.at("f"), b"contents").unwrap();
+    let open = || OpenOptions::new().read(true).write(true).open(mount.at("f")).unwrap();
+    let lock = |file: &File| {
+        // SAFETY: all-zero is a valid `flock`.
+        let mut range: libc::flock = unsafe { std::mem::zeroed() };
+        range.l_type = libc::F_WRLCK as i16;
+        // SAFETY: the command takes a pointer to a `flock`, which lives through the call.
+        let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &range) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error().raw_os_error()) }
+    };
+    let (holder, other) = (open(), open());
+    lock(&holder).unwrap();
+    assert_eq!(lock(&other), Err(Some(libc::EAGAIN)));
+    drop(open());
+    assert_eq!(lock(&other), Err(Some(libc::EAGAIN)), "the lock is not the process's");
+    drop(holder);
+    // The kernel does not wait for the daemon when the last descriptor is closed.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while lock(&other).is_err() {
+        assert!(Instant::now() < deadline, "the lock outlived its file");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn a_program_that_waits_for_a_lock_gets_it_or_can_be_killed() {
     let mount = Mount::new("/tmp", USUAL);
     fs::write(mount.at("f"), b"").unwrap();

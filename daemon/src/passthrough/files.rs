@@ -15,7 +15,6 @@ use rustix::io::{Errno, Result};
 
 use super::handles::OpenFile;
 use super::inodes::{INSIDE, check_name, stat_of};
-use super::locks::Locks;
 use super::names::Entry;
 use super::nodes::{Kind, Way};
 use super::{Acting, PassthroughFs, Rights, attributes};
@@ -177,7 +176,7 @@ impl PassthroughFs {
     pub(super) fn release_file(&self, fh: FileHandle) {
         if let Some(file) = self.files.remove(fh) {
             self.open_inodes.remove(&file);
-            Locks::release_flock(&file);
+            self.locks.ended(&file);
         }
     }
 

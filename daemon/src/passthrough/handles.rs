@@ -11,7 +11,7 @@ use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use rustix::io::{Errno, Result};
 
-use crate::{BackingId, FileHandle};
+use crate::{BackingId, FileHandle, LockOwner};
 
 const SHARDS: usize = 16;
 
@@ -28,12 +28,23 @@ pub(super) struct OpenFile {
     pub(super) passthrough: bool,
     /// Whether flock(2) locks were taken on `fd`.
     pub(super) flocked: AtomicBool,
+    /// Who has taken byte-range locks through this file and has not closed it since: at its end, the file itself, which
+    /// owns open-file-description locks.
+    pub(super) lockers: Mutex<Vec<LockOwner>>,
 }
 
 impl OpenFile {
     /// An open file of node `id`.
     pub(super) fn new(fd: OwnedFd, id: u64, writable: bool) -> Self {
-        Self { fd, id, writable, kernel: false, passthrough: false, flocked: AtomicBool::new(false) }
+        Self {
+            fd,
+            id,
+            writable,
+            kernel: false,
+            passthrough: false,
+            flocked: AtomicBool::new(false),
+            lockers: Mutex::default(),
+        }
     }
 }
 

@@ -219,6 +219,12 @@ impl Locks {
             return Ok(Some(Attempt::Flock(file, operation)));
         }
         let key = (file.id, owner.0);
+        if lock.kind != libc::F_UNLCK {
+            let mut lockers = file.lockers.lock();
+            if !lockers.contains(&owner) {
+                lockers.push(owner);
+            }
+        }
         if let Some(owner) = self.owners.lock().get(&key) {
             return Ok(Some(Attempt::Posix(Arc::clone(owner), lock)));
         }
@@ -233,7 +239,24 @@ impl Locks {
         Ok(Some(Attempt::Posix(owner, lock)))
     }
 
-    /// Releases all POSIX locks that `owner` has on the inode.
+    /// A process, `owner`, closes a descriptor of the file: all POSIX locks that it has on the inode go.
+    pub(super) fn closed(&self, id: u64, file: Option<&OpenFile>, owner: LockOwner) {
+        if let Some(file) = file {
+            file.lockers.lock().retain(|locker| *locker != owner);
+        }
+        self.release(id, owner);
+    }
+
+    /// The last descriptor of a file is closed. The kernel says nothing of open-file-description locks then; all other
+    /// owners have flushed (`fuse_prepare_release`).
+    pub(super) fn ended(&self, file: &OpenFile) {
+        for owner in std::mem::take(&mut *file.lockers.lock()) {
+            self.release(file.id, owner);
+        }
+        Self::release_flock(file);
+    }
+
+    /// Releases all byte-range locks that `owner` has on the inode.
     pub(super) fn release(&self, id: u64, owner: LockOwner) {
         if self.count.load(Ordering::Acquire) == 0 {
             return;
@@ -248,7 +271,7 @@ impl Locks {
     /// Releases the flock(2) locks of a file that is closed. To close its descriptor is not enough: the kernel may hold on
     /// to the open file description for passthrough, for as long as the inode has other openers
     /// (`fuse_backing_open`).
-    pub(super) fn release_flock(file: &OpenFile) {
+    fn release_flock(file: &OpenFile) {
         if file.flocked.load(Ordering::Relaxed) {
             // Fails only where there is nothing to release.
             let _ = flock(file, FlockOperation::NonBlockingUnlock);

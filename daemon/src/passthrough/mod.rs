@@ -577,7 +577,7 @@ impl Filesystem for PassthroughFs {
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
-        self.locks.release(ino.0, lock_owner);
+        self.locks.closed(ino.0, self.files.get(fh).ok().as_deref(), lock_owner);
         reply_empty(reply, self.flush_file(fh));
     }
 
