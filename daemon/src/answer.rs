@@ -106,6 +106,15 @@ pub(crate) enum Xattr {
     Data(Vec<u8>),
 }
 
+/// A page of a directory: the answer of `readdir` and `readdirplus`.
+#[derive(Clone, Debug)]
+pub(crate) struct Listing<E> {
+    /// The entries.
+    pub(crate) entries: Vec<E>,
+    /// There is a further entry, which did not fit.
+    pub(crate) full: bool,
+}
+
 /// One entry of `readdir`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dirent {
@@ -121,7 +130,6 @@ pub(crate) struct Dirent {
 
 /// One entry of `readdirplus`. Like a `lookup`, it counts as a reference to the child, `.` and `..` excepted.
 #[derive(Clone, Debug)]
-#[cfg_attr(not(test), allow(dead_code))] // The ring reads no directories.
 pub(crate) struct DirentPlus {
     /// Where the next call continues after this entry.
     pub(crate) offset: u64,

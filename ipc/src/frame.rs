@@ -124,11 +124,12 @@ numbered! {
         /// `Close`, without `flush`, once the name has been opened.
         Promote = "promote",
         /// Opens the directory `base`/`path` (`flags`: `O_NOFOLLOW`, `AT_EMPTY_PATH` for `base` itself) for reading it
-        /// through the ring. Answers [`Attr`] and the number of the open directory ([`REPLY_VIRTUAL`]).
+        /// through the ring, and makes its node id usable as a base on this connection. Answers [`Attr`] with only
+        /// `ino` set and the number of the open directory ([`REPLY_VIRTUAL`]).
         OpenDir = "opendir",
         /// Reads entries of the open directory `base`, at most `mode` bytes, from position `base2` (0 is the
-        /// beginning, otherwise a `d_off`). Answers records of `struct linux_dirent64` in the data buffer; none at
-        /// the end.
+        /// beginning, otherwise a `d_off`). Answers records of `struct linux_dirent64` in the data buffer, with
+        /// [`REPLY_END`] if the file system had no more at this moment; no record at the end.
         ReadDir = "readdir",
         /// The client watches `base`/`path` (inotify, fanotify): changes there, and of what is in it, are to be made by
         /// the kernel from here on, which tells the watchers. `flags`: `AT_SYMLINK_NOFOLLOW`. Answers [`Attr`] with
@@ -320,6 +321,8 @@ pub const REPLY_VIRTUAL: u32 = 4;
 /// [`Reply::flags`], beside [`REPLY_VIRTUAL`]: [`Op::Promote`] would answer with a granted descriptor, so that
 /// large or many transfers are worth it.
 pub const REPLY_GRANTABLE: u32 = 8;
+/// [`Reply::flags`] of [`Op::ReadDir`]: no entry follows those in the data buffer.
+pub const REPLY_END: u32 = 16;
 
 const BODY: usize = size_of::<Attr>() / 8;
 

@@ -139,6 +139,11 @@ impl Inode {
         self.attributes.lock().expiry
     }
 
+    /// Forgets the attributes because of the time of last access, which decides about no permission.
+    fn accessed(&self) {
+        self.attributes.lock().expiry = Instant::EXPIRED;
+    }
+
     /// Forgets the attributes.
     pub(crate) fn changed(&self) {
         let mut attributes = self.attributes.lock();
@@ -440,6 +445,12 @@ impl Cache {
             inode.changed();
         }
         inode
+    }
+
+    /// An inode was read: its time of last access may have changed (`fuse_invalidate_atime`).
+    pub(crate) fn forget_atime(&self, inode: &Inode) {
+        self.bump();
+        inode.accessed();
     }
 
     /// An inode's attributes have changed, or may have.

@@ -6,22 +6,28 @@
 //! | [`cache`] | inodes, dentries and attributes, for as long as the file system allows |
 //! | [`permission`] | who may do what, as the kernel would decide |
 //! | [`walk`] | from (base, path) to an inode or a parent and a name |
+//! | [`handles`] | what a client has open, by number |
+//! | [`directories`] | open directories: listing them, letting go of them |
 //! | [`serve`] | one method per operation |
 //!
 //! The engine never blocks a client on another: it holds no lock while it calls the file system.
 
 pub(crate) mod cache;
+mod directories;
+mod handles;
 mod permission;
 pub(crate) mod serve;
 mod walk;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use fuser::RequestId;
 use hashbrown::{HashMap, HashSet};
 use parking_lot::{Mutex, RwLock};
 
 use crate::engine::cache::{Cache, Inode};
+use crate::engine::handles::{Closers, Handles};
 use crate::filesystem::{Bypass, Filesystem};
 use crate::request::{Credentials, Request};
 use crate::session::Core;
@@ -90,6 +96,8 @@ pub(crate) struct Context {
     bases: Mutex<HashMap<u64, Arc<Inode>>>,
     /// Directories that the client may search, by cache instance: attribute version and expiry of the verdict.
     searchable: Mutex<HashMap<u64, (u64, cache::Instant)>>,
+    /// What the client has open.
+    handles: Handles,
     /// Walks on below what is mounted on a directory: for the daemon's own questions.
     sees_below: bool,
 }
@@ -101,6 +109,7 @@ impl Context {
             credentials: Arc::new(credentials),
             bases: Mutex::default(),
             searchable: Mutex::default(),
+            handles: Handles::default(),
             sees_below: false,
         }
     }
@@ -129,6 +138,10 @@ pub(crate) struct Engine<FS: Filesystem> {
     security_modules: bool,
     /// Inodes on which something else is mounted, in the daemon's mount namespace.
     covered: RwLock<HashSet<u64>>,
+    /// The file system lists directories by `readdirplus` only.
+    lists_plus: AtomicBool,
+    /// Threads that let go of what departed clients had open.
+    closers: Closers,
 }
 
 impl<FS: Filesystem> Engine<FS> {
@@ -146,7 +159,17 @@ impl<FS: Filesystem> Engine<FS> {
         let root = cache.borrowed(finesse_ipc::frame::ROOT);
         let labels = ["/sys/fs/selinux/enforce", "/sys/fs/smackfs/load2"];
         let security_modules = labels.iter().any(|file| std::path::Path::new(file).exists());
-        Self { core, cache, bypass, checks, root, security_modules, covered: RwLock::default() }
+        Self {
+            core,
+            cache,
+            bypass,
+            checks,
+            root,
+            security_modules,
+            covered: RwLock::default(),
+            lists_plus: AtomicBool::new(false),
+            closers: Closers::default(),
+        }
     }
 
     /// What both roads share.
@@ -154,8 +177,10 @@ impl<FS: Filesystem> Engine<FS> {
         &self.core
     }
 
-    /// Lets go of the file system, which the kernel road would otherwise keep through the cache.
+    /// Lets go of the file system, which the kernel road would otherwise keep through the cache, after everything that
+    /// clients had open was released.
     pub(crate) fn end(&self) {
+        self.closers.join();
         self.cache.end();
     }
 

@@ -55,16 +55,16 @@ pub(crate) struct Asked<'a> {
 }
 
 /// An operation with its FUSE request.
-struct Call<'a> {
-    context: &'a Context,
-    request: Request,
-    frame: &'a frame::Request,
-    path: &'a [u8],
+pub(super) struct Call<'a> {
+    pub(super) context: &'a Context,
+    pub(super) request: Request,
+    pub(super) frame: &'a frame::Request,
+    pub(super) path: &'a [u8],
     path2: &'a [u8],
     data: &'a [u8],
 }
 
-type Served = Result<Reply, Stop>;
+pub(super) type Served = Result<Reply, Stop>;
 
 impl<FS: Filesystem> Engine<FS> {
     /// Serves one request.
@@ -93,6 +93,11 @@ impl<FS: Filesystem> Engine<FS> {
                 | Op::Changed
                 | Op::Getxattr
                 | Op::Listxattr
+                | Op::OpenDir
+                | Op::ReadDir
+                | Op::Seek
+                | Op::Sync
+                | Op::Close
         );
         if changes && self.core.read_only {
             return Ok(Reply::kernel(Fallback::KernelByChoice));
@@ -119,18 +124,18 @@ impl<FS: Filesystem> Engine<FS> {
                 self.cache.attr(call.frame.base);
                 Ok(Reply::ok())
             }
+            Op::OpenDir => self.open_dir(&call),
+            Op::ReadDir => self.read_dir(&call, output),
+            Op::Seek => self.seek(&call),
+            Op::Sync => self.sync(&call),
+            Op::Close => self.close(&call),
             Op::Setxattr
             | Op::Removexattr
             | Op::Read
             | Op::Write
-            | Op::Seek
-            | Op::Sync
             | Op::Allocate
             | Op::SetFlags
-            | Op::Close
             | Op::Promote
-            | Op::OpenDir
-            | Op::ReadDir
             | Op::Watch
             | Op::Unwatch => {
                 tracing::debug!(bytes = call.data.len(), "not served");

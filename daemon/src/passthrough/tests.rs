@@ -178,7 +178,7 @@ impl Mirror {
             let (reply, answer) = ReplyDirectory::local(size);
             let offset = all.last().map_or(0, |entry| entry.offset);
             self.fs.readdir(&root(), INodeNo(id), fh, offset, reply);
-            let more = answer.wait().unwrap();
+            let more = answer.wait().unwrap().entries;
             if more.is_empty() {
                 break;
             }
@@ -457,7 +457,7 @@ fn a_listing_in_small_pieces_is_complete_and_has_nothing_twice() {
         loop {
             let (reply, answer) = ReplyDirectoryPlus::local(4096);
             mirror.fs.readdirplus(&root(), INodeNo(ROOT), fh, offset, reply);
-            let more = answer.wait().unwrap();
+            let more = answer.wait().unwrap().entries;
             let Some(last) = more.last() else { break };
             offset = last.offset;
             entries.extend(more);

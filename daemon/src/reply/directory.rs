@@ -6,7 +6,7 @@ use std::time::Duration;
 use fuser::{Errno, FileAttr, FileType, Generation, INodeNo};
 
 use super::{Kernel, To};
-use crate::answer::{self, Answer, Dirent, DirentPlus, Entry};
+use crate::answer::{self, Answer, Dirent, DirentPlus, Entry, Listing};
 use crate::coherence::Page;
 use crate::kernel::hooks::Hooks;
 
@@ -17,17 +17,27 @@ const DIRENT_PLUS: usize = 152;
 
 /// Counts a listing's bytes as FUSE lays it out, so that a page has the same length on both roads.
 #[derive(Debug)]
-struct Room(usize);
+struct Room {
+    left: usize,
+    full: bool,
+}
 
 impl Room {
+    fn new(size: usize) -> Self {
+        Self { left: size, full: false }
+    }
+
     /// Takes the room of one entry; false if it does not fit.
     fn take(&mut self, fixed: usize, name: &OsStr) -> bool {
-        match self.0.checked_sub((fixed + name.len()).next_multiple_of(8)) {
+        match self.left.checked_sub((fixed + name.len()).next_multiple_of(8)) {
             Some(left) => {
-                self.0 = left;
+                self.left = left;
                 true
             }
-            None => false,
+            None => {
+                self.full = true;
+                false
+            }
         }
     }
 }
@@ -35,21 +45,20 @@ impl Room {
 /// The answer of `readdir`.
 #[derive(Debug)]
 pub struct ReplyDirectory {
-    to: To<fuser::ReplyDirectory, Vec<Dirent>>,
+    to: To<fuser::ReplyDirectory, Listing<Dirent>>,
     entries: Vec<Dirent>,
     room: Room,
 }
 
 impl ReplyDirectory {
     pub(crate) fn kernel(reply: fuser::ReplyDirectory, hooks: Hooks) -> Self {
-        Self { to: To::Kernel(Kernel { hooks, reply }), entries: Vec::new(), room: Room(0) }
+        Self { to: To::Kernel(Kernel { hooks, reply }), entries: Vec::new(), room: Room::new(0) }
     }
 
     /// A reply to the caller of at most `size` bytes, counted as FUSE would lay the page out.
-    #[allow(dead_code)]
-    pub(crate) fn local(size: usize) -> (Self, Answer<Vec<Dirent>>) {
+    pub(crate) fn local(size: usize) -> (Self, Answer<Listing<Dirent>>) {
         let (sender, answer) = answer::channel();
-        (Self { to: To::Local(sender), entries: Vec::new(), room: Room(size) }, answer)
+        (Self { to: To::Local(sender), entries: Vec::new(), room: Room::new(size) }, answer)
     }
 
     /// Adds an entry. `offset` is where a later call is to continue after it. True means that the page is
@@ -73,7 +82,7 @@ impl ReplyDirectory {
     pub fn ok(self) {
         match self.to {
             To::Kernel(kernel) => kernel.settle().1.ok(),
-            To::Local(sender) => sender.send(Ok(self.entries)),
+            To::Local(sender) => sender.send(Ok(Listing { entries: self.entries, full: self.room.full })),
         }
     }
 
@@ -89,7 +98,7 @@ impl ReplyDirectory {
 /// The answer of `readdirplus`. The field `page` comes last, because it must outlive the reply.
 #[derive(Debug)]
 pub struct ReplyDirectoryPlus {
-    to: To<fuser::ReplyDirectoryPlus, Vec<DirentPlus>>,
+    to: To<fuser::ReplyDirectoryPlus, Listing<DirentPlus>>,
     entries: Vec<DirentPlus>,
     room: Room,
     /// The children that the kernel will hold references to, and the lifetimes sent with them.
@@ -102,20 +111,19 @@ impl ReplyDirectoryPlus {
         Self {
             to: To::Kernel(Kernel { hooks, reply }),
             entries: Vec::new(),
-            room: Room(0),
+            room: Room::new(0),
             children: Vec::new(),
             page: None,
         }
     }
 
     /// A reply to the caller of at most `size` bytes, counted as FUSE would lay the page out.
-    #[allow(dead_code)]
-    pub(crate) fn local(size: usize) -> (Self, Answer<Vec<DirentPlus>>) {
+    pub(crate) fn local(size: usize) -> (Self, Answer<Listing<DirentPlus>>) {
         let (sender, answer) = answer::channel();
         let reply = Self {
             to: To::Local(sender),
             entries: Vec::new(),
-            room: Room(size),
+            room: Room::new(size),
             children: Vec::new(),
             page: None,
         };
@@ -174,7 +182,7 @@ impl ReplyDirectoryPlus {
                 }
                 reply.ok();
             }
-            To::Local(sender) => sender.send(Ok(self.entries)),
+            To::Local(sender) => sender.send(Ok(Listing { entries: self.entries, full: self.room.full })),
         }
     }
 
@@ -199,7 +207,9 @@ mod tests {
         assert!(!reply.add(INodeNo(2), 2, FileType::RegularFile, "two"));
         assert!(reply.add(INodeNo(3), 3, FileType::RegularFile, "three"));
         reply.ok();
-        let names: Vec<_> = answer.wait().unwrap().into_iter().map(|entry| entry.name).collect();
+        let page = answer.wait().unwrap();
+        let names: Vec<_> = page.entries.into_iter().map(|entry| entry.name).collect();
         assert_eq!(names, ["one", "two"]);
+        assert!(page.full);
     }
 }

@@ -42,6 +42,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     /// # Errors
     /// Why the client cannot be served; then it does not count as connected.
     fn connected(&self) -> Result<(), String>;
+    /// A client is gone: lets go of what it had open. Does not block.
+    fn departed(&self, context: &Context);
     /// A client is gone.
     fn disconnected(&self);
     /// Whether a user may use the mount (`fuse_allow_current_process`).
@@ -75,6 +77,10 @@ impl<FS: Filesystem> Service for Engine<FS> {
 
     fn connected(&self) -> Result<(), String> {
         self.core().coherence.bypass_connected().map_err(|refusal| refusal.to_string())
+    }
+
+    fn departed(&self, context: &Context) {
+        Engine::departed(self, context);
     }
 
     fn disconnected(&self) {

@@ -289,6 +289,7 @@ impl Drop for Peer {
         self.past.counts.lock().add(&self.counts());
         // Release: who reads that nobody is present finds all counts in the sum.
         self.past.present.fetch_sub(1, Ordering::Release);
+        self.service.departed(&self.context);
         self.service.disconnected();
     }
 }

@@ -1,0 +1,280 @@
+//! Open directories: `getdents64` and its relatives, as `fuse_readdir` serves them.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use fuser::{FileHandle, FileType, INodeNo, OpenFlags};
+
+use crate::engine::cache::Inode;
+use crate::engine::handles::Handle;
+use crate::engine::permission::READ;
+use crate::engine::serve::{Call, Output, Served};
+use crate::engine::{Context, Engine, Stop, fail, kernel};
+use crate::filesystem::Filesystem;
+use crate::reply::{ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyOpen};
+use crate::request::Request;
+use crate::session::Core;
+use finesse_ipc::frame::{self, Attr, Fallback, Reply};
+use finesse_ipc::layout::DATA_BYTES;
+
+/// How opendir(3) opens: what the file system is told.
+const FLAGS: OpenFlags = OpenFlags(libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NONBLOCK);
+/// `struct linux_dirent64` without the name.
+const RECORD: usize = 19;
+/// Longest name that the kernel takes from a file system (`FUSE_NAME_MAX`).
+const NAME_MAX: usize = 1024;
+
+/// A directory that a client lists. Whoever lets go of it last releases it.
+pub(crate) struct OpenDirectory {
+    inode: Arc<Inode>,
+    fh: FileHandle,
+}
+
+/// A directory in use.
+struct Using<'a, FS: Filesystem> {
+    core: &'a Core<FS>,
+    request: &'a Request,
+    directory: Option<Arc<OpenDirectory>>,
+}
+
+impl<FS: Filesystem> Using<'_, FS> {
+    fn inode(&self) -> Option<(&Arc<Inode>, FileHandle)> {
+        self.directory.as_deref().map(|directory| (&directory.inode, directory.fh))
+    }
+}
+
+impl<FS: Filesystem> Drop for Using<'_, FS> {
+    fn drop(&mut self) {
+        if let Some(directory) = self.directory.take().and_then(Arc::into_inner) {
+            let (reply, answer) = ReplyEmpty::local();
+            let ino = INodeNo(directory.inode.ino);
+            self.core.fs.releasedir(self.request, ino, directory.fh, FLAGS, reply);
+            // Errors of release reach nobody in the kernel either.
+            let _ = answer.wait();
+        }
+    }
+}
+
+/// What was read of a directory: records as getdents64(2) shows them.
+struct Records<'o> {
+    bytes: &'o mut Vec<u8>,
+    /// Where to go on.
+    next: u64,
+    /// The file system has answered something that is no name.
+    broken: bool,
+}
+
+impl Records<'_> {
+    /// Adds an entry as `filldir64` does, unless `parse_dirfile` would refuse it.
+    fn push(&mut self, ino: INodeNo, offset: u64, kind: FileType, name: &OsStr) {
+        let name = name.as_bytes();
+        self.broken |=
+            name.is_empty() || name.len() > NAME_MAX || name.iter().any(|byte| matches!(byte, b'/' | 0));
+        if self.broken {
+            return;
+        }
+        let len = (RECORD + name.len() + 1).next_multiple_of(8);
+        let end = self.bytes.len() + len;
+        self.bytes.extend_from_slice(&ino.0.to_ne_bytes());
+        self.bytes.extend_from_slice(&offset.to_ne_bytes());
+        self.bytes.extend_from_slice(&(len as u16).to_ne_bytes());
+        self.bytes.push(entry_type(kind));
+        self.bytes.extend_from_slice(name);
+        self.bytes.resize(end, 0);
+        self.next = offset;
+    }
+}
+
+/// `d_type`.
+fn entry_type(kind: FileType) -> u8 {
+    match kind {
+        FileType::NamedPipe => libc::DT_FIFO,
+        FileType::CharDevice => libc::DT_CHR,
+        FileType::BlockDevice => libc::DT_BLK,
+        FileType::Directory => libc::DT_DIR,
+        FileType::RegularFile => libc::DT_REG,
+        FileType::Symlink => libc::DT_LNK,
+        FileType::Socket => libc::DT_SOCK,
+    }
+}
+
+impl<FS: Filesystem> Engine<FS> {
+    /// `open` with `O_DIRECTORY`.
+    pub(super) fn open_dir(&self, call: &Call<'_>) -> Served {
+        let flags = call.frame.flags;
+        if flags & !(libc::AT_EMPTY_PATH | libc::O_NOFOLLOW) as u32 != 0 {
+            return kernel(Fallback::Unsupported);
+        }
+        let inode = if call.path.is_empty() && flags & libc::AT_EMPTY_PATH as u32 != 0 {
+            self.base(call.context, call.frame.base)?
+        } else {
+            let follow = flags & libc::O_NOFOLLOW as u32 == 0;
+            self.resolve(call.context, &call.request, call.frame.base, call.path, follow)?.inode
+        };
+        if inode.kind != FileType::Directory {
+            return fail(libc::ENOTDIR);
+        }
+        self.may(call.context, &call.request, &inode, READ)?;
+        if !call.context.handles.has_room() {
+            return kernel(Fallback::OpenDirectory);
+        }
+        let (reply, answer) = ReplyOpen::local();
+        self.core.fs.opendir(&call.request, INodeNo(inode.ino), FLAGS, reply);
+        let fh = match answer.wait() {
+            Ok(opened) => opened.fh,
+            // `fc->no_opendir`
+            Err(errno) if errno.code() == libc::ENOSYS => FileHandle(0),
+            Err(errno) => return Err(errno.into()),
+        };
+        let attr = Attr { ino: inode.ino, ..Attr::default() };
+        call.context.allow_base(inode.clone());
+        let directory = Handle::Directory(Arc::new(OpenDirectory { inode, fh }));
+        Ok(Reply::with_file(attr, call.context.handles.insert(directory)))
+    }
+
+    /// The open directory that a call is about.
+    fn using<'a>(&'a self, call: &'a Call<'_>) -> Result<Using<'a, FS>, Stop> {
+        match call.context.handles.get(call.frame.base) {
+            Some(Handle::Directory(directory)) => {
+                Ok(Using { core: &self.core, request: &call.request, directory: Some(directory) })
+            }
+            None => fail(libc::EBADF),
+        }
+    }
+
+    /// `getdents64` at a position. Asks the file system on until the page is full or there is no more, so that a small
+    /// directory needs no second call to find its end.
+    pub(super) fn read_dir(&self, call: &Call<'_>, output: &mut Output) -> Served {
+        let using = self.using(call)?;
+        let Some((inode, fh)) = using.inode() else { return fail(libc::EBADF) };
+        let size = (call.frame.mode as usize).min(DATA_BYTES);
+        let mut records = Records { bytes: &mut output.data, next: call.frame.base2, broken: false };
+        let mut ended = false;
+        loop {
+            let before = records.bytes.len();
+            let room = size.saturating_sub(before);
+            let full = match self.list(call, inode, fh, room, &mut records) {
+                Ok(full) => full,
+                // What was read so far is the answer; the error comes again.
+                Err(_) if before > 0 => break,
+                Err(stop) => return Err(stop),
+            };
+            let nothing = records.bytes.len() == before;
+            if records.broken || full {
+                break;
+            }
+            if nothing {
+                ended = true;
+                break;
+            }
+        }
+        let broken = records.broken;
+        self.cache.forget_atime(inode);
+        if output.data.is_empty() && !ended {
+            // No room for a single entry, or the first one is none.
+            return fail(if broken { libc::EIO } else { libc::EINVAL });
+        }
+        let mut reply = Reply::data(output.data.len() as u32);
+        if ended {
+            reply.flags |= frame::REPLY_END;
+        }
+        Ok(reply)
+    }
+
+    /// One `readdir`; whether an entry did not fit.
+    fn list(
+        &self,
+        call: &Call<'_>,
+        directory: &Arc<Inode>,
+        fh: FileHandle,
+        room: usize,
+        records: &mut Records<'_>,
+    ) -> Result<bool, Stop> {
+        let ino = INodeNo(directory.ino);
+        if !self.lists_plus.load(Ordering::Relaxed) {
+            let (reply, answer) = ReplyDirectory::local(room);
+            self.core.fs.readdir(&call.request, ino, fh, records.next, reply);
+            match answer.wait() {
+                Ok(page) => {
+                    for entry in page.entries {
+                        records.push(entry.ino, entry.offset, entry.kind, &entry.name);
+                    }
+                    return Ok(page.full);
+                }
+                Err(errno) if errno.code() == libc::ENOSYS => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        let mark = self.cache.mark();
+        let (reply, answer) = ReplyDirectoryPlus::local(room);
+        self.core.fs.readdirplus(&call.request, ino, fh, records.next, reply);
+        let page = answer.wait()?;
+        self.lists_plus.store(true, Ordering::Relaxed);
+        for entry in page.entries {
+            let attr = &entry.entry.attr;
+            records.push(attr.ino, entry.offset, attr.kind, &entry.name);
+            // `fuse_direntplus_link`: no reference comes with these.
+            if entry.name != "." && entry.name != ".." && attr.ino.0 != 0 {
+                drop(self.learned(directory, &entry.name, &entry.entry, mark));
+            }
+        }
+        Ok(page.full)
+    }
+
+    /// `lseek` of a directory: the client keeps its position, so there is nothing to be set here.
+    pub(super) fn seek(&self, call: &Call<'_>) -> Served {
+        let offset = call.frame.base2 as i64;
+        self.using(call)?;
+        match call.frame.mode as i32 {
+            libc::SEEK_SET if offset >= 0 => Ok(Reply::with_number(offset as u64)),
+            libc::SEEK_SET => fail(libc::EINVAL),
+            _ => kernel(Fallback::Unsupported),
+        }
+    }
+
+    /// `fsync` of a directory.
+    pub(super) fn sync(&self, call: &Call<'_>) -> Served {
+        let using = self.using(call)?;
+        let Some((inode, fh)) = using.inode() else { return fail(libc::EBADF) };
+        let (reply, answer) = ReplyEmpty::local();
+        self.core.fs.fsyncdir(&call.request, INodeNo(inode.ino), fh, call.frame.mode == 1, reply);
+        match answer.wait() {
+            // `fc->no_fsyncdir`
+            Err(errno) if errno.code() == libc::ENOSYS => Ok(Reply::ok()),
+            Err(errno) => Err(errno.into()),
+            Ok(()) => Ok(Reply::ok()),
+        }
+    }
+
+    /// Gives a number up.
+    pub(super) fn close(&self, call: &Call<'_>) -> Served {
+        match call.context.handles.remove(call.frame.base) {
+            Some(Handle::Directory(directory)) => {
+                drop(Using { core: &self.core, request: &call.request, directory: Some(directory) });
+                Ok(Reply::ok())
+            }
+            None => fail(libc::EBADF),
+        }
+    }
+
+    /// A client is gone, and no operation of it is under way: lets go of what it had open, in a thread of its own,
+    /// as whoever notices must not wait for the file system.
+    pub(crate) fn departed(&self, context: &Context) {
+        let open = context.handles.take_all();
+        if open.is_empty() {
+            return;
+        }
+        let (core, request) = (self.core.clone(), self.request(context));
+        self.closers.run(move || {
+            for handle in open {
+                match handle {
+                    Handle::Directory(directory) => {
+                        drop(Using { core: &core, request: &request, directory: Some(directory) });
+                    }
+                }
+            }
+        });
+    }
+}
