@@ -438,6 +438,13 @@ impl Coherence {
         self.notify(NOTIFY_INVAL_INODE, &body)
     }
 
+    /// The kernel is to ask for an inode's attributes again. Waits for nothing of the kernel's, so that a request of
+    /// its own may be under way.
+    pub(crate) fn forget_attributes_of(&self, ino: u64) {
+        // What cannot be told is logged; without a kernel there is nobody to tell.
+        let _ = self.inval_inode(ino, -1, 0).map_err(gone);
+    }
+
     /// The bypass has changed the contents or the size of an inode. To be called before the change is
     /// answered: drops what the kernel's page cache holds of it.
     ///

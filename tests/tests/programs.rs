@@ -304,6 +304,36 @@ fn git_agrees() {
     ]);
 }
 
+/// What is appended goes to the end that the file has at that moment, as its flags are at that moment, and takes
+/// set-user-ID bits away as for anybody.
+const APPENDING: &str = r#"cat > append.py <<'END'
+import fcntl, mmap, os, sys
+p = sys.argv[1]
+with open(p, "w") as f: f.write("0123456789")
+a = os.open(p, os.O_WRONLY | os.O_APPEND)
+b = os.open(p, os.O_WRONLY)
+os.write(a, b"A"); os.pwrite(b, b"B", 0); os.write(b, b"C")
+print(os.lseek(a, 0, 1), os.lseek(b, 0, 1))
+os.pwrite(a, b"P", 1)
+fcntl.fcntl(a, fcntl.F_SETFL, 0); os.pwrite(a, b"D", 2)
+os.close(a); os.close(b)
+a = os.open(p, os.O_RDWR)
+fcntl.fcntl(a, fcntl.F_SETFL, os.O_APPEND); os.write(a, b"E")
+c = os.open(p, os.O_RDWR | os.O_APPEND)
+os.write(c, b"x" * 5000); os.write(a, b"y")
+m = mmap.mmap(c, 4096); print(m[:12]); m[0:1] = b"Z"; m.flush(); m.close()
+print(os.pread(a, 20, 0), os.pread(c, 20, 0), os.fstat(a).st_size, os.fstat(c).st_size)
+os.ftruncate(c, 3); os.write(c, b"tail")
+print(os.pread(c, 100, 0), os.lseek(c, 0, 1))
+os.close(a); os.close(c)
+print(open(p).read())
+for flags in (os.O_APPEND, 0):
+    c = os.open(p, os.O_RDWR | flags); os.chmod(p, 0o6777)
+    os.write(c, b"1"); print(oct(os.fstat(c).st_mode), oct(os.stat(p).st_mode)); os.close(c)
+END
+chmod 777 .; /usr/bin/python3 append.py mine
+if [ "$(id -u)" = 0 ]; then setpriv --reuid 65534 --clear-groups /usr/bin/python3 append.py theirs; fi"#;
+
 #[test]
 fn python_agrees() {
     agree_on_all_roads(&[
@@ -335,6 +365,7 @@ os.utime("a/uno", ns=(5, 123456789)); print(os.stat("a/uno").st_mtime_ns)
 os.replace("a/uno", "a/link"); print(os.path.islink("a/link"), os.path.samefile("a/link", "a/eins"))
 os.chdir("a"); print(os.path.basename(os.getcwd()), os.path.exists("eins")); os.chdir(".."); print(os.statvfs(".").f_namemax)
 END"#).bypassing(90.0, &["UNLINK", "RENAME", "MKDIR", "SYMLINK", "LINK", "RMDIR"]),
+        case("appending", APPENDING),
         case("shutil and pathlib", r#"/usr/bin/python3 - <<'END'
 import shutil, pathlib, tempfile, os
 shutil.copytree("a", "copy", symlinks=True, ignore=shutil.ignore_patterns("fifo")); shutil.rmtree("copy"); shutil.move("many/f00", "new/moved"); shutil.copy2("many/f01", "new/")

@@ -290,7 +290,14 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         lock_owner: Option<LockOwner>,
         reply: fuser::ReplyWrite,
     ) {
-        let reply = ReplyWrite::kernel(reply, self.changes_attr(ino));
+        // An uncached write does not take set-user-ID bits away in the kernel (`fuse_direct_write_iter`), a file
+        // system may.
+        let hooks = if flags.0 & libc::O_APPEND != 0 {
+            Hooks::new(Arc::clone(&self.core().coherence), ino.0, Effect::Appended(ino.0))
+        } else {
+            self.changes_attr(ino)
+        };
+        let reply = ReplyWrite::kernel(reply, hooks);
         self.fs().write(&req.into(), ino, fh, offset, data, write_flags, flags, lock_owner, reply);
     }
 

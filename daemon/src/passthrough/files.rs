@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::ffi::OsStr;
+use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +12,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, Mode, OFlags, ResolveFlags, SeekFrom, fcntl_setfl, openat, openat2,
 };
-use rustix::io::{Errno, Result};
+use rustix::io::{Errno, ReadWriteFlags, Result};
 
 use super::handles::OpenFile;
 use super::inodes::{INSIDE, check_name, stat_of};
@@ -45,11 +46,12 @@ pub(super) struct Opened {
 }
 
 /// The flags for the backing. On the kernel road the daemon reads and writes for the program, from buffers that are
-/// not aligned as `O_DIRECT` wants them; a file that the kernel serves by itself goes by the program's own flags.
+/// not aligned as `O_DIRECT` wants them, and where it wants them; a file that the kernel serves by itself goes by the program's own
+/// flags.
 fn backing_flags(road: Road, flags: i32) -> OFlags {
     let flags = OFlags::from_bits_retain(flags as u32) & OPEN_FLAGS;
     let flags = match road {
-        Road::Kernel => flags - OFlags::DIRECT - OFlags::NONBLOCK,
+        Road::Kernel => flags - OFlags::DIRECT - OFlags::NONBLOCK - OFlags::APPEND,
         Road::Bypass => flags,
     };
     flags | OFlags::CLOEXEC
@@ -226,14 +228,24 @@ impl PassthroughFs {
     }
 
     /// pwrite(2) of all of `data`, or of as much as there is room for.
-    pub(super) fn write_file(&self, req: &Request, fh: FileHandle, offset: u64, data: &[u8]) -> Result<u32> {
+    /// pwrite(2) of all of `data` at `offset`, or at the end of the file, wherever that is, if it `appends`.
+    pub(super) fn write_file(
+        &self,
+        req: &Request,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        appends: bool,
+    ) -> Result<u32> {
         let file = self.files.get(fh)?;
         // The caller's rights, so that the backing takes away set-user-ID bits as it would of the caller
-        // (`file_remove_privs`). On the kernel road the kernel does that, by a request of its own.
-        self.act(req, Rights::Checked)?;
+        // (`file_remove_privs`). On the kernel road the kernel does that by a request of its own, unless it appends.
+        self.act(req, if appends { Rights::Caller } else { Rights::Checked })?;
+        let flags = if appends { ReadWriteFlags::APPEND } else { ReadWriteFlags::empty() };
         let mut written = 0;
         while written < data.len() {
-            match rustix::io::pwrite(&*file, &data[written..], offset + written as u64) {
+            let rest = [IoSlice::new(&data[written..])];
+            match rustix::io::pwritev2(&*file, &rest, offset + written as u64, flags) {
                 Ok(0) => break,
                 Ok(more) => written += more,
                 Err(Errno::INTR) => {}

@@ -333,6 +333,18 @@ impl PassthroughFs {
     }
 }
 
+/// Whether a file opened with these flags is written at its end.
+fn appends(flags: i32) -> bool {
+    flags & libc::O_APPEND != 0
+}
+
+/// How the kernel reads and writes a file that it opens with these flags. To append, it would compute the place from what
+/// it believes the length to be, which others may have changed; and with passthrough it goes on appending after
+/// `F_SETFL` has taken the flag away (`backing_file_open` copies it). So that goes through the daemon, uncached.
+fn io_flags(flags: i32) -> FopenFlags {
+    if appends(flags) { FopenFlags::FOPEN_DIRECT_IO } else { FopenFlags::empty() }
+}
+
 /// A backing error, as the reply has it.
 fn errno(errno: rustix::io::Errno) -> Errno {
     Errno::from_i32(errno.raw_os_error())
@@ -399,6 +411,8 @@ impl Filesystem for PassthroughFs {
                 InitFlags::FUSE_DONT_MASK,
             ]);
         }
+        // Files that are opened uncached, to append to them, can still be mapped.
+        wanted.push(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
         if self.options.cache != CachePolicy::Never {
             wanted.push(InitFlags::FUSE_CACHE_SYMLINKS);
         }
@@ -528,10 +542,11 @@ impl Filesystem for PassthroughFs {
             Err(error) => return reply.error(errno(error)),
         };
         if req.road() == Road::Kernel {
+            let direct = io_flags(flags.0);
             let (fh, backing) = self.serve_kernel(opened, |fd| reply.open_backing(fd));
             return match backing {
-                Some(backing) => reply.opened_passthrough(fh, FopenFlags::empty(), &backing),
-                None => reply.opened(fh, self.open_flags()),
+                Some(backing) => reply.opened_passthrough(fh, direct, &backing),
+                None => reply.opened(fh, self.open_flags() | direct),
             };
         }
         let regular = opened.regular;
@@ -569,11 +584,11 @@ impl Filesystem for PassthroughFs {
         offset: u64,
         data: &[u8],
         _write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply_written(reply, self.write_file(req, fh, offset, data));
+        reply_written(reply, self.write_file(req, fh, offset, data, appends(flags.0)));
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -707,12 +722,13 @@ impl Filesystem for PassthroughFs {
         };
         let (attr, generation) = (&entry.attr, entry.generation);
         if req.road() == Road::Kernel {
+            let direct = io_flags(flags);
             let (fh, backing) = self.serve_kernel(opened, |fd| reply.open_backing(fd));
             return match backing {
                 Some(backing) => {
-                    reply.created_passthrough(&self.ttl, attr, generation, fh, FopenFlags::empty(), &backing);
+                    reply.created_passthrough(&self.ttl, attr, generation, fh, direct, &backing);
                 }
-                None => reply.created(&self.ttl, attr, generation, fh, self.open_flags()),
+                None => reply.created(&self.ttl, attr, generation, fh, self.open_flags() | direct),
             };
         }
         let file = self.open_inodes.add(opened.file);
