@@ -320,6 +320,9 @@ fn an_unmount_from_outside_ends_the_session() {
 
 #[test]
 fn what_is_mounted_in_the_place_of_an_unmounted_file_system_stays() {
+    if !finesse_tests::needs::root("what_is_mounted_in_the_place_of_an_unmounted_file_system_stays") {
+        return;
+    }
     for _ in 0..10 {
         let Mounted { dir, seen, session } = mount();
         rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::empty()).unwrap();

@@ -399,6 +399,9 @@ fn operations() -> Vec<Operation> {
 
 #[test]
 fn every_operation_ends_as_it_does_on_the_source() {
+    if !finesse_tests::needs::root("every_operation_ends_as_it_does_on_the_source") {
+        return;
+    }
     for place in ["/dev/shm", "/tmp"] {
         for setup in SETUPS {
             let mount = Mount::new(place, setup);
@@ -415,6 +418,9 @@ fn every_operation_ends_as_it_does_on_the_source() {
 
 #[test]
 fn a_hundred_thousand_files_under_a_limit_of_a_thousand_descriptors() {
+    if !finesse_tests::needs::root("a_hundred_thousand_files_under_a_limit_of_a_thousand_descriptors") {
+        return;
+    }
     const DIRS: usize = 1000;
     const FILES: usize = 100;
     for file_handles in [true, false] {
@@ -448,6 +454,9 @@ fn a_hundred_thousand_files_under_a_limit_of_a_thousand_descriptors() {
 
 #[test]
 fn other_users_may_do_what_the_source_lets_them() {
+    if !finesse_tests::needs::root("other_users_may_do_what_the_source_lets_them") {
+        return;
+    }
     for setup in SETUPS {
         let mount = Mount::new("/tmp", setup);
         let top = mount.at("");
@@ -505,6 +514,9 @@ fn other_users_may_do_what_the_source_lets_them() {
 
 #[test]
 fn a_write_by_somebody_else_takes_the_set_user_id_bit_away() {
+    if !finesse_tests::needs::root("a_write_by_somebody_else_takes_the_set_user_id_bit_away") {
+        return;
+    }
     for setup in SETUPS {
         let mount = Mount::new("/tmp", setup);
         let script = |name: &str| format!("echo x >> {}", mount.at(name).display());
@@ -521,6 +533,9 @@ fn a_write_by_somebody_else_takes_the_set_user_id_bit_away() {
 
 #[test]
 fn acls_decide_and_are_inherited() {
+    if !finesse_tests::needs::root("acls_decide_and_are_inherited") {
+        return;
+    }
     // acl(5): user rwx, user 4001 rw-, group ---, mask rw-, other ---.
     let acl = |entries: &[(u16, u16, u32)]| {
         let mut bytes = 2_u32.to_le_bytes().to_vec();
@@ -604,6 +619,9 @@ fn end(mut child: Child) {
 
 #[test]
 fn locks_exclude_on_the_mount_and_between_mount_and_source() {
+    if !finesse_tests::needs::root("locks_exclude_on_the_mount_and_between_mount_and_source") {
+        return;
+    }
     for setup in [USUAL, SETUPS[1]] {
         let mount = Mount::new("/tmp", setup);
         fs::write(mount.at("f"), b"").unwrap();
@@ -633,6 +651,10 @@ fn locks_exclude_on_the_mount_and_between_mount_and_source() {
 
 #[test]
 fn a_lock_of_an_open_file_ends_with_it_and_not_with_its_process_other_files() {
+    if !finesse_tests::needs::root("a_lock_of_an_open_file_ends_with_it_and_not_with_its_process_other_files")
+    {
+        return;
+    }
     let mount = Mount::new("/tmp", USUAL);
     fs::write(mount.at("f"), b"contents").unwrap();
     let open = || OpenOptions::new().read(true).write(true).open(mount.at("f")).unwrap();
@@ -660,6 +682,9 @@ fn a_lock_of_an_open_file_ends_with_it_and_not_with_its_process_other_files() {
 
 #[test]
 fn a_program_that_waits_for_a_lock_gets_it_or_can_be_killed() {
+    if !finesse_tests::needs::root("a_program_that_waits_for_a_lock_gets_it_or_can_be_killed") {
+        return;
+    }
     let mount = Mount::new("/tmp", USUAL);
     fs::write(mount.at("f"), b"").unwrap();
     for kind in ["posix", "flock"] {
@@ -696,6 +721,9 @@ fn is_inside(pid: u32, number: i64) -> bool {
 
 #[test]
 fn what_is_written_through_a_mapping_arrives() {
+    if !finesse_tests::needs::root("what_is_written_through_a_mapping_arrives") {
+        return;
+    }
     for setup in SETUPS {
         let mount = Mount::new("/tmp", setup);
         fs::write(mount.at("f"), vec![b'a'; 8192]).unwrap();
@@ -718,6 +746,9 @@ fn what_is_written_through_a_mapping_arrives() {
 
 #[test]
 fn a_directory_can_be_emptied_while_it_is_read() {
+    if !finesse_tests::needs::root("a_directory_can_be_emptied_while_it_is_read") {
+        return;
+    }
     for setup in SETUPS {
         let mount = Mount::new("/tmp", setup);
         for n in 0..3000 {
@@ -735,6 +766,9 @@ fn a_directory_can_be_emptied_while_it_is_read() {
 
 #[test]
 fn another_file_system_below_the_source_is_part_of_the_mount() {
+    if !finesse_tests::needs::root("another_file_system_below_the_source_is_part_of_the_mount") {
+        return;
+    }
     let mount = Mount::new("/tmp", USUAL);
     fs::create_dir(mount.source("other")).unwrap();
     let below = mount.source("other");

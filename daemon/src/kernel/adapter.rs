@@ -68,6 +68,19 @@ impl<FS: Filesystem> Adapter<FS> {
         self.changes(ino, || Effect::Attr(ino.0))
     }
 
+    fn changes_unforeseen(&self, ino: INodeNo) -> Hooks {
+        Hooks::new(Arc::clone(&self.core().coherence), ino.0, Effect::Unforeseen(ino.0))
+    }
+
+    /// An access control list also changes the mode, which the kernel expects only if it knows of such lists
+    /// (`fuse_set_acl`).
+    fn changes_xattr(&self, ino: INodeNo, name: &OsStr) -> Hooks {
+        match name.as_encoded_bytes().starts_with(b"system.posix_acl_") {
+            true => self.changes_unforeseen(ino),
+            false => self.changes_attr(ino),
+        }
+    }
+
     fn changes_name(&self, parent: INodeNo, name: &OsStr) -> Hooks {
         self.changes(parent, || Effect::name(parent.0, name))
     }
@@ -290,13 +303,10 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         lock_owner: Option<LockOwner>,
         reply: fuser::ReplyWrite,
     ) {
-        // An uncached write does not take set-user-ID bits away in the kernel (`fuse_direct_write_iter`), a file
+        // An uncached write does not take set-user-ID bits away in the kernel (`fuse_direct_write_iter`); a file
         // system may.
-        let hooks = if flags.0 & libc::O_APPEND != 0 {
-            Hooks::new(Arc::clone(&self.core().coherence), ino.0, Effect::Appended(ino.0))
-        } else {
-            self.changes_attr(ino)
-        };
+        let appends = flags.0 & libc::O_APPEND != 0;
+        let hooks = if appends { self.changes_unforeseen(ino) } else { self.changes_attr(ino) };
         let reply = ReplyWrite::kernel(reply, hooks);
         self.fs().write(&req.into(), ino, fh, offset, data, write_flags, flags, lock_owner, reply);
     }
@@ -403,7 +413,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         position: u32,
         reply: fuser::ReplyEmpty,
     ) {
-        let reply = ReplyEmpty::kernel(reply, self.changes_attr(ino));
+        let reply = ReplyEmpty::kernel(reply, self.changes_xattr(ino, name));
         self.fs().setxattr(&req.into(), ino, name, value, flags, position, reply);
     }
 
@@ -433,7 +443,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     }
 
     fn removexattr(&self, req: &fuser::Request, ino: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
-        let reply = ReplyEmpty::kernel(reply, self.changes_attr(ino));
+        let reply = ReplyEmpty::kernel(reply, self.changes_xattr(ino, name));
         self.fs().removexattr(&req.into(), ino, name, reply);
     }
 

@@ -12,8 +12,8 @@ pub(crate) enum Effect {
     None,
     /// An inode's attributes (or extended attributes).
     Attr(u64),
-    /// An inode's contents, by a write that the kernel does not know all effects of.
-    Appended(u64),
+    /// An inode's attributes, in a way that the kernel does not foresee: it is to ask for them again.
+    Unforeseen(u64),
     /// Names, boxed because only mutations pay for them.
     Names(Box<Names>),
 }
@@ -48,13 +48,13 @@ impl Effect {
     }
 
     fn run(self, coherence: &Coherence) {
-        if let Self::Appended(ino) = self {
+        if let Self::Unforeseen(ino) = self {
             coherence.forget_attributes_of(ino);
         }
         let Some(cache) = coherence.cache() else { return };
         match self {
             Self::None => {}
-            Self::Appended(ino) => cache.attr(ino),
+            Self::Unforeseen(ino) => cache.attr(ino),
             Self::Attr(ino) => cache.attr(ino),
             Self::Names(names) => {
                 for (parent, name) in std::iter::once(&names.first).chain(&names.second) {

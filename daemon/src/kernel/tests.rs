@@ -327,6 +327,9 @@ fn a_regular_file_with_a_writable_grant_has_no_lifetime() {
 
 #[test]
 fn a_mount_below_is_worth_more_than_the_bypass() {
+    if !finesse_tests::needs::root("a_mount_below_is_worth_more_than_the_bypass") {
+        return;
+    }
     let mounted = Mounted::new();
     let below = mounted.dir.path().join("dir");
     fs::metadata(&below).unwrap();
