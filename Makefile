@@ -16,7 +16,7 @@ PACKAGES := fusermount3:fuse3 git:git gcc:gcc tar:tar setfacl:acl getfattr:attr 
             rsync:rsync ps:procps make:make perl:perl sqlite3:sqlite3
 HEADERS := /usr/include/stdio.h:libc6-dev
 
-.PHONY: all help deps build test test-linux lint deny bench demo install uninstall clean
+.PHONY: all help deps build test test-linux linux lint deny bench demo install uninstall clean
 
 all: build
 
@@ -25,6 +25,7 @@ help:
 	@echo 'make demo     install what is missing, build, show ordinary programs on all three roads'
 	@echo 'make test     formatting, lints, unit tests, models, tests on real mounts'
 	@echo 'make test-linux   find, git, tar, cp and rm on a Linux source tree (10 GB in LINUX: $(LINUX))'
+	@echo 'make linux    a Linux kernel built natively, on the kernel road and on the bypass, compared'
 	@echo 'make lint     formatting, clippy, and cargo-deny (which it installs)'
 	@echo 'make bench    the unlink benchmark with 1 000 000 files, and latencies'
 	@echo 'make install  into PREFIX ($(PREFIX)): command, preload library, manual pages'
@@ -66,17 +67,24 @@ bench: deps build
 test: deps
 	@CARGO='$(CARGO)' .ci/test
 
-test-linux: deps
-	@test -e $(LINUX)/Makefile || { \
-	    set -e; \
-	    ls /usr/src/linux-source-*.tar.xz >/dev/null 2>&1 || \
-	    apt-get install -y --no-install-recommends linux-source xz-utils || \
-	    { apt-get update && apt-get install -y --no-install-recommends linux-source xz-utils; }; \
-	    mkdir -p $(LINUX).partial; \
-	    tar xJf "$$(ls /usr/src/linux-source-*.tar.xz | tail -n 1)" -C $(LINUX).partial --strip-components=1; \
-	    mv $(LINUX).partial $(LINUX); \
-	}
+# Debian's Linux sources, for the tests that need a large tree, and what a kernel build needs.
+$(LINUX)/Makefile: | deps
+	@set -e; \
+	ls /usr/src/linux-source-*.tar.xz >/dev/null 2>&1 || \
+	apt-get install -y --no-install-recommends linux-source xz-utils || \
+	{ apt-get update && apt-get install -y --no-install-recommends linux-source xz-utils; }; \
+	rm -rf $(LINUX).partial; mkdir -p $(LINUX).partial; \
+	tar xJf "$$(ls /usr/src/linux-source-*.tar.xz | tail -n 1)" -C $(LINUX).partial --strip-components=1; \
+	mv $(LINUX).partial $(LINUX)
+
+test-linux: deps $(LINUX)/Makefile
 	FINESSE_LINUX_TREE=$(abspath $(LINUX)) $(CARGO) test --release --locked -p finesse-tests --test linux_tree -- --nocapture
+
+linux: deps $(LINUX)/Makefile
+	@for program in flex bison bc; do \
+	    command -v $$program >/dev/null || apt-get install -y --no-install-recommends $$program || exit 1; \
+	done
+	FINESSE_LINUX_TREE=$(abspath $(LINUX)) $(CARGO) test --release --locked -p finesse-tests --test kernel_build -- --nocapture
 
 lint: deny
 	$(CARGO) fmt --all --check
