@@ -12,7 +12,7 @@ LINUX ?= $(TARGET)/linux
 CARGO_DENY_VERSION := 0.20.2
 
 # What the tests and the demonstration use, by the program that shows whether the package is there.
-PACKAGES := fusermount3:fuse3 git:git gcc:gcc tar:tar setfacl:acl getfattr:attr strace:strace python3:python3 \
+PACKAGES := fusermount3:fuse3 git:git gcc:gcc nm:binutils tar:tar setfacl:acl getfattr:attr strace:strace python3:python3 \
             rsync:rsync ps:procps make:make perl:perl sqlite3:sqlite3
 HEADERS := /usr/include/stdio.h:libc6-dev
 

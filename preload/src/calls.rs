@@ -8,6 +8,7 @@ use std::os::fd::{IntoRawFd, RawFd};
 
 use finesse_ipc::client::Call;
 use finesse_ipc::frame::{Attr, Fallback, Op, Outcome, REPLY_GRANT, ROOT, Request, Statfs, Time};
+use finesse_ipc::layout::DATA_BYTES;
 use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW};
 use rustix::process::Resource;
 
@@ -60,6 +61,20 @@ fn serve_with<T>(
     request: Request,
     read: impl Fn(&Guard, &Call<'_>) -> T,
 ) -> Road<T> {
+    exchange(op, about, (dirfd, path), with, &[], request, read)
+}
+
+/// The same with data besides: an attribute's value.
+#[inline]
+fn exchange<T>(
+    op: Op,
+    about: About,
+    (dirfd, path): (RawFd, &PathArg),
+    with: &[u8],
+    data: &[u8],
+    request: Request,
+    read: impl Fn(&Guard, &Call<'_>) -> T,
+) -> Road<T> {
     for attempt in 0..2 {
         let Some(target) = locate(dirfd, path) else { return Road::Kernel };
         if about == About::Name && target.is_root() {
@@ -67,7 +82,12 @@ fn serve_with<T>(
             return Road::Kernel;
         }
         let request = Request { base: target.base, ..request };
-        match target.mount.client().call(op, &request, target.path, with) {
+        let filled = target.mount.client().call_with(op, &request, target.path, with, |buffer| {
+            if !data.is_empty() {
+                buffer.append(data);
+            }
+        });
+        match filled {
             Ok(call) => match call.reply.outcome() {
                 Outcome::Kernel(Fallback::UnknownBase) if attempt == 0 && target.forget_proof() => {}
                 Outcome::Kernel(reason) => return fell_back(&target, reason),
@@ -303,6 +323,42 @@ pub(crate) fn xattr(
     })
 }
 
+/// `setxattr`, `lsetxattr` (by `at`).
+pub(crate) fn set_xattr(
+    path: &PathArg,
+    name: &PathArg,
+    value: Data,
+    size: usize,
+    flags: i32,
+    at: i32,
+) -> Road<()> {
+    let (Some(name), Some(value)) = (name.get(), value.contents(size)) else {
+        return decline(AT_FDCWD, path, Fallback::BadPath);
+    };
+    if value.len() > DATA_BYTES || !is_xattr_name(name.bytes()) {
+        return decline(AT_FDCWD, path, Fallback::Unsupported);
+    }
+    let request =
+        Request { mode: size as u32, size: flags as u32 as u64, flags: at as u32, ..Request::default() };
+    let place = (AT_FDCWD, path);
+    exchange(Op::Setxattr, About::Object, place, name.bytes(), value, request, |_, _| ())
+}
+
+/// `removexattr`, `lremovexattr` (by `at`).
+pub(crate) fn remove_xattr(path: &PathArg, name: &PathArg, at: i32) -> Road<()> {
+    let Some(name) = name.get() else { return decline(AT_FDCWD, path, Fallback::BadPath) };
+    if !is_xattr_name(name.bytes()) {
+        return decline(AT_FDCWD, path, Fallback::Unsupported);
+    }
+    let request = Request { flags: at as u32, ..Request::default() };
+    serve_with(Op::Removexattr, About::Object, AT_FDCWD, path, name.bytes(), request, |_, _| ())
+}
+
+/// Others are `ERANGE` (`import_xattr_name`), before the path is looked at.
+fn is_xattr_name(name: &[u8]) -> bool {
+    (1..=255).contains(&name.len())
+}
+
 // --- names ---
 
 /// `unlinkat`.
@@ -371,13 +427,12 @@ fn make(op: Op, dirfd: RawFd, path: &PathArg, mode: u32, dev: u64) -> Road<()> {
 
 // --- attributes, written ---
 
-/// `fchmodat` without flags.
+/// `fchmodat`. With `AT_SYMLINK_NOFOLLOW`, the daemon leaves links to libc, which refuses to change them.
 pub(crate) fn chmod(dirfd: RawFd, path: &PathArg, mode: u32, flags: i32) -> Road<()> {
-    if flags != 0 {
-        // glibc emulates it through /proc.
+    if flags & !AT_SYMLINK_NOFOLLOW != 0 {
         return decline(dirfd, path, Fallback::Unsupported);
     }
-    let request = Request { mode: mode & 0o7777, ..Request::default() };
+    let request = Request { mode: mode & 0o7777, flags: flags as u32, ..Request::default() };
     serve(Op::Chmod, About::Object, dirfd, path, request, |_, _| ())
 }
 

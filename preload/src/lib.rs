@@ -6,18 +6,20 @@
 //!
 //! # Scope
 //!
-//! *Served by a round trip through shared memory*, if the path is on a mount and the daemon can answer:
-//! `open`, `stat`, `statx`, `statfs`, `access`, `readlink`, `getxattr`, `listxattr`, `unlink`, `rmdir`, `remove`, `rename`, `mkdir`, `mknod`, `mkfifo`,
-//! `link`, `symlink`, `chmod`, `chown`, `truncate`, `utime`, their `…at`, 64-bit, fortified and historical
-//! variants, and `fopen`.
+//! What becomes of each function of libc is said in one table, [`surface`], which tests compare with the C library of the
+//! machine; `SURFACE.md` is the table as text. In short:
 //!
-//! *Followed*, because other calls depend on it: descriptors of directories and of granted files (`dup`, `close`, `fcntl`,
-//! `close_range`, …), the current directory, the file mode creation mask, credentials, forks.
+//! *Served by a round trip through shared memory*, if the path is on a mount and the daemon can answer: every function that
+//! opens, finds, makes, changes or removes a file by its path, in all its variants, and what libc makes of them without
+//! calling them: `fopen`, `mkstemp`, `realpath`, `glob`. `syscall` takes the road of the function that a number means.
+//!
+//! *Followed*, because other calls depend on it: descriptors of directories and of granted files, the current directory, the file mode
+//! creation mask, credentials, forks.
 //!
 //! *Kept up* across `exec` and `posix_spawn`: the library itself, the list of mounts, what was granted.
 //!
 //! *Left to the kernel*: everything by a descriptor (read, write, mmap, locks: a granted descriptor is
-//! the backing file's own), opening directories, reading them, changing extended attributes, watching; paths that reach a mount
+//! the backing file's own), opening directories, reading them, watching; paths that reach a mount
 //! through a symbolic link from outside, through `//`, `/./` or `/../` before the mount's path, or through a bind
 //! mount of a part of it; programs that make system calls without libc; statically linked and setuid programs.
 //!
@@ -42,7 +44,9 @@
 //! | `fds` | what a descriptor, the current directory is | |
 //! | `process` | whether the library is on | fork, mask, what was inherited |
 //! | `exec` | what environment a program gets | |
-//! | `attr`, `streams` | shapes of answers, modes of `fopen` | |
+//! | `attr`, `streams`, `temporary` | shapes of answers, modes of `fopen`, names of temporary files | |
+//! | `realpath` | what a path leads to | asks for each prefix |
+//! | `surface` | what becomes of every function | |
 //! | `next` | | the next definitions |
 //! | `sys` | | the edge to C and the kernel |
 
@@ -58,9 +62,12 @@ mod hooks;
 mod mounts;
 mod next;
 mod process;
+mod realpath;
 mod route;
 mod streams;
+pub mod surface;
 mod sys;
+mod temporary;
 
 /// Runs before the program, and before hooks do anything but pass calls on.
 extern "C" fn start() {

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{AT_EACCESS, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, gid_t, mode_t, off_t, pid_t, uid_t};
 
-use crate::sys::{self, Data, Out, PathArg, Vector};
+use crate::sys::{self, Data, Out, PathArg, Text, Vector, Word};
 
 /// Where a symbol's next definition is; null until looked up, [`MISSING`] if there is none.
 pub(crate) struct Symbol {
@@ -97,6 +97,7 @@ macro_rules! table {
             ///
             /// # Safety
             /// As for the C function.
+            #[allow(non_snake_case)]
             pub(crate) unsafe extern "C-unwind" fn $name($($arg: $ty),*) -> $ret {
                 match symbols::$name.get() {
                     Some(address) => {
@@ -114,11 +115,23 @@ macro_rules! table {
     };
 }
 
-/// The system call that a function is a wrapper of.
+/// The system call that a function is a wrapper of: by the next `syscall`, as ours would look for the function again.
 macro_rules! raw {
     ($number:ident $(, $arg:expr)*) => {
-        // SAFETY: the system call of this number takes these arguments; the kernel checks pointers.
-        unsafe { libc::syscall(libc::$number $(, $arg)*) as _ }
+        match symbols::syscall.get() {
+            Some(address) => {
+                // SAFETY: libc's `syscall`, which is variadic.
+                let next = unsafe {
+                    std::mem::transmute::<*mut c_void, unsafe extern "C" fn(c_long, ...) -> c_long>(address)
+                };
+                // SAFETY: the system call of this number takes these arguments; the kernel checks pointers.
+                unsafe { next(libc::$number $(, $arg)*) as _ }
+            }
+            None => {
+                sys::set_errno(libc::ENOSYS);
+                -1 as _
+            }
+        }
     };
 }
 
@@ -134,6 +147,12 @@ fn no_pointer<T>() -> *mut T {
     std::ptr::null_mut()
 }
 
+/// Fails with `ENOSYS`.
+fn no_text() -> Text {
+    sys::set_errno(libc::ENOSYS);
+    Text::NULL
+}
+
 /// Looks every symbol up, so that no hook has to: `dlsym` takes locks and may allocate.
 pub(crate) fn resolve_all() {
     for symbol in TABLE {
@@ -143,6 +162,16 @@ pub(crate) fn resolve_all() {
 
 /// `FILE`, which only libc looks into.
 pub(crate) type Stream = c_void;
+/// glibc's `glob_t`, which is `glob64_t` on 64-bit Linux.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Glob {
+    paths: [usize; 3],
+    pub(crate) flags: c_int,
+    /// The functions that read directories and attributes: `closedir`, `readdir`, `opendir`, `lstat`, `stat`.
+    pub(crate) functions: [*const c_void; 5],
+}
+
 /// Old and new names of `struct stat` are one on 64-bit Linux.
 pub(crate) type StatOut = Out<libc::stat>;
 
@@ -150,6 +179,10 @@ table! {
     fn open(path: PathArg, flags: c_int, mode: c_uint) -> c_int;
         else raw!(SYS_openat, AT_FDCWD, path, flags, mode);
     fn open64(path: PathArg, flags: c_int, mode: c_uint) -> c_int;
+        else raw!(SYS_openat, AT_FDCWD, path, flags, mode);
+    fn __open(path: PathArg, flags: c_int, mode: c_uint) -> c_int;
+        else raw!(SYS_openat, AT_FDCWD, path, flags, mode);
+    fn __open64(path: PathArg, flags: c_int, mode: c_uint) -> c_int;
         else raw!(SYS_openat, AT_FDCWD, path, flags, mode);
     fn openat(dirfd: c_int, path: PathArg, flags: c_int, mode: c_uint) -> c_int;
         else raw!(SYS_openat, dirfd, path, flags, mode);
@@ -167,13 +200,17 @@ table! {
         else raw!(SYS_openat, dirfd, path, flags, 0);
 
     fn close(fd: c_int) -> c_int; else raw!(SYS_close, fd);
+    fn __close(fd: c_int) -> c_int; else raw!(SYS_close, fd);
     fn close_range(first: c_uint, last: c_uint, flags: c_int) -> c_int;
         else raw!(SYS_close_range, first, last, flags);
     fn dup(fd: c_int) -> c_int; else raw!(SYS_dup, fd);
     fn dup2(from: c_int, to: c_int) -> c_int; else sys::dup2(from, to);
+    fn __dup2(from: c_int, to: c_int) -> c_int; else sys::dup2(from, to);
     fn dup3(from: c_int, to: c_int, flags: c_int) -> c_int; else raw!(SYS_dup3, from, to, flags);
     fn fcntl(fd: c_int, command: c_int, argument: c_long) -> c_int; else raw!(SYS_fcntl, fd, command, argument);
     fn fcntl64(fd: c_int, command: c_int, argument: c_long) -> c_int; else raw!(SYS_fcntl, fd, command, argument);
+
+    fn __fcntl(fd: c_int, command: c_int, argument: c_long) -> c_int; else raw!(SYS_fcntl, fd, command, argument);
 
     fn stat(path: PathArg, out: StatOut) -> c_int; else raw!(SYS_newfstatat, AT_FDCWD, path, out, 0);
     fn stat64(path: PathArg, out: StatOut) -> c_int; else raw!(SYS_newfstatat, AT_FDCWD, path, out, 0);
@@ -206,6 +243,7 @@ table! {
     fn __fxstatat64(version: c_int, dirfd: c_int, path: PathArg, out: StatOut, flags: c_int) -> c_int;
         else { let _ = version; raw!(SYS_newfstatat, dirfd, path, out, flags) };
     fn statfs(path: PathArg, out: Out<libc::statfs64>) -> c_int; else raw!(SYS_statfs, path, out);
+    fn __statfs(path: PathArg, out: Out<libc::statfs64>) -> c_int; else raw!(SYS_statfs, path, out);
     fn statfs64(path: PathArg, out: Out<libc::statfs64>) -> c_int; else raw!(SYS_statfs, path, out);
     fn statvfs(path: PathArg, out: Out<libc::statvfs>) -> c_int;
         else { let _ = (path, out); no_symbol() };
@@ -243,6 +281,10 @@ table! {
         else raw!(SYS_mknodat, AT_FDCWD, path, mode, dev);
     fn mknodat(dirfd: c_int, path: PathArg, mode: mode_t, dev: libc::dev_t) -> c_int;
         else raw!(SYS_mknodat, dirfd, path, mode, dev);
+    fn __xmknod(version: c_int, path: PathArg, mode: mode_t, dev: Vector<libc::dev_t, 1>) -> c_int;
+        else { let _ = (version, path, mode, dev); no_symbol() };
+    fn __xmknodat(version: c_int, dirfd: c_int, path: PathArg, mode: mode_t, dev: Vector<libc::dev_t, 1>) -> c_int;
+        else { let _ = (version, dirfd, path, mode, dev); no_symbol() };
     fn link(old: PathArg, new: PathArg) -> c_int; else raw!(SYS_linkat, AT_FDCWD, old, AT_FDCWD, new, 0);
     fn linkat(olddirfd: c_int, old: PathArg, newdirfd: c_int, new: PathArg, flags: c_int) -> c_int;
         else raw!(SYS_linkat, olddirfd, old, newdirfd, new, flags);
@@ -264,6 +306,14 @@ table! {
     fn listxattr(path: PathArg, out: Data, size: usize) -> isize; else raw!(SYS_listxattr, path, out, size);
     fn llistxattr(path: PathArg, out: Data, size: usize) -> isize; else raw!(SYS_llistxattr, path, out, size);
 
+    fn setxattr(path: PathArg, name: PathArg, value: Data, size: usize, flags: c_int) -> c_int;
+        else raw!(SYS_setxattr, path, name, value, size, flags);
+    fn lsetxattr(path: PathArg, name: PathArg, value: Data, size: usize, flags: c_int) -> c_int;
+        else raw!(SYS_lsetxattr, path, name, value, size, flags);
+    fn removexattr(path: PathArg, name: PathArg) -> c_int; else raw!(SYS_removexattr, path, name);
+    fn lremovexattr(path: PathArg, name: PathArg) -> c_int; else raw!(SYS_lremovexattr, path, name);
+
+    fn lchmod(path: PathArg, mode: mode_t) -> c_int; else { let _ = (path, mode); no_symbol() };
     fn chmod(path: PathArg, mode: mode_t) -> c_int; else raw!(SYS_fchmodat, AT_FDCWD, path, mode);
     fn fchmodat(dirfd: c_int, path: PathArg, mode: mode_t, flags: c_int) -> c_int;
         else { if flags == 0 { raw!(SYS_fchmodat, dirfd, path, mode) } else { no_symbol() } };
@@ -312,13 +362,42 @@ table! {
 
     fn fopen(path: PathArg, mode: PathArg) -> *mut Stream; else { let _ = (path, mode); no_pointer() };
     fn fopen64(path: PathArg, mode: PathArg) -> *mut Stream; else { let _ = (path, mode); no_pointer() };
+    fn _IO_fopen(path: PathArg, mode: PathArg) -> *mut Stream; else { let _ = (path, mode); no_pointer() };
     fn freopen(path: PathArg, mode: PathArg, stream: *mut Stream) -> *mut Stream;
         else { let _ = (path, mode, stream); no_pointer() };
     fn freopen64(path: PathArg, mode: PathArg, stream: *mut Stream) -> *mut Stream;
         else { let _ = (path, mode, stream); no_pointer() };
     fn fclose(stream: *mut Stream) -> c_int; else { let _ = stream; no_symbol() };
+    fn _IO_fclose(stream: *mut Stream) -> c_int; else { let _ = stream; no_symbol() };
+
+    fn mkstemp(template: Text) -> c_int; else { let _ = template; no_symbol() };
+    fn mkstemp64(template: Text) -> c_int; else { let _ = template; no_symbol() };
+    fn mkostemp(template: Text, flags: c_int) -> c_int; else { let _ = (template, flags); no_symbol() };
+    fn mkostemp64(template: Text, flags: c_int) -> c_int; else { let _ = (template, flags); no_symbol() };
+    fn mkstemps(template: Text, suffix: c_int) -> c_int; else { let _ = (template, suffix); no_symbol() };
+    fn mkstemps64(template: Text, suffix: c_int) -> c_int; else { let _ = (template, suffix); no_symbol() };
+    fn mkostemps(template: Text, suffix: c_int, flags: c_int) -> c_int;
+        else { let _ = (template, suffix, flags); no_symbol() };
+    fn mkostemps64(template: Text, suffix: c_int, flags: c_int) -> c_int;
+        else { let _ = (template, suffix, flags); no_symbol() };
+    fn mkdtemp(template: Text) -> Text; else { let _ = template; no_text() };
+    fn realpath(path: PathArg, resolved: Text) -> Text, c"GLIBC_2.3";
+        else { let _ = (path, resolved); no_text() };
+    fn __realpath_chk(path: PathArg, resolved: Text, room: usize) -> Text;
+        else { let _ = (path, resolved, room); no_text() };
+    fn canonicalize_file_name(path: PathArg) -> Text; else { let _ = path; no_text() };
+    fn glob(pattern: PathArg, flags: c_int, error: *const c_void, out: Out<Glob>) -> c_int, c"GLIBC_2.27";
+        else { let _ = (pattern, flags, error, out); no_symbol() };
+    fn glob64(pattern: PathArg, flags: c_int, error: *const c_void, out: Out<Glob>) -> c_int, c"GLIBC_2.27";
+        else { let _ = (pattern, flags, error, out); no_symbol() };
+    fn syscall(number: Word, a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> Word;
+        else { let _ = (number, a, b, c, d, e, f); sys::set_errno(libc::ENOSYS); Word(-1) };
 
     fn fork() -> pid_t; else no_symbol();
+    fn daemon(stay: c_int, keep: c_int) -> c_int; else { let _ = (stay, keep); no_symbol() };
+    fn login_tty(fd: c_int) -> c_int; else { let _ = fd; no_symbol() };
+    fn forkpty(terminal: Out<c_int>, name: Text, modes: *const c_void, size: *const c_void) -> pid_t;
+        else { let _ = (terminal, name, modes, size); no_symbol() };
     fn umask(mask: mode_t) -> mode_t; else raw!(SYS_umask, mask);
     fn execve(path: PathArg, argv: sys::Strings, envp: sys::Strings) -> c_int; else raw!(SYS_execve, path, argv, envp);
     fn execvpe(file: PathArg, argv: sys::Strings, envp: sys::Strings) -> c_int;

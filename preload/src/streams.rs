@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ffi::CStr;
+
 /// The `open` flags that a mode means, as glibc reads it (`_IO_new_file_fopen`); `None` for modes that are invalid or
 /// choose a character encoding, which libc alone must handle.
 pub(crate) fn flags_of(mode: &[u8]) -> Option<i32> {
@@ -27,6 +29,18 @@ pub(crate) fn flags_of(mode: &[u8]) -> Option<i32> {
     Some(access | flags)
 }
 
+/// The mode in which `fdopen` makes the same stream of a descriptor that was opened with these flags. Not the program's own
+/// string: `fdopen` looks at fewer letters than `fopen`.
+pub(crate) fn mode_of(flags: i32) -> &'static CStr {
+    match (flags & libc::O_ACCMODE, flags & libc::O_APPEND != 0) {
+        (libc::O_RDONLY, _) => c"r",
+        (libc::O_WRONLY, false) => c"w",
+        (libc::O_WRONLY, true) => c"a",
+        (_, false) => c"r+",
+        (_, true) => c"a+",
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use libc::{O_APPEND, O_CLOEXEC, O_CREAT, O_EXCL, O_RDONLY, O_RDWR, O_TRUNC, O_WRONLY};
@@ -50,8 +64,19 @@ mod tests {
             ("", None),
             ("q", None),
             ("+r", None),
+            ("rrrrrr+", Some(O_RDWR)),
+            ("rrrrrrr+", Some(O_RDONLY)),
         ] {
             assert_eq!(flags_of(mode.as_bytes()), flags, "{mode}");
         }
+    }
+
+    #[test]
+    fn a_stream_on_a_descriptor_reads_and_writes_as_it_was_opened() {
+        for mode in ["r", "r+", "w", "a", "a+"] {
+            let flags = flags_of(mode.as_bytes()).unwrap();
+            assert_eq!(mode_of(flags).to_str(), Ok(mode));
+        }
+        assert_eq!(mode_of(flags_of(b"w+").unwrap()), c"r+", "truncated already");
     }
 }

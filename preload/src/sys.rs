@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_long};
 use std::fmt::{self, Write};
 use std::marker::PhantomData;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
@@ -25,8 +25,8 @@ fn is_suspicious(address: usize) -> bool {
 
 /// A path argument as the program passed it: a C string, or a pointer that only the kernel can judge.
 ///
-/// Values come into being in one way: as an argument of a hooked function. So the function's own contract
-/// holds for them, which says that the string is not changed or freed during the call.
+/// Values come into being in two ways: as an argument of a hooked function, whose own contract then holds, which says that
+/// the string is not changed or freed during the call; and as a string of ours that outlives its use ([`with_path`]).
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
 pub(crate) struct PathArg(*const c_char);
@@ -45,6 +45,11 @@ impl PathArg {
     pub(crate) fn is_null(&self) -> bool {
         self.0.is_null()
     }
+}
+
+/// Runs `f` with a path of ours in the shape of a program's.
+pub(crate) fn with_path<R>(path: &CStr, f: impl FnOnce(&PathArg) -> R) -> R {
+    f(&PathArg(path.as_ptr()))
 }
 
 /// A C string in the program's memory.
@@ -142,6 +147,63 @@ impl<T> Out<T> {
     }
 }
 
+/// A C string that a hooked function writes into. Like [`PathArg`], only ever an argument.
+#[derive(Debug)]
+#[repr(transparent)]
+pub(crate) struct Text(*mut c_char);
+
+impl Clone for Text {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl Copy for Text {}
+
+impl Text {
+    /// No string: what functions that answer one fail with.
+    pub(crate) const NULL: Self = Self(std::ptr::null_mut());
+
+    /// A copy of a string in memory from `malloc`, as `strdup` makes it; null without memory, and `malloc` sets errno.
+    pub(crate) fn duplicate(text: &CStr) -> Self {
+        // SAFETY: a C string; the copy is the program's to free.
+        Self(unsafe { libc::strdup(text.as_ptr()) })
+    }
+
+    /// Whether the pointer is null.
+    pub(crate) fn is_null(self) -> bool {
+        self.0.is_null()
+    }
+
+    /// Whether the kernel, or a fault, should judge the pointer.
+    pub(crate) fn is_suspicious(self) -> bool {
+        is_suspicious(self.0.addr())
+    }
+
+    /// The string as a path.
+    pub(crate) fn as_path(self) -> PathArg {
+        PathArg(self.0)
+    }
+
+    /// The string's bytes, to be changed in place; `None` for a pointer that looks bad.
+    pub(crate) fn bytes_mut(&mut self) -> Option<&mut [u8]> {
+        if self.is_suspicious() {
+            return None;
+        }
+        // SAFETY: the hooked function's contract: a string that it may write to, and nobody else uses meanwhile.
+        Some(unsafe { std::slice::from_raw_parts_mut(self.0.cast(), CStr::from_ptr(self.0).count_bytes()) })
+    }
+
+    /// Puts a string there, for which the hooked function's contract asks for room.
+    pub(crate) fn put(self, text: &CStr) {
+        if !self.is_suspicious() {
+            let bytes = text.to_bytes_with_nul();
+            // SAFETY: the contract; `text` is ours and does not overlap the program's buffer.
+            unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.cast(), bytes.len()) };
+        }
+    }
+}
+
 /// A buffer of bytes. Like [`PathArg`], only ever an argument.
 #[derive(Clone, Copy, Debug)]
 #[repr(transparent)]
@@ -156,6 +218,71 @@ impl Data {
         // SAFETY: the hooked function's contract: room for `len` bytes, ours alone during the call. Bytes are
         // valid whatever they hold, and the slice is only written to.
         Some(unsafe { std::slice::from_raw_parts_mut(self.0, len) })
+    }
+
+    /// The `len` bytes that the program passes in the buffer; `None` if only the kernel can judge it.
+    pub(crate) fn contents(&self, len: usize) -> Option<&[u8]> {
+        if len == 0 {
+            return Some(&[]);
+        }
+        if is_suspicious(self.0.addr()) || len > isize::MAX as usize {
+            return None;
+        }
+        // SAFETY: the hooked function's contract: `len` initialised bytes that nobody changes during the call.
+        Some(unsafe { std::slice::from_raw_parts(self.0, len) })
+    }
+}
+
+/// Runs `f` with a buffer of ours in the shape of a program's.
+pub(crate) fn with_data<R>(buffer: &mut [u8], f: impl FnOnce(Data) -> R) -> R {
+    f(Data(buffer.as_mut_ptr()))
+}
+
+/// An argument or a result of `syscall`, whose meaning depends on the call.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct Word(pub(crate) c_long);
+
+impl From<i8> for Word {
+    fn from(value: i8) -> Self {
+        Self(value.into())
+    }
+}
+
+impl Word {
+    /// As an `int`.
+    pub(crate) fn int(self) -> c_int {
+        self.0 as c_int
+    }
+
+    /// As an `unsigned int`.
+    pub(crate) fn unsigned(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// As a `size_t`.
+    pub(crate) fn size(self) -> usize {
+        self.0 as usize
+    }
+
+    /// As a path. The program called a system call that takes one there.
+    pub(crate) fn path(self) -> PathArg {
+        PathArg(std::ptr::with_exposed_provenance(self.size()))
+    }
+
+    /// As a buffer.
+    pub(crate) fn data(self) -> Data {
+        Data(std::ptr::with_exposed_provenance_mut(self.size()))
+    }
+
+    /// As a place for a result.
+    pub(crate) fn out<T>(self) -> Out<T> {
+        Out(std::ptr::with_exposed_provenance_mut(self.size()))
+    }
+
+    /// As an array.
+    pub(crate) fn vector<T, const N: usize>(self) -> Vector<T, N> {
+        Vector(std::ptr::with_exposed_provenance(self.size()))
     }
 }
 
@@ -520,6 +647,22 @@ impl Drop for Hidden {
     }
 }
 
+/// Reads a symbolic link by the system call itself: how many bytes, at most `buffer.len()`.
+pub(crate) fn read_link(path: &CStr, buffer: &mut [u8]) -> Result<usize, c_int> {
+    rustix::fs::readlinkat_raw(CWD, path, buffer).map_err(|errno| errno.raw_os_error())
+}
+
+/// Whether there is something at a path, as the effective user sees it.
+pub(crate) fn exists(path: &CStr) -> Result<(), c_int> {
+    // SAFETY: a C string; the function writes nothing.
+    match unsafe {
+        crate::next::faccessat(libc::AT_FDCWD, PathArg(path.as_ptr()), libc::F_OK, libc::AT_EACCESS)
+    } {
+        0 => Ok(()),
+        _ => Err(errno()),
+    }
+}
+
 /// Closes a descriptor that is ours to close, by the system call itself.
 pub(crate) fn close(fd: RawFd) {
     if fd >= 0 {
@@ -540,7 +683,18 @@ pub(crate) fn dup2(from: RawFd, to: RawFd) -> c_int {
         };
     }
     // SAFETY: the kernel checks both numbers.
-    unsafe { libc::syscall(libc::SYS_dup3, from, to, 0) as c_int }
+    unsafe {
+        crate::next::syscall(
+            Word(libc::SYS_dup3),
+            Word(from.into()),
+            Word(to.into()),
+            Word(0),
+            Word(0),
+            Word(0),
+            Word(0),
+        )
+        .int()
+    }
 }
 
 /// Blocks every signal of this thread while `f` runs.
@@ -619,9 +773,9 @@ pub(crate) fn fileno(stream: *mut crate::next::Stream) -> RawFd {
 }
 
 /// A stream on a descriptor.
-pub(crate) fn fdopen(fd: RawFd, mode: PathArg) -> *mut crate::next::Stream {
-    // SAFETY: the descriptor is open and ours; mode is the program's own C string.
-    unsafe { libc::fdopen(fd, mode.0).cast() }
+pub(crate) fn fdopen(fd: RawFd, mode: &CStr) -> *mut crate::next::Stream {
+    // SAFETY: the descriptor is open and ours.
+    unsafe { libc::fdopen(fd, mode.as_ptr()).cast() }
 }
 
 /// Descriptor of a directory stream; -1 if it has none.
@@ -654,8 +808,12 @@ pub(crate) fn complain(message: fmt::Arguments<'_>) {
 
 /// The current directory's path; its length.
 pub(crate) fn current_directory(buffer: &mut [u8]) -> Option<usize> {
+    let (start, room) = (buffer.as_mut_ptr().expose_provenance(), buffer.len());
+    let [start, room] = [start, room].map(|word| Word(word as c_long));
     // SAFETY: the kernel writes at most the length that is passed.
-    let len = unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) };
+    let len = unsafe {
+        crate::next::syscall(Word(libc::SYS_getcwd), start, room, Word(0), Word(0), Word(0), Word(0)).0
+    };
     // With the NUL. "(unreachable)" is no path.
     let len = usize::try_from(len).ok()?.checked_sub(1)?;
     (buffer.first() == Some(&b'/')).then_some(len)

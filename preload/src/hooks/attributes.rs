@@ -20,6 +20,8 @@ fn by_descriptor(fd: c_int, next: impl FnOnce() -> c_int) -> c_int {
 hook! {
     fn [chmod](path: PathArg, mode: mode_t) -> c_int, next =>
         take(calls::chmod(AT_FDCWD, &path, mode, 0), || next(path, mode));
+    fn [lchmod](path: PathArg, mode: mode_t) -> c_int, next =>
+        take(calls::chmod(AT_FDCWD, &path, mode, AT_SYMLINK_NOFOLLOW), || next(path, mode));
     fn [fchmodat](dirfd: c_int, path: PathArg, mode: mode_t, flags: c_int) -> c_int, next =>
         take(calls::chmod(dirfd, &path, mode, flags), || next(dirfd, path, mode, flags));
     fn [chown](path: PathArg, uid: uid_t, gid: gid_t) -> c_int, next =>
@@ -30,6 +32,18 @@ hook! {
         take(calls::chown(dirfd, &path, uid, gid, flags), || next(dirfd, path, uid, gid, flags));
     fn [truncate, truncate64](path: PathArg, size: off_t) -> c_int, next =>
         take(calls::truncate(&path, size), || next(path, size));
+
+    fn [setxattr](path: PathArg, name: PathArg, value: Data, size: usize, flags: c_int) -> c_int, next =>
+        take(calls::set_xattr(&path, &name, value, size, flags, 0), || next(path, name, value, size, flags));
+    fn [lsetxattr](path: PathArg, name: PathArg, value: Data, size: usize, flags: c_int) -> c_int, next =>
+        take(
+            calls::set_xattr(&path, &name, value, size, flags, AT_SYMLINK_NOFOLLOW),
+            || next(path, name, value, size, flags),
+        );
+    fn [removexattr](path: PathArg, name: PathArg) -> c_int, next =>
+        take(calls::remove_xattr(&path, &name, 0), || next(path, name));
+    fn [lremovexattr](path: PathArg, name: PathArg) -> c_int, next =>
+        take(calls::remove_xattr(&path, &name, AT_SYMLINK_NOFOLLOW), || next(path, name));
 
     fn [utime](path: PathArg, times: Vector<libc::utimbuf, 1>) -> c_int, next =>
         take(calls::utimens(AT_FDCWD, &path, Times::seconds(times), 0), || next(path, times));

@@ -7,7 +7,7 @@ use crate::connection::{self, is_own};
 use crate::process::FDS;
 
 /// Duplicates onto a number, which may be one of ours: then ours moves.
-fn onto(from: c_int, to: c_int, next: impl FnOnce() -> c_int) -> c_int {
+pub(super) fn onto(from: c_int, to: c_int, next: impl FnOnce() -> c_int) -> c_int {
     if is_own(from) {
         return fail(libc::EBADF);
     }
@@ -30,14 +30,14 @@ fn onto(from: c_int, to: c_int, next: impl FnOnce() -> c_int) -> c_int {
     result
 }
 
-fn copied(from: c_int, result: c_int) -> c_int {
+pub(super) fn copied(from: c_int, result: c_int) -> c_int {
     if result >= 0 {
         FDS.copy(from, result);
     }
     result
 }
 
-fn control(fd: c_int, command: c_int, next: impl FnOnce() -> c_int) -> c_int {
+pub(super) fn control(fd: c_int, command: c_int, next: impl FnOnce() -> c_int) -> c_int {
     if is_own(fd) {
         return fail(libc::EBADF);
     }
@@ -49,7 +49,7 @@ fn control(fd: c_int, command: c_int, next: impl FnOnce() -> c_int) -> c_int {
 }
 
 hook! {
-    fn [close](fd: c_int) -> c_int, next => {
+    fn [close, __close](fd: c_int) -> c_int, next => {
         if is_own(fd) {
             return fail(libc::EBADF);
         }
@@ -62,16 +62,21 @@ hook! {
         }
         copied(fd, next(fd))
     };
-    fn [dup2](from: c_int, to: c_int) -> c_int, next => onto(from, to, || next(from, to));
+    fn [dup2, __dup2](from: c_int, to: c_int) -> c_int, next => onto(from, to, || next(from, to));
     fn [dup3](from: c_int, to: c_int, flags: c_int) -> c_int, next => onto(from, to, || next(from, to, flags));
-    fn [fcntl, fcntl64](fd: c_int, command: c_int, argument: c_long) -> c_int, next =>
+    fn [fcntl, fcntl64, __fcntl](fd: c_int, command: c_int, argument: c_long) -> c_int, next =>
         control(fd, command, || next(fd, command, argument));
     fn [close_range](first: c_uint, last: c_uint, flags: c_int) -> c_int, next =>
         close_others(first, last, flags, |first, last| next(first, last, flags));
 }
 
 /// Closes a range of descriptors except our own ones.
-fn close_others(first: c_uint, last: c_uint, flags: c_int, next: impl Fn(c_uint, c_uint) -> c_int) -> c_int {
+pub(super) fn close_others(
+    first: c_uint,
+    last: c_uint,
+    flags: c_int,
+    next: impl Fn(c_uint, c_uint) -> c_int,
+) -> c_int {
     if first > last {
         return next(first, last);
     }

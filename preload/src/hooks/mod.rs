@@ -15,11 +15,15 @@ mod attributes;
 mod descriptors;
 mod directories;
 mod exec;
+mod glob;
 mod names;
 mod open;
 mod process;
+mod resolve;
 mod stat;
 mod streams;
+mod system_call;
+mod temporary;
 
 /// Defines hooks: `fn [name, alias, …](arguments) -> result, next => body`. In the body, `next` calls the next
 /// definition of the same name.
@@ -34,6 +38,7 @@ macro_rules! hook {
         /// As there.
         // Unit tests call libc's own.
         #[cfg_attr(not(test), unsafe(no_mangle))]
+        #[allow(non_snake_case)]
         pub(crate) unsafe extern "C-unwind" fn $name($($argument: $type),*) -> $result {
             let $next = |$($argument: $type),*| -> $result {
                 // SAFETY: the program's arguments, passed on to the function that it meant; where one was

@@ -6,7 +6,7 @@ use libc::{AT_FDCWD, AT_REMOVEDIR, S_IFIFO, mode_t};
 
 use super::{hook, take};
 use crate::calls;
-use crate::sys::PathArg;
+use crate::sys::{PathArg, Vector};
 
 hook! {
     fn [unlink](path: PathArg) -> c_int, next => take(calls::unlink(AT_FDCWD, &path, 0), || next(path));
@@ -50,4 +50,18 @@ hook! {
         take(calls::mknod(AT_FDCWD, &path, mode, dev), || next(path, mode, dev));
     fn [mknodat](dirfd: c_int, path: PathArg, mode: mode_t, dev: libc::dev_t) -> c_int, next =>
         take(calls::mknod(dirfd, &path, mode, dev), || next(dirfd, path, mode, dev));
+    fn [__xmknod](version: c_int, path: PathArg, mode: mode_t, dev: Vector<libc::dev_t, 1>) -> c_int, next =>
+        match (version, dev.get()) {
+            (0, Ok(Some([number]))) =>
+                take(calls::mknod(AT_FDCWD, &path, mode, number), || next(version, path, mode, dev)),
+            _ => next(version, path, mode, dev),
+        };
+    fn [__xmknodat](
+        version: c_int, dirfd: c_int, path: PathArg, mode: mode_t, dev: Vector<libc::dev_t, 1>
+    ) -> c_int, next =>
+        match (version, dev.get()) {
+            (0, Ok(Some([number]))) =>
+                take(calls::mknod(dirfd, &path, mode, number), || next(version, dirfd, path, mode, dev)),
+            _ => next(version, dirfd, path, mode, dev),
+        };
 }

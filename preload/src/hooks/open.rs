@@ -9,7 +9,7 @@ use crate::calls::{self, Opening};
 use crate::sys::PathArg;
 
 #[inline]
-fn open_at(
+pub(super) fn open_at(
     dirfd: c_int,
     path: PathArg,
     flags: c_int,
@@ -28,10 +28,10 @@ fn open_at(
 }
 
 /// `creat`'s flags; the kernel gets them from the function's name.
-const CREAT: c_int = O_CREAT | O_WRONLY | O_TRUNC;
+pub(super) const CREAT: c_int = O_CREAT | O_WRONLY | O_TRUNC;
 
 hook! {
-    fn [open, open64](path: PathArg, flags: c_int, mode: c_uint) -> c_int, next =>
+    fn [open, open64, __open, __open64](path: PathArg, flags: c_int, mode: c_uint) -> c_int, next =>
         open_at(AT_FDCWD, path, flags, mode, |flags| next(path, flags, mode));
     fn [openat, openat64](dirfd: c_int, path: PathArg, flags: c_int, mode: c_uint) -> c_int, next =>
         open_at(dirfd, path, flags, mode, |flags| next(dirfd, path, flags, mode));

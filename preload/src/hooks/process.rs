@@ -6,8 +6,8 @@ use libc::{gid_t, mode_t, pid_t, uid_t};
 
 use super::hook;
 use crate::connection;
-use crate::process;
-use crate::sys::PathArg;
+use crate::process::{self, CWD, FDS};
+use crate::sys::{self, Out, PathArg, Text, Word};
 
 /// The process has other credentials after a success.
 fn credentials(result: c_int) -> c_int {
@@ -17,8 +17,19 @@ fn credentials(result: c_int) -> c_int {
     result
 }
 
+/// The thread has other credentials after a system call of its own; the process has if it is its only thread.
+pub(super) fn credentials_of_this_thread(result: Word) -> Word {
+    if result.0 == 0 {
+        match sys::is_single_threaded() {
+            true => connection::credentials_changed(),
+            false => process::switch_off(),
+        }
+    }
+    result
+}
+
 /// The process is somewhere else after a success: neither its paths nor its users mean what they mean to the daemon.
-fn elsewhere(result: c_int) -> c_int {
+pub(super) fn elsewhere(result: c_int) -> c_int {
     if result == 0 {
         process::switch_off();
     }
@@ -58,6 +69,38 @@ hook! {
     fn [chroot](path: PathArg) -> c_int, next => elsewhere(next(path));
     fn [unshare](flags: c_int) -> c_int, next => elsewhere(next(flags));
     fn [setns](fd: c_int, kind: c_int) -> c_int, next => elsewhere(next(fd, kind));
+}
+
+/// libc has duplicated a descriptor onto 0, 1 and 2 by calls of its own.
+fn standard_streams_replaced() {
+    for fd in 0..3 {
+        FDS.clear(fd);
+    }
+}
+
+hook! {
+    // Forks, enters the root directory and opens /dev/null, all by calls of its own; only the child returns.
+    fn [daemon](stay: c_int, keep: c_int) -> c_int, next => {
+        let result = next(stay, keep);
+        CWD.changed();
+        standard_streams_replaced();
+        result
+    };
+    fn [login_tty](fd: c_int) -> c_int, next => {
+        let result = next(fd);
+        if result == 0 {
+            FDS.clear(fd);
+            standard_streams_replaced();
+        }
+        result
+    };
+    fn [forkpty](terminal: Out<c_int>, name: Text, modes: *const c_void, size: *const c_void) -> pid_t, next => {
+        let child = next(terminal, name, modes, size);
+        if child == 0 {
+            standard_streams_replaced();
+        }
+        child
+    };
 }
 
 /// `vfork` is `fork`: its child would share our tables with its parent, and a function that returns cannot be called in

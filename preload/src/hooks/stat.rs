@@ -13,7 +13,13 @@ use crate::route;
 use crate::sys::{Data, Out, PathArg};
 
 #[inline]
-fn stat_at(dirfd: c_int, path: PathArg, out: StatOut, flags: c_int, next: impl FnOnce() -> c_int) -> c_int {
+pub(super) fn stat_at(
+    dirfd: c_int,
+    path: PathArg,
+    out: StatOut,
+    flags: c_int,
+    next: impl FnOnce() -> c_int,
+) -> c_int {
     if flags & AT_EMPTY_PATH != 0 && calls::names_descriptor(&path) {
         return stat_open(dirfd, out, next);
     }
@@ -36,7 +42,7 @@ fn answer(road: Road<Found>, out: StatOut, next: impl FnOnce() -> c_int) -> c_in
 }
 
 #[inline]
-fn stat_open(fd: c_int, out: StatOut, next: impl FnOnce() -> c_int) -> c_int {
+pub(super) fn stat_open(fd: c_int, out: StatOut, next: impl FnOnce() -> c_int) -> c_int {
     if let Some((dev, ino)) = calls::granted(fd) {
         let result = next();
         if result == 0 {
@@ -109,7 +115,7 @@ hook! {
         statx_at(dirfd, path, flags, mask, out, || next(dirfd, path, flags, mask, out));
 }
 
-fn statx_at(
+pub(super) fn statx_at(
     dirfd: c_int,
     path: PathArg,
     flags: c_int,
@@ -143,7 +149,7 @@ fn statx_at(
 }
 
 hook! {
-    fn [statfs, statfs64](path: PathArg, out: Out<libc::statfs64>) -> c_int, next =>
+    fn [statfs, statfs64, __statfs](path: PathArg, out: Out<libc::statfs64>) -> c_int, next =>
         match out.is_suspicious() {
             true => next(path, out),
             false => {

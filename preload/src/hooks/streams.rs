@@ -6,9 +6,10 @@ use libc::AT_FDCWD;
 
 use super::hook;
 use crate::calls::{self, Opening};
+use crate::fds::Kind;
 use crate::next::Stream;
 use crate::process::FDS;
-use crate::streams::flags_of;
+use crate::streams::{flags_of, mode_of};
 use crate::sys::{self, PathArg};
 
 /// Permissions of files that `fopen` creates, before the mask.
@@ -24,7 +25,7 @@ fn open(path: PathArg, mode: PathArg, next: impl FnOnce() -> *mut Stream) -> *mu
             {
                 let _ = rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0));
             }
-            let stream = sys::fdopen(fd, mode);
+            let stream = sys::fdopen(fd, mode_of(flags));
             if stream.is_null() {
                 FDS.clear(fd);
                 sys::close(fd);
@@ -44,16 +45,22 @@ fn open(path: PathArg, mode: PathArg, next: impl FnOnce() -> *mut Stream) -> *mu
 }
 
 hook! {
-    fn [fopen, fopen64](path: PathArg, mode: PathArg) -> *mut Stream, next => open(path, mode, || next(path, mode));
+    fn [fopen, fopen64, _IO_fopen](path: PathArg, mode: PathArg) -> *mut Stream, next =>
+        open(path, mode, || next(path, mode));
     // Keeps the stream's descriptor number, which is libc's own affair: the kernel opens the file.
     fn [freopen, freopen64](path: PathArg, mode: PathArg, stream: *mut Stream) -> *mut Stream, next => {
         calls::by_choice(&path);
+        let before = FDS.get(sys::fileno(stream));
         FDS.clear(sys::fileno(stream));
         let stream = next(path, mode, stream);
-        calls::opened(sys::fileno(stream), 0, None);
+        match before {
+            // Only the mode changes: libc opens /proc/self/fd/N, which is the backing file.
+            Kind::Granted { .. } if path.is_null() => drop(FDS.set(sys::fileno(stream), before)),
+            _ => calls::opened(sys::fileno(stream), 0, None),
+        }
         stream
     };
-    fn [fclose](stream: *mut Stream) -> c_int, next => {
+    fn [fclose, _IO_fclose](stream: *mut Stream) -> c_int, next => {
         FDS.clear(sys::fileno(stream));
         next(stream)
     };

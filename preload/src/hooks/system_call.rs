@@ -1,0 +1,204 @@
+//! `syscall`: programs and language runtimes that name system calls by their numbers mean the same files.
+//!
+//! A call that libc has a function for takes the road of that function; what the kernel serves is passed on by `syscall`
+//! itself, so that nothing becomes a cancellation point or affects other threads that was not and did not.
+//!
+//! The function is variadic. It is defined with as many arguments as a system call can have: those that the program
+//! did not pass are registers, and one word of the stack, with any content, which the kernel ignores as well.
+
+use std::ffi::c_int;
+
+use libc::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, S_IFIFO, S_IFMT};
+
+use super::descriptors::{close_others, control, copied, onto};
+use super::open::{CREAT, open_at};
+use super::process::{credentials_of_this_thread, elsewhere};
+use super::stat::{stat_at, stat_open, statx_at};
+use super::{hook, take_with};
+use crate::calls::{self, Road, Times};
+use crate::connection::is_own;
+use crate::process::{self, FDS};
+use crate::route;
+use crate::sys::{PathArg, Word};
+
+/// Takes a call's road: 0, or -1 and errno.
+fn take(road: Road<()>, next: impl FnOnce() -> Word) -> Word {
+    take_with(road, |()| Word(0), next)
+}
+
+/// Takes the road of a call that answers a number of bytes.
+fn count(road: Road<usize>, next: impl FnOnce() -> Word) -> Word {
+    take_with(road, |len| Word(len as i64), next)
+}
+
+fn word(result: c_int) -> Word {
+    Word(result.into())
+}
+
+fn make(dirfd: c_int, path: PathArg, mode: u32, dev: u32, next: impl FnOnce() -> Word) -> Word {
+    // Without a type it is a regular file, and a fifo has no number.
+    let dev = if mode & S_IFMT == S_IFIFO { 0 } else { dev.into() };
+    take(calls::mknod(dirfd, &path, mode, dev), next)
+}
+
+hook! {
+    fn [syscall](number: Word, a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> Word, next =>
+        route_call(number, [a, b, c, d, e, f], |number, [a, b, c, d, e, f]| next(number, a, b, c, d, e, f));
+}
+
+fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Word) -> Word {
+    let [a, b, c, d, e, _] = all;
+    let next = || pass(number, all);
+    let next_int = || pass(number, all).int();
+    match number.0 {
+        libc::SYS_openat => word(open_at(a.int(), b.path(), c.int(), d.unsigned(), |flags| {
+            pass(number, [a, b, Word(flags.into()), d, e, all[5]]).int()
+        })),
+        libc::SYS_statx => word(statx_at(a.int(), b.path(), c.int(), d.unsigned(), e.out(), next_int)),
+        libc::SYS_newfstatat => word(stat_at(a.int(), b.path(), c.out(), d.int(), next_int)),
+        libc::SYS_fstat => word(stat_open(a.int(), b.out(), next_int)),
+        libc::SYS_faccessat => take(calls::access(a.int(), &b.path(), c.int(), 0), next),
+        libc::SYS_faccessat2 => take(calls::access(a.int(), &b.path(), c.int(), d.int()), next),
+        libc::SYS_readlinkat => count(calls::readlink(a.int(), &b.path(), c.data(), d.size()), next),
+        libc::SYS_unlinkat => take(calls::unlink(a.int(), &b.path(), c.int()), next),
+        libc::SYS_renameat2 => {
+            take(calls::rename((a.int(), &b.path()), (c.int(), &d.path()), e.unsigned()), next)
+        }
+        libc::SYS_mkdirat => take(calls::mkdir(a.int(), &b.path(), c.unsigned()), next),
+        libc::SYS_mknodat => make(a.int(), b.path(), c.unsigned(), d.unsigned(), next),
+        libc::SYS_linkat => take(calls::link((a.int(), &b.path()), (c.int(), &d.path()), e.int()), next),
+        libc::SYS_symlinkat => take(calls::symlink(&a.path(), b.int(), &c.path()), next),
+        libc::SYS_fchmodat => take(calls::chmod(a.int(), &b.path(), c.unsigned(), 0), next),
+        libc::SYS_fchownat => {
+            take(calls::chown(a.int(), &b.path(), c.unsigned(), d.unsigned(), e.int()), next)
+        }
+        libc::SYS_truncate => take(calls::truncate(&a.path(), b.0), next),
+        // A null path means the descriptor.
+        libc::SYS_utimensat if !b.path().is_null() => {
+            take(calls::utimens(a.int(), &b.path(), Times::precise(c.vector()), d.int()), next)
+        }
+        libc::SYS_getxattr => count(calls::xattr(&a.path(), Some(&b.path()), c.data(), d.size(), 0), next),
+        libc::SYS_lgetxattr => {
+            let (path, name) = (a.path(), b.path());
+            count(calls::xattr(&path, Some(&name), c.data(), d.size(), AT_SYMLINK_NOFOLLOW), next)
+        }
+        libc::SYS_listxattr => count(calls::xattr(&a.path(), None, b.data(), c.size(), 0), next),
+        libc::SYS_llistxattr => {
+            count(calls::xattr(&a.path(), None, b.data(), c.size(), AT_SYMLINK_NOFOLLOW), next)
+        }
+        libc::SYS_setxattr => {
+            take(calls::set_xattr(&a.path(), &b.path(), c.data(), d.size(), e.int(), 0), next)
+        }
+        libc::SYS_lsetxattr => {
+            let (path, name) = (a.path(), b.path());
+            take(calls::set_xattr(&path, &name, c.data(), d.size(), e.int(), AT_SYMLINK_NOFOLLOW), next)
+        }
+        libc::SYS_removexattr => take(calls::remove_xattr(&a.path(), &b.path(), 0), next),
+        libc::SYS_lremovexattr => take(calls::remove_xattr(&a.path(), &b.path(), AT_SYMLINK_NOFOLLOW), next),
+
+        libc::SYS_close if is_own(a.int()) => super::fail(libc::EBADF),
+        libc::SYS_close => {
+            FDS.clear(a.int());
+            next()
+        }
+        libc::SYS_close_range => word(close_others(a.unsigned(), b.unsigned(), c.int(), |first, last| {
+            let (first, last) = (Word(first.into()), Word(last.into()));
+            pass(number, [first, last, c, d, e, all[5]]).int()
+        })),
+        libc::SYS_dup if is_own(a.int()) => super::fail(libc::EBADF),
+        libc::SYS_dup => word(copied(a.int(), next_int())),
+        libc::SYS_dup3 => word(onto(a.int(), b.int(), next_int)),
+        libc::SYS_fcntl => word(control(a.int(), b.int(), next_int)),
+        libc::SYS_chdir => {
+            let path = a.path();
+            let target = route::locate(AT_FDCWD, &path);
+            let result = next();
+            if result.0 == 0 {
+                route::entered(target.as_ref());
+            }
+            result
+        }
+        libc::SYS_fchdir => {
+            let result = next();
+            if result.0 == 0 {
+                route::entered_fd(a.int());
+            }
+            result
+        }
+        libc::SYS_umask => {
+            let before = next();
+            process::mask_is(a.unsigned());
+            before
+        }
+        libc::SYS_setuid
+        | libc::SYS_setgid
+        | libc::SYS_setreuid
+        | libc::SYS_setregid
+        | libc::SYS_setresuid
+        | libc::SYS_setresgid
+        | libc::SYS_setgroups
+        | libc::SYS_capset => credentials_of_this_thread(next()),
+        libc::SYS_setfsuid | libc::SYS_setfsgid => {
+            process::switch_off();
+            next()
+        }
+        libc::SYS_chroot | libc::SYS_unshare | libc::SYS_setns => word(elsewhere(next_int())),
+        libc::SYS_fchmod
+        | libc::SYS_fchown
+        | libc::SYS_utimensat
+        | libc::SYS_fsetxattr
+        | libc::SYS_fremovexattr => {
+            let result = next();
+            if result.0 == 0 {
+                calls::attributes_changed(a.int());
+            }
+            result
+        }
+        _ => historical(number, all, pass),
+    }
+}
+
+/// Calls that newer machines do not have.
+#[cfg(target_arch = "x86_64")]
+fn historical(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Word) -> Word {
+    let [a, b, c, d, e, f] = all;
+    let next = || pass(number, all);
+    let next_int = || pass(number, all).int();
+    match number.0 {
+        libc::SYS_open => word(open_at(AT_FDCWD, a.path(), b.int(), c.unsigned(), |flags| {
+            pass(number, [a, Word(flags.into()), c, d, e, f]).int()
+        })),
+        libc::SYS_creat => word(open_at(AT_FDCWD, a.path(), CREAT, b.unsigned(), |_| next_int())),
+        libc::SYS_stat => word(stat_at(AT_FDCWD, a.path(), b.out(), 0, next_int)),
+        libc::SYS_lstat => word(stat_at(AT_FDCWD, a.path(), b.out(), AT_SYMLINK_NOFOLLOW, next_int)),
+        libc::SYS_access => take(calls::access(AT_FDCWD, &a.path(), b.int(), 0), next),
+        libc::SYS_readlink => count(calls::readlink(AT_FDCWD, &a.path(), b.data(), c.size()), next),
+        libc::SYS_unlink => take(calls::unlink(AT_FDCWD, &a.path(), 0), next),
+        libc::SYS_rmdir => take(calls::unlink(AT_FDCWD, &a.path(), AT_REMOVEDIR), next),
+        libc::SYS_rename => take(calls::rename((AT_FDCWD, &a.path()), (AT_FDCWD, &b.path()), 0), next),
+        libc::SYS_renameat => take(calls::rename((a.int(), &b.path()), (c.int(), &d.path()), 0), next),
+        libc::SYS_mkdir => take(calls::mkdir(AT_FDCWD, &a.path(), b.unsigned()), next),
+        libc::SYS_mknod => make(AT_FDCWD, a.path(), b.unsigned(), c.unsigned(), next),
+        libc::SYS_link => take(calls::link((AT_FDCWD, &a.path()), (AT_FDCWD, &b.path()), 0), next),
+        libc::SYS_symlink => take(calls::symlink(&a.path(), AT_FDCWD, &b.path()), next),
+        libc::SYS_chmod => take(calls::chmod(AT_FDCWD, &a.path(), b.unsigned(), 0), next),
+        libc::SYS_chown => take(calls::chown(AT_FDCWD, &a.path(), b.unsigned(), c.unsigned(), 0), next),
+        libc::SYS_lchown => {
+            let path = a.path();
+            take(calls::chown(AT_FDCWD, &path, b.unsigned(), c.unsigned(), AT_SYMLINK_NOFOLLOW), next)
+        }
+        libc::SYS_utime => take(calls::utimens(AT_FDCWD, &a.path(), Times::seconds(b.vector()), 0), next),
+        libc::SYS_utimes => take(calls::utimens(AT_FDCWD, &a.path(), Times::coarse(b.vector()), 0), next),
+        libc::SYS_futimesat if !b.path().is_null() => {
+            take(calls::utimens(a.int(), &b.path(), Times::coarse(c.vector()), 0), next)
+        }
+        libc::SYS_dup2 => word(onto(a.int(), b.int(), next_int)),
+        _ => next(),
+    }
+}
+
+/// Calls that newer machines do not have.
+#[cfg(not(target_arch = "x86_64"))]
+fn historical(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Word) -> Word {
+    pass(number, all)
+}
