@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Errno, FileAttr, FileHandle, FileType, Generation, INodeNo, PollEvents};
+use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, PollEvents};
 use log::warn;
 use parking_lot::{Condvar, Mutex};
 
@@ -41,6 +41,8 @@ pub(crate) struct Attr {
 pub(crate) struct Opened {
     /// The file system's handle, to be given back in every later call and to `release`.
     pub(crate) fh: FileHandle,
+    /// How the file system wants input and output to be done.
+    pub(crate) flags: FopenFlags,
     /// The backing file, if the file system opened with a [`BackingId`](crate::BackingId) made on this road.
     pub(crate) backing: Option<OwnedFd>,
 }

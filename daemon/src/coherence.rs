@@ -37,10 +37,14 @@ pub(crate) trait Invalidate: Send + Sync {
 
 /// `FUSE_NOTIFY_INVAL_INODE` of `enum fuse_notify_code`.
 const NOTIFY_INVAL_INODE: i32 = 2;
+/// `FUSE_NOTIFY_INVAL_ENTRY`.
+const NOTIFY_INVAL_ENTRY: i32 = 3;
 /// `FUSE_NOTIFY_INC_EPOCH`, Linux 6.16.
 const NOTIFY_INC_EPOCH: i32 = 8;
 /// Size of `struct fuse_out_header`.
 const OUT_HEADER: usize = 16;
+/// The longest body of a notification that is sent from here.
+const NOTIFICATION_MAX: usize = 64;
 
 /// Kernel threads rarely exceed this; a power of two.
 const GATES: usize = 16;
@@ -95,17 +99,71 @@ struct Known {
     attr_until: u32,
 }
 
-/// The kernel's open files of one inode.
+/// The open files of one inode: the kernel's, and those that the daemon keeps for bypass clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Opens {
-    /// How many there are.
+    /// How many the kernel has.
     total: u32,
-    /// Since there was none, some were opened in cached mode: the page cache may hold contents.
+    /// Since it had none, some were opened in cached mode: the page cache may hold contents.
     pub(crate) cached: bool,
-    /// Since there was none, some were opened with kernel passthrough.
+    /// Since it had none, some were opened for direct input and output. The page cache holds what is mapped.
+    direct: bool,
+    /// Since it had none, some were opened with kernel passthrough.
     pub(crate) passthrough: bool,
     /// Some of those can write, which nobody hears of.
     writes_unseen: bool,
+    /// Some that can write were opened otherwise: mapped, they can have changed pages that the file system has not
+    /// got yet.
+    writer: bool,
+    /// Some of the writers were opened in cached mode, so the kernel decides by itself where the file ends.
+    pub(crate) cached_writer: bool,
+    /// While the kernel had writers, the bypass changed the file, so its end is not where the kernel thinks.
+    resized: bool,
+    /// How many files bypass clients have open virtually.
+    virtuals: u32,
+    /// How many of them can write.
+    virtual_writers: u32,
+}
+
+impl Opens {
+    /// Whether the page cache may hold contents.
+    fn paged(self) -> bool {
+        self.cached || self.direct
+    }
+
+    /// The kernel's last file is closed. Whether the bypass has none either.
+    fn kernel_closed(&mut self) -> bool {
+        *self = Self { virtuals: self.virtuals, virtual_writers: self.virtual_writers, ..Self::default() };
+        self.virtuals == 0
+    }
+}
+
+/// What can be done with a file that the kernel opens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Access {
+    /// It can be written to.
+    pub(crate) writes: bool,
+    /// Writes go to its end.
+    pub(crate) appends: bool,
+}
+
+impl Access {
+    /// What the flags of open(2) allow.
+    pub(crate) fn of(flags: i32) -> Self {
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        Self { writes, appends: writes && flags & libc::O_APPEND != 0 }
+    }
+}
+
+/// Those who write to one inode take turns where the end of the file decides: held while the file system is asked,
+/// never while the kernel is told something.
+pub(crate) type Turn = Arc<Mutex<()>>;
+
+/// The open files of one inode, and who writes.
+#[derive(Debug, Default)]
+struct OpenInode {
+    opens: Opens,
+    turn: Option<Turn>,
 }
 
 /// How the kernel does input and output on an open file.
@@ -145,7 +203,7 @@ pub(crate) struct Coherence {
     pages: Mutex<usize>,
     pages_sent: Condvar,
     known: Shards<HashMap<u64, Known>>,
-    opens: Shards<HashMap<u64, Opens>>,
+    opens: Shards<HashMap<u64, OpenInode>>,
     /// How many inodes the kernel writes to unseen.
     written_unseen: AtomicUsize,
     granted: Shards<HashSet<u64>>,
@@ -390,7 +448,7 @@ impl Coherence {
         }
         for shard in &self.opens {
             let cached: Vec<u64> =
-                shard.0.lock().iter().filter(|(_, opens)| opens.cached).map(|(ino, _)| *ino).collect();
+                shard.0.lock().iter().filter(|(_, open)| open.opens.cached).map(|(ino, _)| *ino).collect();
             for ino in cached {
                 if self.inval_inode(ino, 0, 0).is_err_and(gone) {
                     return;
@@ -415,7 +473,7 @@ impl Coherence {
     /// Writes one notification. `ENOENT` (the kernel does not know the inode) is success.
     fn notify(&self, code: i32, body: &[u8]) -> Result<(), Errno> {
         let Some(device) = self.device.lock().clone() else { return Err(Errno::NOTCONN) };
-        let mut message = [0u8; OUT_HEADER + 24];
+        let mut message = [0u8; OUT_HEADER + NOTIFICATION_MAX];
         let len = OUT_HEADER + body.len();
         message[0..4].copy_from_slice(&(len as u32).to_ne_bytes());
         message[4..8].copy_from_slice(&code.to_ne_bytes());
@@ -445,16 +503,61 @@ impl Coherence {
         let _ = self.inval_inode(ino, -1, 0).map_err(gone);
     }
 
+    /// Drops a name that is at most 32 bytes long, and leaves its inode alone (`fuse_reverse_inval_entry`).
+    pub(crate) fn drop_name(&self, parent: u64, name: &[u8]) {
+        let mut body = [0u8; NOTIFICATION_MAX];
+        let len = 16 + name.len().min(32) + 1;
+        body[0..8].copy_from_slice(&parent.to_ne_bytes());
+        body[8..12].copy_from_slice(&(name.len() as u32).to_ne_bytes());
+        body[16..len - 1].copy_from_slice(&name[..len - 17]);
+        if let Err(error) = self.notify(NOTIFY_INVAL_ENTRY, &body[..len]) {
+            gone(error);
+        }
+    }
+
     /// The bypass has changed the contents or the size of an inode. To be called before the change is
     /// answered: drops what the kernel's page cache holds of it.
     ///
     /// # Errors
     /// The kernel's, a closed session excepted. The contents that an open file shows may then be old.
     pub(crate) fn bypass_changed_data(&self, ino: u64) -> io::Result<()> {
-        if !self.kernel_opens(ino).cached {
+        self.bypass_wrote(ino, 0, 0)
+    }
+
+    /// As [`bypass_changed_data`](Self::bypass_changed_data), for `len` bytes at `offset`; `len` 0 is to the end.
+    ///
+    /// # Errors
+    /// As for it.
+    pub(crate) fn bypass_wrote(&self, ino: u64, offset: u64, len: u64) -> io::Result<()> {
+        let opens = match shard(&self.opens, ino).lock().get_mut(&ino) {
+            Some(open) => {
+                open.opens.resized |= open.opens.writer;
+                open.opens
+            }
+            None => return Ok(()),
+        };
+        if !opens.paged() {
             return Ok(());
         }
-        match self.inval_inode(ino, 0, 0) {
+        self.drop_pages(ino, offset, len)
+    }
+
+    /// The bypass is about to read, or to write to, a part of a file: makes the kernel write out what programs have
+    /// changed there through mappings (`fuse_launder_folio`).
+    ///
+    /// # Errors
+    /// As for [`bypass_changed_data`](Self::bypass_changed_data).
+    pub(crate) fn bypass_uses_data(&self, ino: u64, offset: u64, len: u64) -> io::Result<()> {
+        if !self.kernel_opens(ino).writer {
+            return Ok(());
+        }
+        self.drop_pages(ino, offset, len)
+    }
+
+    fn drop_pages(&self, ino: u64, offset: u64, len: u64) -> io::Result<()> {
+        let whole = i64::try_from(offset).ok().zip(i64::try_from(len).ok());
+        let (offset, len) = whole.unwrap_or((0, 0));
+        match self.inval_inode(ino, offset, len) {
             Err(error) if !gone(error) => Err(error.into()),
             _ => Ok(()),
         }
@@ -496,16 +599,33 @@ impl Coherence {
         shard(&self.known, ino).lock().contains_key(&ino)
     }
 
-    /// The kernel gets to know of an open file, which may be written to if it `writes`.
+    /// The kernel gets to know of an open file.
+    #[cfg(test)]
     pub(crate) fn opened(&self, ino: u64, mode: OpenMode, writes: bool) {
         let mut shard = shard(&self.opens, ino).lock();
-        let opens = shard.entry(ino).or_default();
+        let access = Access { writes, appends: false };
+        self.count_open(&mut shard.entry(ino).or_default().opens, mode, access);
+    }
+
+    fn count_open(&self, opens: &mut Opens, mode: OpenMode, access: Access) {
         opens.total = opens.total.saturating_add(1);
-        opens.cached |= mode == OpenMode::Cached;
-        opens.passthrough |= mode == OpenMode::Passthrough;
-        if mode == OpenMode::Passthrough && writes && !opens.writes_unseen {
-            opens.writes_unseen = true;
-            self.written_unseen.fetch_add(1, Ordering::Relaxed);
+        match mode {
+            OpenMode::Cached => {
+                opens.cached = true;
+                opens.cached_writer |= access.writes;
+                opens.writer |= access.writes;
+            }
+            OpenMode::Direct => {
+                opens.direct = true;
+                opens.writer |= access.writes;
+            }
+            OpenMode::Passthrough => {
+                opens.passthrough = true;
+                if access.writes && !opens.writes_unseen {
+                    opens.writes_unseen = true;
+                    self.written_unseen.fetch_add(1, Ordering::Relaxed);
+                }
+            }
         }
     }
 
@@ -519,15 +639,54 @@ impl Coherence {
             cache.attr(ino);
         }
         let mut shard = shard(&self.opens, ino).lock();
-        if let Some(opens) = shard.get_mut(&ino) {
-            opens.total = opens.total.saturating_sub(1);
-            if opens.total == 0 {
-                if opens.writes_unseen {
+        if let Some(open) = shard.get_mut(&ino) {
+            open.opens.total = open.opens.total.saturating_sub(1);
+            if open.opens.total == 0 {
+                if open.opens.writes_unseen {
                     self.written_unseen.fetch_sub(1, Ordering::Relaxed);
                 }
+                if open.opens.kernel_closed() {
+                    shard.remove(&ino);
+                }
+            }
+        }
+    }
+
+    // --- Virtual descriptors ---
+
+    /// A file is about to be opened virtually. From here on the kernel opens it for writing only in a way that keeps
+    /// both roads' writes apart. `None` if the kernel has it open for writing through its page cache already: it may
+    /// have contents, and a notion of the file's end, that nobody else sees.
+    pub(crate) fn open_virtually(self: &Arc<Self>, ino: u64, writes: bool) -> Option<VirtualOpen> {
+        let mut shard = shard(&self.opens, ino).lock();
+        let open = shard.entry(ino).or_default();
+        if open.opens.cached_writer {
+            return None;
+        }
+        open.opens.virtuals += 1;
+        open.opens.virtual_writers += u32::from(writes);
+        let turn = Arc::clone(open.turn.get_or_insert_default());
+        Some(VirtualOpen { coherence: Arc::clone(self), ino, writes, turn })
+    }
+
+    fn close_virtually(&self, ino: u64, writes: bool) {
+        let mut shard = shard(&self.opens, ino).lock();
+        if let Some(open) = shard.get_mut(&ino) {
+            open.opens.virtuals -= 1;
+            open.opens.virtual_writers -= u32::from(writes);
+            if open.opens.virtuals == 0 && open.opens.total == 0 {
                 shard.remove(&ino);
             }
         }
+    }
+
+    /// Whose turn it is to write at the end of a file that the kernel has open, if the kernel may be wrong about where
+    /// that is: bypass clients write to it, or have.
+    pub(crate) fn append_turn(&self, ino: u64) -> Option<Turn> {
+        let mut shard = shard(&self.opens, ino).lock();
+        let open = shard.get_mut(&ino)?;
+        let moves = open.opens.virtual_writers > 0 || open.opens.resized;
+        moves.then(|| Arc::clone(open.turn.get_or_insert_default()))
     }
 
     /// Whether the kernel has the file open in a way that changes it unseen: for writing, with passthrough.
@@ -538,7 +697,7 @@ impl Coherence {
     /// The kernel's open files of an inode. An open that the program's death cut short may be counted for
     /// ever, which costs an unneeded notification.
     pub(crate) fn kernel_opens(&self, ino: u64) -> Opens {
-        shard(&self.opens, ino).lock().get(&ino).copied().unwrap_or_default()
+        shard(&self.opens, ino).lock().get(&ino).map(|open| open.opens).unwrap_or_default()
     }
 
     /// Whether the kernel has an inode open.
@@ -665,6 +824,26 @@ impl Gate<'_> {
         until
     }
 
+    /// The flags for a file that the kernel opens. Counts it.
+    pub(crate) fn open_file(
+        &self,
+        ino: u64,
+        mut flags: FopenFlags,
+        passthrough: bool,
+        access: Access,
+    ) -> FopenFlags {
+        // Decided and counted at once: who opens the file virtually, or has it granted, sees this one or is seen.
+        let mut shard = shard(&self.coherence.opens, ino).lock();
+        let opens = &mut shard.entry(ino).or_default().opens;
+        // The page cache of a writer would hide what it writes through mappings, and where the file ends.
+        if (access.writes && opens.virtuals > 0) || (access.appends && *self.active) {
+            flags.insert(FopenFlags::FOPEN_DIRECT_IO);
+        }
+        let (flags, mode) = self.open_flags(ino, flags, passthrough);
+        self.coherence.count_open(opens, mode, access);
+        flags
+    }
+
     /// The flags to open with, and the mode that they mean.
     pub(crate) fn open_flags(
         &self,
@@ -686,6 +865,28 @@ impl Gate<'_> {
         let mode =
             if flags.contains(FopenFlags::FOPEN_DIRECT_IO) { OpenMode::Direct } else { OpenMode::Cached };
         (flags, mode)
+    }
+}
+
+/// A file that a bypass client has open virtually, for as long as this exists.
+#[derive(Debug)]
+pub(crate) struct VirtualOpen {
+    coherence: Arc<Coherence>,
+    ino: u64,
+    writes: bool,
+    turn: Turn,
+}
+
+impl VirtualOpen {
+    /// Whose turn it is to write.
+    pub(crate) fn turn(&self) -> &Turn {
+        &self.turn
+    }
+}
+
+impl Drop for VirtualOpen {
+    fn drop(&mut self) {
+        self.coherence.close_virtually(self.ino, self.writes);
     }
 }
 

@@ -52,6 +52,9 @@ pub struct Bypass {
     /// file, and the open file be released at once. Off: the file system relies on `release` being the last
     /// that is heard of an open file.
     pub grants: bool,
+    /// Files are opened virtually even so, and a descriptor is handed out only when the program asks for it because that
+    /// pays: opening becomes cheaper, reading and writing much dearer.
+    pub grants_on_request: bool,
     /// The backing file's attributes, `st_dev` and `st_ino` aside, are the file's.
     pub backing_attrs: bool,
     /// `unlink`, `rmdir`, `rename`, `link` and the creating operations answer `EISDIR`, `ENOTDIR`, `ENOTEMPTY`
@@ -70,6 +73,7 @@ impl Bypass {
     pub const fn new() -> Self {
         Self {
             grants: false,
+            grants_on_request: false,
             backing_attrs: false,
             checks_types: false,
             acts_as_caller: false,
@@ -81,6 +85,13 @@ impl Bypass {
     #[must_use]
     pub const fn with_grants(mut self, yes: bool) -> Self {
         self.grants = yes;
+        self
+    }
+
+    /// Sets [`grants_on_request`](Self::grants_on_request).
+    #[must_use]
+    pub const fn with_grants_on_request(mut self, yes: bool) -> Self {
+        self.grants_on_request = yes;
         self
     }
 

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use crate::coherence::Coherence;
 use crate::filesystem::Filesystem;
 use crate::kernel::adapter::{Adapter, Ended};
+use crate::kernel::hidden::Hidden;
 use crate::ring;
 
 /// Where a session's bypass lives while it runs. Whoever takes it out stops it, and who comes later waits for
@@ -38,6 +39,8 @@ pub(crate) struct Core<FS: Filesystem> {
     pub(crate) read_only: bool,
     /// Mounted so that nothing on it can be executed.
     pub(crate) no_exec: bool,
+    /// How open files of bypass clients become the kernel's.
+    pub(crate) hidden: Hidden,
     rendezvous: OnceLock<Vec<u8>>,
 }
 
@@ -58,6 +61,7 @@ impl<FS: Filesystem> Core<FS> {
             default_permissions: has(&MountOption::DefaultPermissions, "default_permissions"),
             read_only: has(&MountOption::RO, "ro"),
             no_exec: has(&MountOption::NoExec, "noexec"),
+            hidden: Hidden::new(),
             rendezvous: OnceLock::new(),
         }
     }

@@ -104,6 +104,11 @@ impl Inode {
         self.lookups.load(Ordering::Relaxed)
     }
 
+    /// The generation that the file system gave it.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
     /// One more lookup was answered with this inode.
     pub(crate) fn referenced(&self) {
         self.lookups.fetch_add(1, Ordering::Relaxed);

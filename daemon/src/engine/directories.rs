@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering;
 use fuser::{FileHandle, FileType, INodeNo, OpenFlags};
 
 use crate::engine::cache::Inode;
+use crate::engine::files::flush;
 use crate::engine::handles::Handle;
 use crate::engine::permission::READ;
 use crate::engine::serve::{Call, Output, Served};
@@ -140,6 +141,7 @@ impl<FS: Filesystem> Engine<FS> {
             Some(Handle::Directory(directory)) => {
                 Ok(Using { core: &self.core, request: &call.request, directory: Some(directory) })
             }
+            Some(Handle::File(_)) => fail(libc::ENOTDIR),
             None => fail(libc::EBADF),
         }
     }
@@ -255,6 +257,7 @@ impl<FS: Filesystem> Engine<FS> {
                 drop(Using { core: &self.core, request: &call.request, directory: Some(directory) });
                 Ok(Reply::ok())
             }
+            Some(Handle::File(file)) => self.close_file(&call.request, &file),
             None => fail(libc::EBADF),
         }
     }
@@ -272,6 +275,10 @@ impl<FS: Filesystem> Engine<FS> {
                 match handle {
                     Handle::Directory(directory) => {
                         drop(Using { core: &core, request: &request, directory: Some(directory) });
+                    }
+                    Handle::File(file) => {
+                        // As if each had been closed; nobody is left to hear of an error.
+                        let _ = flush(&*core.fs, &request, &file);
                     }
                 }
             }

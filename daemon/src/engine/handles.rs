@@ -7,6 +7,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 
 use crate::engine::directories::OpenDirectory;
+use crate::engine::files::OpenFile;
 
 /// Most files and directories that one client may have open; more are opened by the kernel, whose limits hold there.
 const OPEN_MAX: usize = 65_536;
@@ -16,6 +17,8 @@ const OPEN_MAX: usize = 65_536;
 pub(crate) enum Handle {
     /// A directory that is being listed.
     Directory(Arc<OpenDirectory>),
+    /// A regular file.
+    File(Arc<OpenFile>),
 }
 
 #[derive(Default)]

@@ -7,14 +7,19 @@
 //! | [`permission`] | who may do what, as the kernel would decide |
 //! | [`walk`] | from (base, path) to an inode or a parent and a name |
 //! | [`handles`] | what a client has open, by number |
+//! | [`open`] | opening files: granted, virtual, or by the kernel |
+//! | [`files`] | open files that the daemon keeps for clients |
 //! | [`directories`] | open directories: listing them, letting go of them |
 //! | [`serve`] | one method per operation |
 //!
-//! The engine never blocks a client on another: it holds no lock while it calls the file system.
+//! The engine never blocks a client on another: it holds no lock while it calls the file system, but for two that the
+//! kernel holds, too: those who use an open file's offset, and those who write to one file, take turns.
 
 pub(crate) mod cache;
 mod directories;
-mod handles;
+pub(crate) mod files;
+pub(crate) mod handles;
+mod open;
 mod permission;
 pub(crate) mod serve;
 mod walk;
@@ -97,7 +102,7 @@ pub(crate) struct Context {
     /// Directories that the client may search, by cache instance: attribute version and expiry of the verdict.
     searchable: Mutex<HashMap<u64, (u64, cache::Instant)>>,
     /// What the client has open.
-    handles: Handles,
+    handles: Arc<Handles>,
     /// Walks on below what is mounted on a directory: for the daemon's own questions.
     sees_below: bool,
 }
@@ -109,7 +114,7 @@ impl Context {
             credentials: Arc::new(credentials),
             bases: Mutex::default(),
             searchable: Mutex::default(),
-            handles: Handles::default(),
+            handles: Arc::default(),
             sees_below: false,
         }
     }
@@ -140,6 +145,8 @@ pub(crate) struct Engine<FS: Filesystem> {
     covered: RwLock<HashSet<u64>>,
     /// The file system lists directories by `readdirplus` only.
     lists_plus: AtomicBool,
+    /// The file system has no extended attributes.
+    no_xattrs: AtomicBool,
     /// Threads that let go of what departed clients had open.
     closers: Closers,
 }
@@ -168,6 +175,7 @@ impl<FS: Filesystem> Engine<FS> {
             security_modules,
             covered: RwLock::default(),
             lists_plus: AtomicBool::new(false),
+            no_xattrs: AtomicBool::new(false),
             closers: Closers::default(),
         }
     }
@@ -181,6 +189,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// clients had open was released.
     pub(crate) fn end(&self) {
         self.closers.join();
+        self.core.hidden.end();
         self.cache.end();
     }
 

@@ -52,6 +52,12 @@ impl Credentials {
         self.in_group(gid) || self.capable(CAP_FSETID)
     }
 
+    /// Whether set-user-ID and set-group-ID bits survive a change of the contents by the caller
+    /// (`setattr_should_drop_suidgid`).
+    pub(crate) fn keeps_privileges(&self) -> bool {
+        self.capable(CAP_FSETID)
+    }
+
     /// Whether the caller searches every directory (`generic_permission` for a directory).
     pub(crate) fn searches_all(&self) -> bool {
         self.capable(CAP_DAC_OVERRIDE | CAP_DAC_READ_SEARCH)

@@ -7,18 +7,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use fuser::{FileAttr, FileHandle, FileType, INodeNo, OpenFlags, RenameFlags, TimeOrNow};
+use fuser::{FileAttr, FileHandle, FileType, INodeNo, RenameFlags, TimeOrNow};
 
-use crate::answer::{self, Answer, Opened};
+use crate::answer::{self, Answer};
 use crate::coherence::Invalidate;
 use crate::engine::cache::Inode;
 use crate::engine::permission::{EXEC, READ, WRITE};
-use crate::engine::walk::{Last, Node, Parent};
+use crate::engine::walk::{Node, Parent};
 use crate::engine::{Checks, Context, Engine, Stop, fail, kernel};
 use crate::filesystem::Filesystem;
-use crate::reply::{ReplyAttr, ReplyCreate, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr};
+use crate::reply::{ReplyAttr, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyXattr};
 use crate::request::Request;
-use finesse_ipc::frame::{self, Attr, Fallback, Op, Reply, Statfs, Time};
+use finesse_ipc::frame::{self, Attr, BY_FILE, Fallback, Op, Reply, Statfs, Time};
 
 /// What goes to the client besides the reply.
 #[derive(Default)]
@@ -61,7 +61,7 @@ pub(super) struct Call<'a> {
     pub(super) frame: &'a frame::Request,
     pub(super) path: &'a [u8],
     path2: &'a [u8],
-    data: &'a [u8],
+    pub(super) data: &'a [u8],
 }
 
 pub(super) type Served = Result<Reply, Stop>;
@@ -126,27 +126,31 @@ impl<FS: Filesystem> Engine<FS> {
             }
             Op::OpenDir => self.open_dir(&call),
             Op::ReadDir => self.read_dir(&call, output),
-            Op::Seek => self.seek(&call),
-            Op::Sync => self.sync(&call),
+            Op::Seek => match self.file(&call) {
+                Ok(file) => self.seek_file(&call, &file),
+                Err(_) => self.seek(&call),
+            },
+            Op::Sync => match self.file(&call) {
+                Ok(file) => self.sync_file(&call.request, &file, call.frame.mode == 1).map(|()| Reply::ok()),
+                Err(_) => self.sync(&call),
+            },
             Op::Close => self.close(&call),
-            Op::Setxattr
-            | Op::Removexattr
-            | Op::Read
-            | Op::Write
-            | Op::Allocate
-            | Op::SetFlags
-            | Op::Promote
-            | Op::Watch
-            | Op::Unwatch => {
-                tracing::debug!(bytes = call.data.len(), "not served");
-                kernel(Fallback::Unsupported)
-            }
+            Op::Setxattr | Op::Removexattr => self.change_xattr(&call, op),
+            Op::Read => self.read(&call, output),
+            Op::Write => self.write(&call),
+            Op::Allocate => self.allocate(&call),
+            Op::SetFlags => self.set_flags(&call),
+            Op::Promote => self.promote(&call, output),
+            Op::Watch | Op::Unwatch => kernel(Fallback::Unsupported),
             Op::ProveDir => return Err(Malformed::Operation(asked.frame.op)),
         };
         Ok(served.unwrap_or_else(Reply::from))
     }
 
     fn target(&self, call: &Call<'_>) -> Result<Node, Stop> {
+        if call.frame.flags & BY_FILE != 0 {
+            return Ok(Node { inode: self.file(call)?.inode().clone(), attr: None });
+        }
         let follow = call.frame.flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0;
         if call.path.is_empty() && call.frame.flags & libc::AT_EMPTY_PATH as u32 != 0 {
             return Ok(Node { inode: self.base(call.context, call.frame.base)?, attr: None });
@@ -154,11 +158,19 @@ impl<FS: Filesystem> Engine<FS> {
         self.resolve(call.context, &call.request, call.frame.base, call.path, follow)
     }
 
-    fn parent_of<'a>(&self, call: &Call<'a>) -> Result<Parent<'a>, Stop> {
+    pub(super) fn parent_of<'a>(&self, call: &Call<'a>) -> Result<Parent<'a>, Stop> {
         self.parent(call.context, &call.request, call.frame.base, call.path)
     }
 
     fn stat(&self, call: &Call<'_>) -> Served {
+        if call.frame.flags & BY_FILE != 0 {
+            let file = self.file(call)?;
+            let attr = match call.frame.flags & libc::AT_STATX_FORCE_SYNC as u32 {
+                0 => self.file_attr(&call.request, &file)?,
+                _ => self.fresh_file_attr(&call.request, &file)?,
+            };
+            return Ok(Reply::attr(to_frame(&attr)));
+        }
         let node = self.target(call)?;
         let attr = match node.attr {
             Some(attr) => attr,
@@ -199,149 +211,6 @@ impl<FS: Filesystem> Engine<FS> {
             Checks::Caller | Checks::FileSystem => self.ask_access(&call.request, node.inode.ino, mask)?,
         }
         Ok(Reply::ok())
-    }
-
-    // --- open ---
-
-    fn open(&self, call: &Call<'_>, output: &mut Output) -> Served {
-        let flags = call.frame.flags as i32;
-        let unsupported = libc::O_PATH | libc::O_DIRECTORY | (libc::O_TMPFILE & !libc::O_DIRECTORY);
-        let truncates_unwritable = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE == libc::O_RDONLY;
-        if flags & unsupported != 0 || flags & libc::O_ACCMODE == libc::O_ACCMODE || truncates_unwritable {
-            return kernel(Fallback::Unsupported);
-        }
-        if !self.grants() {
-            return kernel(Fallback::NotGranted);
-        }
-        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        if self.core.read_only && (writes || flags & libc::O_CREAT != 0) {
-            return kernel(Fallback::KernelByChoice);
-        }
-        let exclusive = flags & (libc::O_CREAT | libc::O_EXCL) == libc::O_CREAT | libc::O_EXCL;
-        let follow = flags & libc::O_NOFOLLOW == 0 && !exclusive;
-        if flags & libc::O_CREAT != 0 && call.path.last() == Some(&b'/') {
-            return kernel(Fallback::KernelByChoice);
-        }
-        match self.last(call.context, &call.request, call.frame.base, call.path, follow)? {
-            Last::There(_) if exclusive => fail(libc::EEXIST),
-            Last::There(node) => self.open_existing(call, &node, output),
-            Last::Missing(directory, name) if flags & libc::O_CREAT != 0 => {
-                self.create(call, &directory, &name, output)
-            }
-            Last::Missing(..) => fail(libc::ENOENT),
-        }
-    }
-
-    fn open_existing(&self, call: &Call<'_>, node: &Node, output: &mut Output) -> Served {
-        let flags = call.frame.flags as i32;
-        match node.inode.kind {
-            FileType::RegularFile => {}
-            FileType::Directory => return kernel(Fallback::OpenDirectory),
-            FileType::Symlink => return fail(libc::ELOOP),
-            _ => return kernel(Fallback::OpenSpecial),
-        }
-        if flags & libc::O_CREAT != 0 {
-            self.may_open_shared(call)?;
-        }
-        let mask = match flags & libc::O_ACCMODE {
-            libc::O_RDONLY => READ,
-            libc::O_WRONLY => WRITE,
-            _ => READ | WRITE,
-        };
-        self.may(call.context, &call.request, &node.inode, mask)?;
-        if u32::from(self.attr(&call.request, &node.inode)?.perm) & (libc::S_ISUID | libc::S_ISGID) != 0 {
-            // Executed through a granted descriptor, it would not know of the mount's `nosuid`.
-            return kernel(Fallback::NotGranted);
-        }
-        if self.checks == Checks::Engine && flags & libc::O_NOATIME != 0 {
-            return kernel(Fallback::KernelByChoice);
-        }
-        if mask & WRITE != 0 {
-            self.before_writable_grant(&node.inode)?;
-        }
-        let ino = INodeNo(node.inode.ino);
-        let passed = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_NOCTTY | libc::O_TRUNC);
-        let (reply, answer) = ReplyOpen::local();
-        self.core.fs.open(&call.request, ino, OpenFlags(passed), reply);
-        let opened = answer.wait()?;
-        let grant = Granted { engine: self, request: &call.request, ino, flags: passed, opened };
-        if grant.opened.backing.is_none() {
-            return kernel(Fallback::NotGranted);
-        }
-        if flags & libc::O_TRUNC != 0 {
-            let fh = Some(grant.opened.fh);
-            let changes = Changes { size: Some(0), fh, ..Changes::default() };
-            self.setattr(&call.request, &node.inode, changes)?;
-            self.data_changed(&node.inode);
-        }
-        self.grant(&node.inode, grant, output)
-    }
-
-    /// In a sticky directory that others may write, `O_CREAT` of an existing file is judged by a system-wide
-    /// setting (`may_create_in_sticky`).
-    fn may_open_shared(&self, call: &Call<'_>) -> Result<(), Stop> {
-        let parent = self.parent_of(call)?;
-        let mode = u32::from(self.attr(&call.request, &parent.directory)?.perm);
-        if mode & libc::S_ISVTX != 0 && mode & (libc::S_IWGRP | libc::S_IWOTH) != 0 {
-            return kernel(Fallback::KernelByChoice);
-        }
-        Ok(())
-    }
-
-    fn create(&self, call: &Call<'_>, directory: &Arc<Inode>, name: &OsStr, output: &mut Output) -> Served {
-        self.may_create(call.context, &call.request, directory)?;
-        let flags = call.frame.flags as i32 & !libc::O_NOCTTY;
-        let mode = self.masked(call) & 0o7777 | libc::S_IFREG;
-        let mark = self.cache.mark();
-        let (reply, answer) = ReplyCreate::local();
-        self.core.fs.create(
-            &call.request,
-            INodeNo(directory.ino),
-            name,
-            mode,
-            call.frame.umask,
-            flags,
-            reply,
-        );
-        let created = answer.wait();
-        // The negative entry that led here is no more; the directory's times have changed.
-        self.cache.forget_name(directory, name);
-        self.cache.forget_attr(directory);
-        let created = created?;
-        let Some(node) = self.learned(directory, name, &created.entry, mark) else { return fail(libc::EIO) };
-        let ino = INodeNo(node.inode.ino);
-        let grant = Granted { engine: self, request: &call.request, ino, flags, opened: created.opened };
-        if grant.opened.backing.is_none() {
-            // The kernel will create it: O_EXCL would fail if the file stayed.
-            drop(grant);
-            let (reply, answer) = ReplyEmpty::local();
-            self.core.fs.unlink(&call.request, INodeNo(directory.ino), name, reply);
-            self.removed(directory, name, answer)?;
-            return kernel(Fallback::NotGranted);
-        }
-        if flags & libc::O_ACCMODE != libc::O_RDONLY {
-            // Whoever opens it through the kernel from here on finds it granted.
-            self.core.coherence.note_granted_write(ino.0);
-            self.cache.forget_attr(&node.inode);
-        }
-        self.grant(&node.inode, grant, output)
-    }
-
-    /// From here on the inode's size, times and contents change unseen.
-    fn before_writable_grant(&self, inode: &Inode) -> Result<(), Stop> {
-        self.core.coherence.note_granted_write(inode.ino);
-        self.cache.forget_attr(inode);
-        if self.core.coherence.kernel_opens(inode.ino).cached {
-            return kernel(Fallback::KernelHasItOpen);
-        }
-        Ok(())
-    }
-
-    fn grant(&self, inode: &Inode, mut granted: Granted<'_, FS>, output: &mut Output) -> Served {
-        output.grant = granted.opened.backing.take();
-        let mut reply = Reply::attr(Attr { ino: inode.ino, ..Attr::default() });
-        reply.flags |= frame::REPLY_GRANT;
-        Ok(reply)
     }
 
     // --- names ---
@@ -391,7 +260,7 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     /// Waits for a removal and forgets the name, whatever came of it.
-    fn removed(
+    pub(super) fn removed(
         &self,
         directory: &Inode,
         name: &OsStr,
@@ -531,7 +400,7 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     /// The mode that a new inode asks for: masked, unless the file system does it.
-    fn masked(&self, call: &Call<'_>) -> u32 {
+    pub(super) fn masked(&self, call: &Call<'_>) -> u32 {
         if self.bypass.applies_umask { call.frame.mode } else { call.frame.mode & !call.frame.umask }
     }
 
@@ -591,17 +460,20 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     /// Reads of extended attributes. Which of them a caller may read the kernel decides by name (`xattr_permission`),
-    /// so they are served only where the file system asks the backing's kernel as the caller, and only by names that
-    /// neither a capability nor a security module guards.
+    /// so beyond those of users only names that neither a capability nor a security module guards are served, and only
+    /// where the file system asks the backing's kernel as the caller.
     fn xattr(&self, call: &Call<'_>, op: Op, output: &mut Output) -> Served {
         let name = OsStr::from_bytes(call.path2);
-        let unguarded =
-            [&b"user."[..], b"system.posix_acl_"].iter().any(|space| call.path2.starts_with(space))
-                || (call.path2.starts_with(b"security.") && !self.security_modules);
-        if self.checks != Checks::Caller || (op == Op::Getxattr && !unguarded) {
+        let unguarded = call.path2.starts_with(b"system.posix_acl_")
+            || (call.path2.starts_with(b"security.") && !self.security_modules);
+        let is_users = is_users(call.path2);
+        if op == Op::Getxattr && !is_users && (!unguarded || self.checks != Checks::Caller) {
             return kernel(Fallback::KernelByChoice);
         }
         let node = self.target(call)?;
+        if op == Op::Getxattr && is_users {
+            self.may_use_xattr(call, &node.inode, READ)?;
+        }
         let room = call.frame.size.min(finesse_ipc::layout::DATA_BYTES as u64) as u32;
         let (reply, answer) = ReplyXattr::local();
         let ino = INodeNo(node.inode.ino);
@@ -609,7 +481,7 @@ impl<FS: Filesystem> Engine<FS> {
             Op::Listxattr => self.core.fs.listxattr(&call.request, ino, room, reply),
             _ => self.core.fs.getxattr(&call.request, ino, name, room, reply),
         }
-        match answer.wait()? {
+        match answer.wait().map_err(xattr_error)? {
             answer::Xattr::Size(size) => Ok(Reply::data(size)),
             answer::Xattr::Data(data) if data.len() > room as usize => fail(libc::ERANGE),
             answer::Xattr::Data(data) => {
@@ -620,9 +492,44 @@ impl<FS: Filesystem> Engine<FS> {
         }
     }
 
+    /// Sets or removes an extended attribute of a user's. Others need capabilities, or are cached by the kernel.
+    fn change_xattr(&self, call: &Call<'_>, op: Op) -> Served {
+        let (name, flags) = (OsStr::from_bytes(call.path2), call.frame.size as i32);
+        if !is_users(call.path2) || call.data.len() > XATTR_SIZE_MAX {
+            return kernel(Fallback::KernelByChoice);
+        }
+        if flags & !(libc::XATTR_CREATE | libc::XATTR_REPLACE) != 0 {
+            return fail(libc::EINVAL);
+        }
+        let node = self.target(call)?;
+        self.may_use_xattr(call, &node.inode, WRITE)?;
+        let (reply, answer) = ReplyEmpty::local();
+        let ino = INodeNo(node.inode.ino);
+        match op {
+            Op::Setxattr => {
+                self.core.fs.setxattr(&call.request, ino, name, call.data, flags, 0, reply);
+            }
+            _ => self.core.fs.removexattr(&call.request, ino, name, reply),
+        }
+        let changed = answer.wait();
+        self.cache.forget_attr(&node.inode);
+        changed.map(|()| Reply::ok()).map_err(xattr_error)
+    }
+
+    /// `xattr_permission` for attributes of users.
+    fn may_use_xattr(&self, call: &Call<'_>, inode: &Inode, mask: u32) -> Result<(), Stop> {
+        match inode.kind {
+            FileType::RegularFile => {}
+            // In a sticky one, only the owner may write.
+            FileType::Directory if mask == READ => {}
+            _ => return kernel(Fallback::KernelByChoice),
+        }
+        self.may(call.context, &call.request, inode, mask)
+    }
+
     // --- attributes ---
 
-    fn setattr(&self, request: &Request, inode: &Inode, changes: Changes) -> Result<(), Stop> {
+    pub(super) fn setattr(&self, request: &Request, inode: &Inode, changes: Changes) -> Result<(), Stop> {
         let (reply, answer) = ReplyAttr::local();
         self.core.fs.setattr(
             request,
@@ -647,7 +554,7 @@ impl<FS: Filesystem> Engine<FS> {
         Ok(())
     }
 
-    fn data_changed(&self, inode: &Inode) {
+    pub(super) fn data_changed(&self, inode: &Inode) {
         if let Err(error) = self.core.coherence.bypass_changed_data(inode.ino) {
             tracing::warn!(ino = inode.ino, %error, "the kernel did not drop its pages of a changed file");
         }
@@ -699,6 +606,9 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     fn truncate(&self, call: &Call<'_>) -> Served {
+        if call.frame.flags & BY_FILE != 0 {
+            return self.truncate_file(call);
+        }
         let node = self.target(call)?;
         match node.inode.kind {
             FileType::RegularFile => {}
@@ -709,11 +619,12 @@ impl<FS: Filesystem> Engine<FS> {
             return fail(libc::EINVAL);
         }
         self.may(call.context, &call.request, &node.inode, WRITE)?;
-        let mut mode = None;
-        if self.checks != Checks::Caller {
-            mode = without_privileges(&self.attr(&call.request, &node.inode)?);
+        if self.core.coherence.kernel_opens(node.inode.ino).cached_writer {
+            // It appends where it thinks that the file ends.
+            return kernel(Fallback::KernelHasItOpen);
         }
-        let changes = Changes { mode, size: Some(call.frame.size), ..Changes::default() };
+        self.shed_privileges(call, &node.inode, None)?;
+        let changes = Changes { size: Some(call.frame.size), ..Changes::default() };
         self.setattr(&call.request, &node.inode, changes)?;
         self.data_changed(&node.inode);
         Ok(Reply::ok())
@@ -761,40 +672,38 @@ impl<FS: Filesystem> Engine<FS> {
     }
 }
 
-/// An open file that is released again, as nobody will do it by the handle: what was granted lives on its own.
-struct Granted<'a, FS: Filesystem> {
-    engine: &'a Engine<FS>,
-    request: &'a Request,
-    ino: INodeNo,
-    flags: i32,
-    opened: Opened,
+/// Longest value of an extended attribute.
+const XATTR_SIZE_MAX: usize = 65_536;
+
+/// Whether an extended attribute is one that users keep for themselves.
+fn is_users(name: &[u8]) -> bool {
+    let prefix = b"user.";
+    name.starts_with(prefix) && name.len() > prefix.len() && name.len() <= 255
 }
 
-impl<FS: Filesystem> Drop for Granted<'_, FS> {
-    fn drop(&mut self) {
-        let (reply, answer) = ReplyEmpty::local();
-        let flags = OpenFlags(self.flags);
-        self.engine.core.fs.release(self.request, self.ino, self.opened.fh, flags, None, false, reply);
-        // Errors of release reach nobody in the kernel either.
-        let _ = answer.wait();
+/// `fc->no_setxattr` and its like.
+fn xattr_error(errno: fuser::Errno) -> Stop {
+    match errno.code() {
+        libc::ENOSYS => Stop::Errno(libc::EOPNOTSUPP),
+        _ => errno.into(),
     }
 }
 
 /// Arguments of `setattr`.
 #[derive(Default)]
-struct Changes {
-    mode: Option<u32>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    size: Option<u64>,
-    atime: Option<TimeOrNow>,
-    mtime: Option<TimeOrNow>,
-    fh: Option<FileHandle>,
+pub(super) struct Changes {
+    pub(super) mode: Option<u32>,
+    pub(super) uid: Option<u32>,
+    pub(super) gid: Option<u32>,
+    pub(super) size: Option<u64>,
+    pub(super) atime: Option<TimeOrNow>,
+    pub(super) mtime: Option<TimeOrNow>,
+    pub(super) fh: Option<FileHandle>,
 }
 
 /// The mode without the bits that a change of owner or size takes away (`fuse_setattr` without
 /// `FUSE_HANDLE_KILLPRIV`); `None` if there are none.
-fn without_privileges(attr: &FileAttr) -> Option<u32> {
+pub(super) fn without_privileges(attr: &FileAttr) -> Option<u32> {
     if attr.kind != FileType::RegularFile {
         return None;
     }

@@ -110,7 +110,7 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     /// Whether the file may be written through a descriptor that the daemon does not see.
-    fn changes_unseen(&self, inode: &Inode) -> bool {
+    pub(super) fn changes_unseen(&self, inode: &Inode) -> bool {
         let coherence = &self.core.coherence;
         inode.kind == FileType::RegularFile
             && (coherence.is_granted_write(inode.ino) || coherence.is_written_unseen(inode.ino))

@@ -7,17 +7,21 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, INodeNo, IoctlFlags, KernelConfig,
-    LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Generation, INodeNo, InitFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
+    TimeOrNow, WriteFlags,
 };
 use log::{error, warn};
 
+use super::hidden::{self, DIRECTORY};
 use super::hooks::{Effect, Hooks};
+use crate::coherence::Turn;
 use crate::filesystem::Filesystem;
 use crate::reply::{
     ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
+use crate::request::Request;
 use crate::session::{Core, RingSlot};
 
 /// The extended attribute of the mount's root by which programs find the bypass.
@@ -88,6 +92,57 @@ impl<FS: Filesystem> Adapter<FS> {
     fn fs(&self) -> &FS {
         &self.core().fs
     }
+
+    /// A file's attributes, asked for within another request.
+    fn attr_of(&self, req: &Request, ino: INodeNo, fh: FileHandle) -> Result<crate::answer::Attr, Errno> {
+        let (reply, answer) = ReplyAttr::local();
+        self.fs().getattr(req, ino, Some(fh), reply);
+        answer.wait()
+    }
+
+    /// `CREATE` in the hidden directory: the kernel gets a file that a bypass client has open virtually.
+    fn promote(&self, req: &Request, name: &OsStr, flags: i32, reply: fuser::ReplyCreate) {
+        let Some((token, file)) = self.core().hidden.invited(name) else { return reply.error(Errno::EACCES) };
+        // The kernel goes by these flags from now on: they must allow no more than the file was opened for.
+        if flags & libc::O_ACCMODE != file.flags() & libc::O_ACCMODE {
+            return reply.error(Errno::EACCES);
+        }
+        let (inode, fh) = (Arc::clone(file.inode()), file.fh());
+        let attr = match self.attr_of(req, INodeNo(inode.ino), fh) {
+            Ok(answer) => answer.attr,
+            Err(error) => return reply.error(error),
+        };
+        if !self.core().hidden.hand_over(&token, &file) {
+            return reply.error(Errno::EACCES);
+        }
+        let hooks = self.hooks(DIRECTORY).opens(flags);
+        let open_flags = file.kernel_flags();
+        let reply = ReplyCreate::kernel(reply, hooks);
+        reply.created(&Duration::ZERO, &attr, Generation(inode.generation()), fh, open_flags);
+        self.core().hidden.drop_name(token, &self.core().coherence);
+    }
+
+    /// A write to the end of a file whose end only the file system knows, as bypass clients write to it, too: the
+    /// kernel's offset is ignored. The kernel has the file open for direct input and output then, so no page of its
+    /// cache is meant.
+    #[allow(clippy::too_many_arguments)]
+    fn append(
+        &self,
+        turn: &Turn,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: OpenFlags,
+        lock_owner: Option<LockOwner>,
+    ) -> Result<u32, Errno> {
+        let _turn = turn.lock();
+        let end = self.attr_of(req, ino, fh)?.attr.size;
+        let (reply, answer) = ReplyWrite::local();
+        self.fs().write(req, ino, fh, end, data, write_flags, flags, lock_owner, reply);
+        answer.wait()
+    }
 }
 
 /// The file system, if nobody else holds it, not even weakly.
@@ -100,6 +155,12 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         let core = self.core.as_mut();
         let fs = core.and_then(sole).ok_or_else(|| io::Error::other("the file system is in use already"))?;
         fs.init(&req.into(), config)?;
+        // Files that bypass clients have open are opened for direct input and output, which must not keep programs
+        // from mapping them. Kernels before 6.6 have no such thing.
+        let mappable = InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
+        if config.capabilities().contains(mappable) && config.add_capabilities(mappable).is_err() {
+            warn!("the kernel took back that files open for direct input and output can be mapped");
+        }
         if let Some(core) = &self.core {
             // Fails only if the session was given up, and then nobody needs it.
             let _ = self.handoff.send(Arc::clone(core));
@@ -139,17 +200,33 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     }
 
     fn lookup(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEntry) {
+        if let Some(attr) = self.core().hidden.lookup(parent, name) {
+            return reply.entry(&hidden::LIFETIME, &attr, Generation(0));
+        }
+        if parent == DIRECTORY {
+            // Also of a one-time name: only creating it leads to the file.
+            return reply.error(Errno::ENOENT);
+        }
         self.fs().lookup(&req.into(), parent, name, ReplyEntry::kernel(reply, self.hooks(parent)));
     }
 
     // fuser's default for `batch_forget` calls this for each inode; its argument's type has no public name, so
     // it cannot be overridden.
     fn forget(&self, req: &fuser::Request, ino: INodeNo, nlookup: u64) {
+        if hidden::owns(ino) {
+            return;
+        }
         self.core().coherence.forgotten(ino.0, nlookup);
-        self.fs().forget(&req.into(), ino, nlookup);
+        match self.core().hidden.swallow(ino, nlookup) {
+            0 => {}
+            nlookup => self.fs().forget(&req.into(), ino, nlookup),
+        }
     }
 
     fn getattr(&self, req: &fuser::Request, ino: INodeNo, fh: Option<FileHandle>, reply: fuser::ReplyAttr) {
+        if hidden::owns(ino) {
+            return reply.attr(&hidden::LIFETIME, &hidden::attr(ino));
+        }
         self.fs().getattr(&req.into(), ino, fh, ReplyAttr::kernel(reply, self.hooks(ino)));
     }
 
@@ -171,6 +248,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flags: Option<BsdFileFlags>,
         reply: fuser::ReplyAttr,
     ) {
+        if hidden::owns(ino) {
+            return reply.error(Errno::EPERM);
+        }
         let reply = ReplyAttr::kernel(reply, self.changes_attr(ino));
         self.fs().setattr(
             &req.into(),
@@ -205,6 +285,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         rdev: u32,
         reply: fuser::ReplyEntry,
     ) {
+        if hidden::owns(parent) {
+            return reply.error(Errno::EPERM);
+        }
         let reply = ReplyEntry::kernel(reply, self.changes_name(parent, name));
         self.fs().mknod(&req.into(), parent, name, mode, umask, rdev, reply);
     }
@@ -218,16 +301,25 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         umask: u32,
         reply: fuser::ReplyEntry,
     ) {
+        if hidden::owns(parent) {
+            return reply.error(Errno::EPERM);
+        }
         let reply = ReplyEntry::kernel(reply, self.changes_name(parent, name));
         self.fs().mkdir(&req.into(), parent, name, mode, umask, reply);
     }
 
     fn unlink(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
+        if hidden::owns(parent) {
+            return reply.error(Errno::EPERM);
+        }
         let reply = ReplyEmpty::kernel(reply, self.changes_name(parent, name));
         self.fs().unlink(&req.into(), parent, name, reply);
     }
 
     fn rmdir(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
+        if hidden::owns(parent) {
+            return reply.error(Errno::EPERM);
+        }
         let reply = ReplyEmpty::kernel(reply, self.changes_name(parent, name));
         self.fs().rmdir(&req.into(), parent, name, reply);
     }
@@ -240,6 +332,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         target: &Path,
         reply: fuser::ReplyEntry,
     ) {
+        if hidden::owns(parent) {
+            return reply.error(Errno::EPERM);
+        }
         let reply = ReplyEntry::kernel(reply, self.changes_name(parent, link_name));
         self.fs().symlink(&req.into(), parent, link_name, target, reply);
     }
@@ -254,6 +349,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flags: RenameFlags,
         reply: fuser::ReplyEmpty,
     ) {
+        if hidden::owns(parent) || hidden::owns(newparent) {
+            return reply.error(Errno::EPERM);
+        }
         let hooks = self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname));
         let reply = ReplyEmpty::kernel(reply, hooks);
         self.fs().rename(&req.into(), parent, name, newparent, newname, flags, reply);
@@ -267,11 +365,17 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         newname: &OsStr,
         reply: fuser::ReplyEntry,
     ) {
+        if hidden::owns(ino) || hidden::owns(newparent) {
+            return reply.error(Errno::EPERM);
+        }
         let hooks = self.changes(ino, || Effect::link(newparent.0, newname, ino.0));
         self.fs().link(&req.into(), ino, newparent, newname, ReplyEntry::kernel(reply, hooks));
     }
 
     fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
+        if hidden::owns(ino) {
+            return reply.error(Errno::EACCES);
+        }
         let hooks = if flags.0 & libc::O_TRUNC != 0 { self.changes_attr(ino) } else { self.hooks(ino) };
         self.fs().open(&req.into(), ino, flags, ReplyOpen::kernel(reply, hooks.opens(flags.0)));
     }
@@ -308,6 +412,16 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         let appends = flags.0 & libc::O_APPEND != 0;
         let hooks = if appends { self.changes_unforeseen(ino) } else { self.changes_attr(ino) };
         let reply = ReplyWrite::kernel(reply, hooks);
+        if appends
+            && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE)
+            && let Some(turn) = self.core().coherence.append_turn(ino.0)
+        {
+            let written = self.append(&turn, &req.into(), ino, fh, data, write_flags, flags, lock_owner);
+            return match written {
+                Ok(count) => reply.written(count),
+                Err(error) => reply.error(error),
+            };
+        }
         self.fs().write(&req.into(), ino, fh, offset, data, write_flags, flags, lock_owner, reply);
     }
 
@@ -349,6 +463,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     }
 
     fn opendir(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
+        if hidden::owns(ino) {
+            return reply.error(Errno::EACCES);
+        }
         // Open directories are not counted: the kernel never caches what they list.
         let reply = ReplyOpen::kernel(reply, self.hooks(INodeNo(0)));
         self.fs().opendir(&req.into(), ino, flags, reply);
@@ -400,6 +517,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     }
 
     fn statfs(&self, req: &fuser::Request, ino: INodeNo, reply: fuser::ReplyStatfs) {
+        let ino = if hidden::owns(ino) { INodeNo::ROOT } else { ino };
         self.fs().statfs(&req.into(), ino, ReplyStatfs::kernel(reply, self.hooks(ino)));
     }
 
@@ -413,6 +531,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         position: u32,
         reply: fuser::ReplyEmpty,
     ) {
+        if hidden::owns(ino) {
+            return reply.error(Errno::EPERM);
+        }
         let reply = ReplyEmpty::kernel(reply, self.changes_xattr(ino, name));
         self.fs().setxattr(&req.into(), ino, name, value, flags, position, reply);
     }
@@ -435,19 +556,31 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
                 _ => reply.error(Errno::ERANGE),
             };
         }
+        if hidden::owns(ino) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         self.fs().getxattr(&req.into(), ino, name, size, ReplyXattr::kernel(reply, self.hooks(ino)));
     }
 
     fn listxattr(&self, req: &fuser::Request, ino: INodeNo, size: u32, reply: fuser::ReplyXattr) {
+        if hidden::owns(ino) {
+            return reply.error(Errno::EOPNOTSUPP);
+        }
         self.fs().listxattr(&req.into(), ino, size, ReplyXattr::kernel(reply, self.hooks(ino)));
     }
 
     fn removexattr(&self, req: &fuser::Request, ino: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
+        if hidden::owns(ino) {
+            return reply.error(Errno::EPERM);
+        }
         let reply = ReplyEmpty::kernel(reply, self.changes_xattr(ino, name));
         self.fs().removexattr(&req.into(), ino, name, reply);
     }
 
     fn access(&self, req: &fuser::Request, ino: INodeNo, mask: AccessFlags, reply: fuser::ReplyEmpty) {
+        if hidden::owns(ino) {
+            return if ino == DIRECTORY { reply.ok() } else { reply.error(Errno::EACCES) };
+        }
         self.fs().access(&req.into(), ino, mask, ReplyEmpty::kernel(reply, self.hooks(ino)));
     }
 
@@ -461,6 +594,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flags: i32,
         reply: fuser::ReplyCreate,
     ) {
+        if parent == DIRECTORY {
+            return self.promote(&req.into(), name, flags, reply);
+        }
         let reply = ReplyCreate::kernel(reply, self.changes_name(parent, name).opens(flags));
         self.fs().create(&req.into(), parent, name, mode, umask, flags, reply);
     }

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
-use crate::coherence::Coherence;
+use crate::coherence::{Access, Coherence};
 
 /// What a request changes, so that the bypass forgets what it knew of it.
 #[derive(Debug)]
@@ -76,19 +76,19 @@ pub(crate) struct Hooks {
     pub(crate) coherence: Arc<Coherence>,
     /// The inode that the request is about.
     pub(crate) ino: u64,
-    /// Whether a file that the request opens can be written to.
-    pub(crate) writes: bool,
+    /// What can be done with a file that the request opens.
+    pub(crate) access: Access,
     effect: Effect,
 }
 
 impl Hooks {
     pub(crate) fn new(coherence: Arc<Coherence>, ino: u64, effect: Effect) -> Self {
-        Self { coherence, ino, writes: false, effect }
+        Self { coherence, ino, access: Access::default(), effect }
     }
 
     /// Notes the flags that a file is opened with.
     pub(crate) fn opens(mut self, flags: i32) -> Self {
-        self.writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        self.access = Access::of(flags);
         self
     }
 

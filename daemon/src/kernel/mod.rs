@@ -2,6 +2,7 @@
 
 pub(crate) mod adapter;
 pub(crate) mod below;
+pub(crate) mod hidden;
 pub(crate) mod hooks;
 #[cfg(test)]
 mod tests;

@@ -26,11 +26,10 @@ reply! {
 /// The flags that go to the kernel, after what they mean has been noted. An inode of 0 is a directory: the
 /// kernel has no pages of it, and what it lists must never be cached.
 fn kernel_flags(hooks: &Hooks, gate: &Gate<'_>, ino: u64, flags: FopenFlags, pass: bool) -> FopenFlags {
-    let (flags, mode) = gate.open_flags(ino, flags, pass);
-    if ino != 0 {
-        hooks.coherence.opened(ino, mode, hooks.writes);
+    match ino {
+        0 => gate.open_flags(ino, flags, pass).0,
+        ino => gate.open_file(ino, flags, pass, hooks.access),
     }
-    flags
 }
 
 impl ReplyOpen {
@@ -61,7 +60,7 @@ impl ReplyOpen {
                 let flags = kernel_flags(&hooks, &gate, hooks.ino, flags, false);
                 reply.opened(fh, flags);
             }
-            To::Local(sender) => sender.send(Ok(Opened { fh, backing: None })),
+            To::Local(sender) => sender.send(Ok(Opened { fh, flags, backing: None })),
         }
     }
 
@@ -107,7 +106,7 @@ impl ReplyOpen {
                 }
             }
             To::Local(sender) => {
-                sender.send(Ok(Opened { fh, backing: backing_id.duplicate() }));
+                sender.send(Ok(Opened { fh, flags, backing: backing_id.duplicate() }));
             }
         }
     }
@@ -195,7 +194,7 @@ impl ReplyCreate {
             }
             To::Local(sender) => sender.send(Ok(Created {
                 entry: Entry { attr: *attr, generation, attr_ttl: *ttl, entry_ttl: *ttl },
-                opened: Opened { fh, backing: backing_id.and_then(BackingId::duplicate) },
+                opened: Opened { fh, flags, backing: backing_id.and_then(BackingId::duplicate) },
             })),
         }
     }

@@ -52,6 +52,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn acts_as_caller(&self) -> bool;
     /// Whether opens may be granted a backing descriptor whose attributes are the file's.
     fn grants(&self) -> bool;
+    /// The name of the directory through which open files become the kernel's.
+    fn hidden(&self) -> handshake::HiddenName;
     /// Where the file system is mounted.
     fn mountpoint(&self) -> Option<&std::path::Path>;
     /// The file system's type.
@@ -102,6 +104,10 @@ impl<FS: Filesystem> Service for Engine<FS> {
 
     fn grants(&self) -> bool {
         Engine::grants(self)
+    }
+
+    fn hidden(&self) -> handshake::HiddenName {
+        self.core().hidden.name()
     }
 
     fn mountpoint(&self) -> Option<&std::path::Path> {

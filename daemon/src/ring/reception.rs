@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 
-use finesse_ipc::handshake::{self, Answer, ClientStatus, HiddenName, MountStatus, Refusal, Welcome};
+use finesse_ipc::handshake::{self, Answer, ClientStatus, MountStatus, Refusal, Welcome};
 use finesse_ipc::segment::Segment;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
@@ -125,7 +125,7 @@ impl Reception {
         let welcome = Answer::Welcome(Welcome {
             dev,
             backing_attrs: self.service.grants(),
-            hidden: HiddenName::default(),
+            hidden: self.service.hidden(),
         });
         if handshake::send(&peer.socket, &welcome, &[memory.as_fd(), peer.bell.as_fd()]).is_err() {
             self.pool.remove(&peer);

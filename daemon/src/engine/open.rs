@@ -1,0 +1,283 @@
+//! Opening files: granted, virtual, or by the kernel.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use fuser::{FileHandle, FileType, FopenFlags, INodeNo, OpenFlags};
+
+use crate::answer::Opened;
+use crate::coherence::VirtualOpen;
+use crate::engine::cache::Inode;
+use crate::engine::files::OpenFile;
+use crate::engine::handles::Handle;
+use crate::engine::permission::{READ, WRITE};
+use crate::engine::serve::{Call, Changes, Output, Served};
+use crate::engine::walk::{Last, Node};
+use crate::engine::{Checks, Engine, Stop, fail, kernel};
+use crate::filesystem::Filesystem;
+use crate::reply::{ReplyCreate, ReplyEmpty, ReplyOpen};
+use crate::request::Request;
+use finesse_ipc::frame::{self, Attr, Fallback, Reply};
+
+/// What becomes of a file's backing descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Giving {
+    /// It is granted at once.
+    AtOnce,
+    /// The file is opened virtually, and granted when the client asks for it.
+    OnRequest,
+    /// It stays here.
+    Never,
+}
+
+impl<FS: Filesystem> Engine<FS> {
+    fn giving(&self) -> Giving {
+        match (self.grants(), self.bypass.grants_on_request) {
+            (true, false) => Giving::AtOnce,
+            (true, true) => Giving::OnRequest,
+            (false, _) => Giving::Never,
+        }
+    }
+
+    pub(super) fn open(&self, call: &Call<'_>, output: &mut Output) -> Served {
+        let flags = call.frame.flags as i32;
+        let unsupported = libc::O_PATH | libc::O_DIRECTORY | (libc::O_TMPFILE & !libc::O_DIRECTORY);
+        let truncates_unwritable = flags & libc::O_TRUNC != 0 && flags & libc::O_ACCMODE == libc::O_RDONLY;
+        if flags & unsupported != 0 || flags & libc::O_ACCMODE == libc::O_ACCMODE || truncates_unwritable {
+            return kernel(Fallback::Unsupported);
+        }
+        let giving = self.giving();
+        if giving != Giving::AtOnce {
+            if self.core.read_only || !self.core.hidden.exists() || !call.context.handles.has_room() {
+                return kernel(Fallback::NotGranted);
+            }
+            if flags & libc::O_DIRECT != 0 {
+                // What the backing demands of buffers, the data of a slot does not keep.
+                return kernel(Fallback::Unsupported);
+            }
+        }
+        let exclusive = flags & (libc::O_CREAT | libc::O_EXCL) == libc::O_CREAT | libc::O_EXCL;
+        let follow = flags & libc::O_NOFOLLOW == 0 && !exclusive;
+        if flags & libc::O_CREAT != 0 && call.path.last() == Some(&b'/') {
+            return kernel(Fallback::KernelByChoice);
+        }
+        match self.last(call.context, &call.request, call.frame.base, call.path, follow)? {
+            Last::There(_) if exclusive => fail(libc::EEXIST),
+            Last::There(node) => self.open_existing(call, &node, giving, output),
+            Last::Missing(directory, name) if flags & libc::O_CREAT != 0 => {
+                self.create(call, &directory, &name, giving, output)
+            }
+            Last::Missing(..) => fail(libc::ENOENT),
+        }
+    }
+
+    fn open_existing(&self, call: &Call<'_>, node: &Node, giving: Giving, output: &mut Output) -> Served {
+        let flags = call.frame.flags as i32;
+        match node.inode.kind {
+            FileType::RegularFile => {}
+            FileType::Directory => return kernel(Fallback::OpenDirectory),
+            FileType::Symlink => return fail(libc::ELOOP),
+            _ => return kernel(Fallback::OpenSpecial),
+        }
+        if flags & libc::O_CREAT != 0 {
+            self.may_open_shared(call)?;
+        }
+        let mask = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => READ,
+            libc::O_WRONLY => WRITE,
+            _ => READ | WRITE,
+        };
+        self.may(call.context, &call.request, &node.inode, mask)?;
+        if giving == Giving::AtOnce && self.is_set_id(&call.request, &node.inode)? {
+            return kernel(Fallback::NotGranted);
+        }
+        if self.checks == Checks::Engine && flags & libc::O_NOATIME != 0 {
+            return kernel(Fallback::KernelByChoice);
+        }
+        let writes = mask & WRITE != 0;
+        let open = match giving {
+            Giving::AtOnce if writes => {
+                self.before_writable_grant(&node.inode)?;
+                None
+            }
+            Giving::AtOnce => None,
+            Giving::OnRequest | Giving::Never => Some(self.virtual_open(&node.inode, writes)?),
+        };
+        let ino = INodeNo(node.inode.ino);
+        let passed = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_NOCTTY | libc::O_TRUNC);
+        let (reply, answer) = ReplyOpen::local();
+        self.core.fs.open(&call.request, ino, OpenFlags(passed), reply);
+        let opened = match answer.wait() {
+            // `fc->no_open`
+            Err(errno) if errno.code() == libc::ENOSYS && open.is_some() => {
+                Opened { fh: FileHandle(0), flags: FopenFlags::FOPEN_KEEP_CACHE, backing: None }
+            }
+            opened => opened?,
+        };
+        let opening =
+            Opening { engine: self, request: &call.request, ino, flags: passed, opened: Some(opened) };
+        if open.is_none() && !opening.has_backing() {
+            return kernel(Fallback::NotGranted);
+        }
+        if flags & libc::O_TRUNC != 0 {
+            let fh = opening.fh();
+            self.shed_privileges(call, &node.inode, fh)?;
+            self.setattr(&call.request, &node.inode, Changes { size: Some(0), fh, ..Changes::default() })?;
+            self.data_changed(&node.inode);
+        }
+        match open {
+            None => self.grant(&node.inode, opening, output),
+            Some(open) => self.open_virtually(call, node.inode.clone(), opening, open, giving),
+        }
+    }
+
+    /// In a sticky directory that others may write, `O_CREAT` of an existing file is judged by a system-wide
+    /// setting (`may_create_in_sticky`).
+    fn may_open_shared(&self, call: &Call<'_>) -> Result<(), Stop> {
+        let parent = self.parent_of(call)?;
+        let mode = u32::from(self.attr(&call.request, &parent.directory)?.perm);
+        if mode & libc::S_ISVTX != 0 && mode & (libc::S_IWGRP | libc::S_IWOTH) != 0 {
+            return kernel(Fallback::KernelByChoice);
+        }
+        Ok(())
+    }
+
+    fn create(
+        &self,
+        call: &Call<'_>,
+        directory: &Arc<Inode>,
+        name: &OsStr,
+        giving: Giving,
+        output: &mut Output,
+    ) -> Served {
+        if self.core.read_only {
+            return kernel(Fallback::KernelByChoice);
+        }
+        self.may_create(call.context, &call.request, directory)?;
+        let flags = call.frame.flags as i32 & !libc::O_NOCTTY;
+        let mode = self.masked(call) & 0o7777 | libc::S_IFREG;
+        let mark = self.cache.mark();
+        let (reply, answer) = ReplyCreate::local();
+        let above = INodeNo(directory.ino);
+        self.core.fs.create(&call.request, above, name, mode, call.frame.umask, flags, reply);
+        let created = answer.wait();
+        // The negative entry that led here is no more; the directory's times have changed.
+        self.cache.forget_name(directory, name);
+        self.cache.forget_attr(directory);
+        let created = created?;
+        let Some(node) = self.learned(directory, name, &created.entry, mark) else { return fail(libc::EIO) };
+        let (request, ino) = (&call.request, INodeNo(node.inode.ino));
+        let opening = Opening { engine: self, request, ino, flags, opened: Some(created.opened) };
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        if giving == Giving::AtOnce && opening.has_backing() {
+            if writes {
+                // Whoever opens it through the kernel from here on finds it granted.
+                self.core.coherence.note_granted_write(ino.0);
+                self.cache.forget_attr(&node.inode);
+            }
+            return self.grant(&node.inode, opening, output);
+        }
+        let virtually = self.virtual_open(&node.inode, writes);
+        match virtually {
+            Ok(open) if giving != Giving::AtOnce => {
+                self.open_virtually(call, node.inode, opening, open, giving)
+            }
+            _ => {
+                // The kernel will create it: O_EXCL would fail if the file stayed.
+                drop(opening);
+                let (reply, answer) = ReplyEmpty::local();
+                self.core.fs.unlink(&call.request, INodeNo(directory.ino), name, reply);
+                self.removed(directory, name, answer)?;
+                kernel(Fallback::NotGranted)
+            }
+        }
+    }
+
+    /// From here on the inode's size, times and contents change unseen.
+    pub(super) fn before_writable_grant(&self, inode: &Inode) -> Result<(), Stop> {
+        self.core.coherence.note_granted_write(inode.ino);
+        self.cache.forget_attr(inode);
+        if self.core.coherence.kernel_opens(inode.ino).cached {
+            return kernel(Fallback::KernelHasItOpen);
+        }
+        Ok(())
+    }
+
+    /// Whether the file has a set-user-ID or set-group-ID bit: executed through a granted descriptor, it would not know
+    /// of the mount's `nosuid`.
+    pub(super) fn is_set_id(&self, request: &Request, inode: &Inode) -> Result<bool, Stop> {
+        Ok(u32::from(self.attr(request, inode)?.perm) & (libc::S_ISUID | libc::S_ISGID) != 0)
+    }
+
+    fn virtual_open(&self, inode: &Inode, writes: bool) -> Result<VirtualOpen, Stop> {
+        let open = self.core.coherence.open_virtually(inode.ino, writes);
+        open.ok_or(Stop::Kernel(Fallback::KernelHasItOpen))
+    }
+
+    fn grant(&self, inode: &Inode, mut opening: Opening<'_, FS>, output: &mut Output) -> Served {
+        output.grant = opening.opened.as_mut().and_then(|opened| opened.backing.take());
+        let mut reply = Reply::attr(Attr { ino: inode.ino, ..Attr::default() });
+        reply.flags |= frame::REPLY_GRANT;
+        Ok(reply)
+    }
+
+    fn open_virtually(
+        &self,
+        call: &Call<'_>,
+        inode: Arc<Inode>,
+        mut opening: Opening<'_, FS>,
+        open: VirtualOpen,
+        giving: Giving,
+    ) -> Served {
+        let unseekable = FopenFlags::FOPEN_NONSEEKABLE | FopenFlags::FOPEN_STREAM;
+        if opening.opened.as_ref().is_some_and(|opened| opened.flags.intersects(unseekable)) {
+            return kernel(Fallback::Unsupported);
+        }
+        let Some(mut opened) = opening.opened.take() else { return fail(libc::EIO) };
+        if giving == Giving::Never {
+            opened.backing = None;
+        }
+        let attr = Attr { ino: inode.ino, ..Attr::default() };
+        let grantable = opened.backing.is_some();
+        let keeper = self.core.clone();
+        let credentials = call.context.credentials.clone();
+        let file = OpenFile::new(inode, opened, call.frame.flags as i32, open, keeper, credentials);
+        let number = call.context.handles.insert(Handle::File(Arc::new(file)));
+        let mut reply = Reply::with_file(attr, number);
+        if grantable {
+            reply.flags |= frame::REPLY_GRANTABLE;
+        }
+        Ok(reply)
+    }
+}
+
+/// A file that the file system has opened. Released again, unless it becomes a virtual descriptor: what was granted lives
+/// on its own.
+struct Opening<'a, FS: Filesystem> {
+    engine: &'a Engine<FS>,
+    request: &'a Request,
+    ino: INodeNo,
+    flags: i32,
+    opened: Option<Opened>,
+}
+
+impl<FS: Filesystem> Opening<'_, FS> {
+    fn has_backing(&self) -> bool {
+        self.opened.as_ref().is_some_and(|opened| opened.backing.is_some())
+    }
+
+    fn fh(&self) -> Option<FileHandle> {
+        self.opened.as_ref().map(|opened| opened.fh)
+    }
+}
+
+impl<FS: Filesystem> Drop for Opening<'_, FS> {
+    fn drop(&mut self) {
+        let Some(opened) = self.opened.take() else { return };
+        let (reply, answer) = ReplyEmpty::local();
+        let flags = OpenFlags(self.flags);
+        self.engine.core.fs.release(self.request, self.ino, opened.fh, flags, None, false, reply);
+        // Errors of release reach nobody in the kernel either.
+        let _ = answer.wait();
+    }
+}
