@@ -97,6 +97,9 @@ pub enum Refusal {
     /// The client lives in another user namespace: its credentials mean something else there.
     #[error("the program runs in another user namespace than the daemon")]
     UserNamespace,
+    /// The client sees other mounts than the daemon, or another root directory: what is hidden there it shall not reach.
+    #[error("the program runs in another mount namespace, or with another root directory, than the daemon")]
+    MountNamespace,
     /// The client has some of the capabilities over files without the others, or without being root: the file
     /// system could not act as it.
     #[error("the program has capabilities over files that the daemon cannot act by")]

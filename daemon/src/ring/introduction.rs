@@ -15,17 +15,23 @@ use crate::ring::{Service, sys};
 /// Why it may not.
 pub(crate) fn credentials(socket: &OwnedFd, service: &dyn Service) -> Result<Credentials, Refusal> {
     let unreadable = |_| Refusal::UserNamespace;
-    let peer = rustix::net::sockopt::socket_peercred(socket).map_err(unreadable)?;
-    let (pid, uid, gid) = (peer.pid.as_raw_nonzero().get() as u32, peer.uid.as_raw(), peer.gid.as_raw());
+    let sys::Peer { pid, uid, gid } = sys::peer(socket).map_err(unreadable)?;
     if !service.admits(uid) {
         return Err(Refusal::NotOwner);
     }
+    // In a process id name space that is not below ours, which cannot be looked into.
+    if pid == 0 {
+        return Err(Refusal::UserNamespace);
+    }
     let groups = sys::peer_groups(socket).map_err(unreadable)?;
     let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| Refusal::UserNamespace)?;
-    let namespace = |of: &str| fs::metadata(format!("/proc/{of}/ns/user")).map(|ns| (ns.dev(), ns.ino()));
-    match (namespace(&pid.to_string()), namespace("self")) {
-        (Ok(theirs), Ok(ours)) if theirs == ours => {}
-        _ => return Err(Refusal::UserNamespace),
+    if !shares(pid, "ns/user") {
+        return Err(Refusal::UserNamespace);
+    }
+    // Whoever sees other mounts than we, or a part of the tree, may have been shut out of what we would serve: by a mount on
+    // top of it, by a bind mount of a part, by chroot(2).
+    if !shares(pid, "ns/mnt") || !shares(pid, "root") {
+        return Err(Refusal::MountNamespace);
     }
     let caps = effective_capabilities(&status);
     // Acting as a user means to have the capabilities that come with the user ID (`cap_emulate_setxuid`).
@@ -37,6 +43,12 @@ pub(crate) fn credentials(socket: &OwnedFd, service: &dyn Service) -> Result<Cre
     // /proc says may take a connection away but never give capabilities to other users than root.
     let caps = if uid == 0 { caps } else { 0 };
     Ok(Credentials { uid, gid, groups, pid, caps })
+}
+
+/// Whether a process has the same thing as this one in a place of /proc/PID. What cannot be looked at is another one.
+fn shares(pid: u32, what: &str) -> bool {
+    let look = |of: &str| fs::metadata(format!("/proc/{of}/{what}")).map(|thing| (thing.dev(), thing.ino()));
+    matches!((look(&pid.to_string()), look("self")), (Ok(theirs), Ok(ours)) if theirs == ours)
 }
 
 /// Capabilities that decide about files: `CAP_CHOWN`, `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH`, `CAP_FOWNER`,
@@ -55,6 +67,14 @@ fn effective_capabilities(status: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_cannot_be_looked_at_shares_nothing() {
+        for what in ["ns/user", "ns/mnt", "root"] {
+            assert!(shares(std::process::id(), what));
+            assert!(!shares(0, what));
+        }
+    }
 
     #[test]
     fn capabilities_are_read_from_proc() {

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use crate::engine::Context;
 use crate::ring::peer::{Past, Peer};
 use crate::ring::pool::Pool;
-use crate::ring::{Service, introduction, mounts};
+use crate::ring::{Service, introduction, mounts, sys};
 
 /// What the control thread hands over.
 pub(crate) enum Job {
@@ -55,8 +55,7 @@ impl Reception {
                     }
                 }
                 Job::Report(socket) => {
-                    let asker = rustix::net::sockopt::socket_peercred(&socket);
-                    let uid = asker.map(|asker| asker.uid.as_raw());
+                    let uid = sys::peer(&socket).map(|asker| asker.uid);
                     if !uid.is_ok_and(|uid| uid == 0 || self.service.admits(uid)) {
                         let _ = handshake::send(&socket, &Answer::Refused(Refusal::NotOwner), &[]);
                         continue;

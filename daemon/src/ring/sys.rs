@@ -6,6 +6,40 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use rustix::io::Errno;
 
+/// The process that connected, as it was then.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Peer {
+    /// Process id in our name space; 0 if it has none there.
+    pub(crate) pid: u32,
+    /// Effective user.
+    pub(crate) uid: u32,
+    /// Effective group.
+    pub(crate) gid: u32,
+}
+
+/// Who connected (`SO_PEERCRED`). Not rustix's function, whose type cannot hold the process id 0.
+///
+/// # Errors
+/// What getsockopt(2) answers.
+pub(crate) fn peer(socket: impl AsFd) -> Result<Peer, Errno> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut bytes = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: both are live locals of the types that the option wants.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &mut bytes,
+        )
+    };
+    match (result, std::io::Error::last_os_error().raw_os_error()) {
+        (0, _) => Ok(Peer { pid: peer.pid.unsigned_abs(), uid: peer.uid, gid: peer.gid }),
+        (_, errno) => Err(Errno::from_raw_os_error(errno.unwrap_or(libc::EIO))),
+    }
+}
+
 /// The supplementary groups of the process that connected, as they were then (`SO_PEERGROUPS`).
 ///
 /// # Errors
