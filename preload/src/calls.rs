@@ -4,7 +4,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{IntoRawFd, RawFd};
+use std::os::fd::{AsFd, IntoRawFd, RawFd};
 
 use finesse_ipc::client::Call;
 use finesse_ipc::frame::{Attr, Fallback, Op, Outcome, REPLY_GRANT, ROOT, Request, Statfs, Time};
@@ -592,6 +592,11 @@ fn open_target(target: &Target<'_>, flags: i32, mode: u32) -> Result<Opening<'st
     let creates = flags & libc::O_CREAT != 0;
     let umask = if creates { process::mask().ok_or(Fallback::Unsupported)? } else { 0 };
     let mode = if creates { mode } else { 0 };
+    // Natively nothing is created or truncated before the number is found (`do_sys_openat2`).
+    if flags & (libc::O_CREAT | libc::O_TRUNC) != 0 && !sys::has_free_number(client.as_fd()) {
+        client.counters().served(Op::Open);
+        return Ok(Opening::Done(Err(libc::EMFILE)));
+    }
     let request = Request { base: target.base, flags: flags as u32, mode, umask, ..Request::default() };
     let call = client.call(Op::Open, &request, target.path, &[])?;
     match call.reply.outcome() {

@@ -7,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, RawFd};
 use std::sync::atomic::{
     AtomicBool, AtomicI32, AtomicI64, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering,
 };
@@ -30,6 +30,10 @@ const FIRST_FD: RawFd = 700;
 /// Below this limit of open files, the numbers begin this far from its end.
 const SMALL_LIMIT: u64 = 1024;
 const RESERVED: u64 = 20;
+/// Below this limit of open files, two descriptors are too much to take.
+const NOFILE_MIN: u64 = 64;
+/// Below this limit of address space, a segment is too much to take.
+const ADDRESS_SPACE_MIN: u64 = 32 * finesse_ipc::layout::SEGMENT_BYTES as u64;
 /// Longest mountinfo that is read.
 const MOUNTINFO_MAX: usize = 16 << 20;
 
@@ -329,7 +333,7 @@ fn relist(guard: Guard, generation: u64, attempt: Attempt) -> Entry {
 pub(crate) fn by_dev(dev: (u32, u32)) -> Option<usize> {
     ALL.iter().position(|mount| {
         mount.dev.load(Ordering::Relaxed) == pack(dev)
-            && matches!(mount.state.load(Ordering::Acquire), CANDIDATE | ATTACHED | RETIRED)
+            && matches!(mount.state.load(Ordering::Acquire), CANDIDATE | CONNECTING | ATTACHED | RETIRED)
     })
 }
 
@@ -369,8 +373,12 @@ fn prepare(index: usize, mount: &'static Mount) -> bool {
         return false;
     }
     let credentials = CREDENTIALS.load(Ordering::Acquire);
-    let state = attach(index, mount);
-    mount.change(CONNECTING, state);
+    // A handler that does not return (`siglongjmp`) would leave the mount connecting for ever.
+    let state = sys::without_signals(|| {
+        let state = attach(index, mount);
+        mount.change(CONNECTING, state);
+        state
+    });
     // A mount that was made anew since the list was made has another device or another daemon.
     if matches!(state, FOREIGN | REFUSED) && HINTED.swap(false, Ordering::Relaxed) {
         mount.socket_len.store(0, Ordering::Relaxed);
@@ -390,6 +398,9 @@ fn attach(index: usize, mount: &'static Mount) -> u32 {
         return CANDIDATE;
     }
     let Ok(path) = CStr::from_bytes_until_nul(&buffer) else { return FOREIGN };
+    if !has_room() {
+        return REFUSED;
+    }
     let dev = unpack(mount.dev.load(Ordering::Relaxed));
     let Some(identity) = sys::identify(Object::Path(path)).filter(|it| it.is_mount_root && it.dev == dev)
     else {
@@ -419,8 +430,8 @@ fn attach(index: usize, mount: &'static Mount) -> u32 {
     // A name from the environment may be a dead daemon's, which anybody can listen on now; one that the mount itself
     // tells is as good as the mount.
     let trusted = || {
-        let daemon = rustix::net::sockopt::socket_peercred(&client).map(|daemon| daemon.uid);
-        daemon.is_ok_and(|uid| uid.is_root() || uid == rustix::process::geteuid())
+        let daemon = sys::peer_user(client.as_fd());
+        daemon.is_some_and(|uid| uid == 0 || uid == rustix::process::geteuid().as_raw())
     };
     if hearsay && !trusted() {
         complain(format_args!(
@@ -460,6 +471,14 @@ fn first_fd() -> RawFd {
         Some(limit) if limit < SMALL_LIMIT => limit.saturating_sub(RESERVED).max(3) as RawFd,
         _ => FIRST_FD,
     }
+}
+
+/// Whether limits leave room for a connection beside what the program counts on: natively it has every descriptor below the
+/// limit for itself, and all of its address space.
+fn has_room() -> bool {
+    let at_least =
+        |resource, least| rustix::process::getrlimit(resource).current.is_none_or(|now| now >= least);
+    at_least(Resource::Nofile, NOFILE_MIN) && at_least(Resource::As, ADDRESS_SPACE_MIN)
 }
 
 fn complain(message: std::fmt::Arguments<'_>) {

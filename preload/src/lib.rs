@@ -26,8 +26,12 @@
 //! *Known limits.* `vfork` is `fork`. A directory's descriptor that is closed by a system call of the program's own,
 //! not through libc, and whose number then becomes another directory's in the same way, is mistaken for the first
 //! one. A granted descriptor that another process receives over a socket tells of the backing file there.
-//! Moving a directory above a mount point is not noticed before the mount table changes. Threads with credentials of
-//! their own (raw `setresuid`) use the process's connection.
+//! Moving a directory above a mount point is not noticed before the mount table changes. A signal handler that leaves a call
+//! by `siglongjmp` keeps the call's slot; after 64 of them the kernel serves the process.
+//!
+//! *Switched off* for good is the library in a process that changes its root directory or one of its name spaces, that has
+//! threads with credentials of their own (`setfsuid`, raw `setresuid`), or that forbids itself system calls (seccomp(2)).
+//! It does not connect where limits leave little room: fewer than 64 open files, less than 2 GiB of address space.
 //!
 //! # Rules inside hooks
 //!

@@ -7,13 +7,13 @@
 //!
 //! Here, every function may unwind (`C-unwind`), is looked up by the constructor before the program runs,
 //! without a lock of ours, and has a raw system call behind it in case this libc has no such function.
-//! Variadic functions (`open`, `openat`, `fcntl`) are declared with their one optional argument fixed: on
-//! x86-64 and AArch64 Linux a variadic integer travels in the same register as a named one, and an
-//! argument that the caller did not pass is only a register with any content, which nothing looks at.
+//! Variadic functions (`open`, `openat`, `fcntl`, `prctl`, `syscall`) are declared with their optional arguments fixed: on
+//! x86-64 and AArch64 Linux a variadic integer travels in the same register, or place on the stack, as a named one,
+//! and an argument that the caller did not pass is only a register or a word with any content, which nothing looks at.
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{AT_EACCESS, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, gid_t, mode_t, off_t, pid_t, uid_t};
@@ -399,6 +399,9 @@ table! {
     fn forkpty(terminal: Out<c_int>, name: Text, modes: *const c_void, size: *const c_void) -> pid_t;
         else { let _ = (terminal, name, modes, size); no_symbol() };
     fn umask(mask: mode_t) -> mode_t; else raw!(SYS_umask, mask);
+    fn pthread_setcanceltype(kind: c_int, before: *mut c_int) -> c_int; else { let _ = (kind, before); libc::ENOSYS };
+    fn prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int;
+        else { let _ = (option, a, b, c, d); no_symbol() };
     fn execve(path: PathArg, argv: sys::Strings, envp: sys::Strings) -> c_int; else raw!(SYS_execve, path, argv, envp);
     fn execvpe(file: PathArg, argv: sys::Strings, envp: sys::Strings) -> c_int;
         else { let _ = (file, argv, envp); no_symbol() };

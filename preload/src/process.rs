@@ -21,13 +21,15 @@ pub(crate) static CWD: Cwd = Cwd::new();
 static ON: AtomicBool = AtomicBool::new(false);
 static FORKS: AtomicU32 = AtomicU32::new(0);
 static MARK: ForkMark = ForkMark::new();
-/// The file mode creation mask, or [`UNKNOWN_MASK`].
+/// The file mode creation mask, or [`UNKNOWN_MASK`], below a count of its changes.
 static MASK: AtomicU32 = AtomicU32::new(UNKNOWN_MASK);
 static INHERITED: Inherited = Inherited::new();
 /// The mounts handed down to this process do not hold for those it starts: it is in another namespace.
 static MOVED: AtomicBool = AtomicBool::new(false);
 
-const UNKNOWN_MASK: u32 = u32::MAX;
+const UNKNOWN_MASK: u32 = 0xffff;
+/// One change of the mask.
+const MASK_CHANGE: u32 = 0x1_0000;
 /// [`ForkMark`]: the process has found out that it is what it was.
 const KNOWN: u32 = 1;
 /// [`ForkMark`]: a forked child is being put in order.
@@ -101,19 +103,33 @@ fn after_fork() {
     connection::after_fork();
 }
 
-/// The program has set the mask.
-pub(crate) fn mask_is(mask: u32) {
-    MASK.store(mask & 0o777, Ordering::Relaxed);
+/// The program sets the mask by calling `set`, and gets the old one.
+pub(crate) fn set_mask(mask: u32, set: impl FnOnce() -> u32) -> u32 {
+    mask_is(None);
+    let before = set();
+    // Of several threads that set it, the one that reports last need not be the one that the kernel heard last.
+    mask_is(sys::is_single_threaded().then_some(mask & 0o777));
+    before
+}
+
+/// Counts a change, so that what another thread is about to learn counts as old.
+fn mask_is(mask: Option<u32>) {
+    let changed =
+        |word: u32| Some((word & !UNKNOWN_MASK).wrapping_add(MASK_CHANGE) | mask.unwrap_or(UNKNOWN_MASK));
+    // Always succeeds.
+    let _ = MASK.fetch_update(Ordering::AcqRel, Ordering::Acquire, changed);
 }
 
 /// The file mode creation mask; `None` if it cannot be found out.
 pub(crate) fn mask() -> Option<u32> {
-    match MASK.load(Ordering::Relaxed) {
+    let word = MASK.load(Ordering::Acquire);
+    match word & UNKNOWN_MASK {
         UNKNOWN_MASK => {
             let mask = read_mask()?;
-            // Unless the program has set it meanwhile.
-            let learned = MASK.compare_exchange(UNKNOWN_MASK, mask, Ordering::Relaxed, Ordering::Relaxed);
-            Some(learned.err().unwrap_or(mask))
+            // Unless the program has set it meanwhile: then both were in force during this call.
+            let learned = word & !UNKNOWN_MASK | mask;
+            let _ = MASK.compare_exchange(word, learned, Ordering::AcqRel, Ordering::Relaxed);
+            Some(mask)
         }
         mask => Some(mask),
     }

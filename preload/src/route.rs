@@ -10,7 +10,7 @@ use rustix::fs::OFlags;
 
 use crate::connection::{self, Attempt, Entry, Guard};
 use crate::fds::{Directory, Kind};
-use crate::process::{CWD, FDS};
+use crate::process::{self, CWD, FDS};
 use crate::sys::{self, CPath, Identity, Object, PathArg};
 
 /// Where a path begins.
@@ -72,7 +72,8 @@ pub(crate) fn locate(dirfd: RawFd, path: &PathArg) -> Option<Target<'_>> {
     match path.first() {
         0 => None,
         b'/' => locate_below_root(path),
-        _ if connection::table().is_empty() => None,
+        // Switched off, the library makes no system call: they may be forbidden (seccomp(2)).
+        _ if connection::table().is_empty() || !process::is_on() => None,
         _ => locate_relative(dirfd, path),
     }
 }
@@ -123,9 +124,15 @@ fn directory_of(fd: RawFd) -> Option<(Directory, Guard)> {
     if directory.proven == mount.connection() {
         return Some((directory, mount));
     }
-    let proven = sys::borrow(fd).and_then(|fd| prove(directory, &mount, fd));
-    FDS.set(fd, proven.map_or(Kind::Other, Kind::Directory));
-    Some((proven?, mount))
+    match prove(directory, &mount, sys::borrow(fd)?) {
+        Proof::Given(proven) => {
+            FDS.set(fd, Kind::Directory(proven));
+            return Some((proven, mount));
+        }
+        Proof::Refused => drop(FDS.set(fd, Kind::Other)),
+        Proof::NotHeard => {}
+    }
+    None
 }
 
 /// The current directory, if it is ours, accepted as a base by the daemon.
@@ -146,9 +153,15 @@ fn current_directory() -> Option<(Directory, Guard)> {
         return Some((directory, mount));
     }
     let here = sys::open_hidden(c".", OFlags::PATH | OFlags::DIRECTORY)?;
-    let proven = prove(directory, &mount, here.fd()?);
-    CWD.set(moment, proven.map_or(Kind::Other, Kind::Directory));
-    Some((proven?, mount))
+    match prove(directory, &mount, here.fd()?) {
+        Proof::Given(proven) => {
+            CWD.set(moment, Kind::Directory(proven));
+            return Some((proven, mount));
+        }
+        Proof::Refused => CWD.set(moment, Kind::Other),
+        Proof::NotHeard => {}
+    }
+    None
 }
 
 /// Looks at a directory that nobody has looked at; `None` if that must be done again.
@@ -168,14 +181,28 @@ fn classify(object: Object<'_>) -> Option<(Kind, Option<Guard>)> {
     }
 }
 
+/// What came of an attempt to prove a directory.
+enum Proof {
+    Given(Directory),
+    /// It is not what it seems to be.
+    Refused,
+    /// This time there was no way to ask.
+    NotHeard,
+}
+
 /// Proves to the daemon that the process has a directory, by its descriptor.
-fn prove(directory: Directory, mount: &Guard, fd: std::os::fd::BorrowedFd<'_>) -> Option<Directory> {
+fn prove(directory: Directory, mount: &Guard, fd: std::os::fd::BorrowedFd<'_>) -> Proof {
     match mount.client().prove(fd) {
-        Ok(node) if node == directory.node => Some(Directory { proven: mount.connection(), ..directory }),
-        Ok(_) => None,
+        Ok(node) if node == directory.node => {
+            Proof::Given(Directory { proven: mount.connection(), ..directory })
+        }
+        Ok(_) => Proof::Refused,
         Err(reason) => {
             mount.client().counters().fell_back(reason);
-            None
+            match reason {
+                Fallback::NoSlot | Fallback::Disconnected => Proof::NotHeard,
+                _ => Proof::Refused,
+            }
         }
     }
 }

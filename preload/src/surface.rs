@@ -230,6 +230,16 @@ pub const SURFACE: &[Entry] = &[
     ),
     followed("the file mode creation mask", "", "umask"),
     followed(
+        "forbid system calls",
+        "a filter (`PR_SET_SECCOMP`) would meet the library's own calls: it is switched off before",
+        "prctl",
+    ),
+    followed(
+        "cancel threads at any instruction",
+        "hooks put it off while they run: their frames can be unwound at calls only",
+        "pthread_setcanceltype",
+    ),
+    followed(
         "change credentials",
         "the process connects anew, with its new credentials; per-thread ones switch the library off",
         "setuid setgid seteuid setegid setreuid setregid setresuid setresgid setgroups initgroups capset setfsuid setfsgid",
@@ -485,7 +495,7 @@ pub const UNRELATED: &[Group] = &[
          __register_atfork __secure_getenv __setpgid __wait __waitpid _environ _exit abort arch_prctl capget \
          clearenv environ exit getauxval getcpu getdtablesize getegid getenv geteuid getgid getgroups getpgid \
          getpgrp getpid getppid getpriority getresgid getresuid getrlimit getrlimit64 getrusage getsid gettid \
-         getuid group_member nice on_exit personality prctl ptrace putenv quick_exit secure_getenv setenv \
+         getuid group_member nice on_exit personality ptrace putenv quick_exit secure_getenv setenv \
          setpgid setpgrp setpriority setrlimit setrlimit64 setsid ulimit unsetenv vlimit vtimes wait3 wait4 \
          wait waitid waitpid",
     ),

@@ -10,7 +10,7 @@ use std::fmt::{self, Write};
 use std::marker::PhantomData;
 use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -709,6 +709,75 @@ pub(crate) fn without_signals<R>(f: impl FnOnce() -> R) -> R {
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const before, std::ptr::null_mut());
         result
     }
+}
+
+/// The program has let a thread be cancelled at any instruction.
+static CANCELLED_ANYWHERE: AtomicBool = AtomicBool::new(false);
+
+unsafe extern "C-unwind" {
+    fn pthread_testcancel();
+}
+
+/// Some thread may be cancelled at any instruction from now on.
+pub(crate) fn expect_cancellation_anywhere() {
+    CANCELLED_ANYWHERE.store(true, Ordering::Relaxed);
+}
+
+/// Whether a thread of this program may be cancelled at any instruction.
+#[inline]
+pub(crate) fn may_be_cancelled_anywhere() -> bool {
+    CANCELLED_ANYWHERE.load(Ordering::Relaxed)
+}
+
+/// From here on this thread is cancelled at cancellation points only. Returns what held before.
+pub(crate) fn defer_cancellation() -> c_int {
+    let mut before = 0;
+    // SAFETY: writes the calling thread's own type of cancellation to a live local.
+    unsafe { crate::next::pthread_setcanceltype(0, &raw mut before) };
+    before
+}
+
+/// Undoes [`defer_cancellation`]; may not return.
+pub(crate) fn restore_cancellation(before: c_int) {
+    // SAFETY: as above; a null pointer is allowed.
+    unsafe { crate::next::pthread_setcanceltype(before, std::ptr::null_mut()) };
+}
+
+/// A cancellation point, as the function that is hooked is one; may not return.
+#[inline]
+pub(crate) fn test_cancellation() {
+    // SAFETY: may be called anywhere; unwinds, which the declaration allows.
+    unsafe { pthread_testcancel() }
+}
+
+/// Whether the process could have one descriptor more.
+pub(crate) fn has_free_number(any: BorrowedFd<'_>) -> bool {
+    match rustix::io::fcntl_dupfd_cloexec(any, 0) {
+        Ok(number) => {
+            close(std::os::fd::IntoRawFd::into_raw_fd(number));
+            true
+        }
+        Err(errno) => errno != rustix::io::Errno::MFILE,
+    }
+}
+
+/// The user at the other end of a socket.
+pub(crate) fn peer_user(socket: BorrowedFd<'_>) -> Option<u32> {
+    use std::os::fd::AsRawFd;
+    // Not rustix, whose type cannot hold the process id 0 of a process in another name space.
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: both are live locals of the types that the option wants.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    (result == 0).then_some(peer.uid)
 }
 
 /// Whether libc knows the process to have one thread only (glibc 2.32).

@@ -40,12 +40,23 @@ macro_rules! hook {
         #[cfg_attr(not(test), unsafe(no_mangle))]
         #[allow(non_snake_case)]
         pub(crate) unsafe extern "C-unwind" fn $name($($argument: $type),*) -> $result {
-            let $next = |$($argument: $type),*| -> $result {
-                // SAFETY: the program's arguments, passed on to the function that it meant; where one was
-                // replaced, by one that fulfils the same contract.
-                unsafe { $crate::next::$name($($argument),*) }
-            };
-            $body
+            // In a function of its own: this one can be unwound at any instruction, as it has nothing to clean up.
+            #[inline(never)]
+            fn served($($argument: $type),*) -> $result {
+                let $next = |$($argument: $type),*| -> $result {
+                    // SAFETY: the program's arguments, passed on to the function that it meant; where one was
+                    // replaced, by one that fulfils the same contract.
+                    unsafe { $crate::next::$name($($argument),*) }
+                };
+                $body
+            }
+            if $crate::sys::may_be_cancelled_anywhere() {
+                let before = $crate::sys::defer_cancellation();
+                let result = served($($argument),*);
+                $crate::sys::restore_cancellation(before);
+                return result;
+            }
+            served($($argument),*)
         }
     };
 }

@@ -6,7 +6,7 @@ use libc::{AT_FDCWD, O_CREAT, O_TRUNC, O_WRONLY};
 
 use super::{fail, hook};
 use crate::calls::{self, Opening};
-use crate::sys::PathArg;
+use crate::sys::{self, PathArg};
 
 #[inline]
 pub(super) fn open_at(
@@ -27,16 +27,29 @@ pub(super) fn open_at(
     }
 }
 
+/// As [`open_at`], for functions that are cancellation points.
+#[inline]
+fn open_point(
+    dirfd: c_int,
+    path: PathArg,
+    flags: c_int,
+    mode: c_uint,
+    next: impl FnOnce(c_int) -> c_int,
+) -> c_int {
+    sys::test_cancellation();
+    open_at(dirfd, path, flags, mode, next)
+}
+
 /// `creat`'s flags; the kernel gets them from the function's name.
 pub(super) const CREAT: c_int = O_CREAT | O_WRONLY | O_TRUNC;
 
 hook! {
     fn [open, open64, __open, __open64](path: PathArg, flags: c_int, mode: c_uint) -> c_int, next =>
-        open_at(AT_FDCWD, path, flags, mode, |flags| next(path, flags, mode));
+        open_point(AT_FDCWD, path, flags, mode, |flags| next(path, flags, mode));
     fn [openat, openat64](dirfd: c_int, path: PathArg, flags: c_int, mode: c_uint) -> c_int, next =>
-        open_at(dirfd, path, flags, mode, |flags| next(dirfd, path, flags, mode));
+        open_point(dirfd, path, flags, mode, |flags| next(dirfd, path, flags, mode));
     fn [creat, creat64](path: PathArg, mode: c_uint) -> c_int, next =>
-        open_at(AT_FDCWD, path, CREAT, mode, |_| next(path, mode));
+        open_point(AT_FDCWD, path, CREAT, mode, |_| next(path, mode));
 }
 
 // Fortified: glibc aborts the program if the flags ask for a mode that was not passed.
@@ -44,12 +57,12 @@ hook! {
     fn [__open_2, __open64_2](path: PathArg, flags: c_int) -> c_int, next =>
         match needs_mode(flags) {
             true => next(path, flags),
-            false => open_at(AT_FDCWD, path, flags, 0, |flags| next(path, flags)),
+            false => open_point(AT_FDCWD, path, flags, 0, |flags| next(path, flags)),
         };
     fn [__openat_2, __openat64_2](dirfd: c_int, path: PathArg, flags: c_int) -> c_int, next =>
         match needs_mode(flags) {
             true => next(dirfd, path, flags),
-            false => open_at(dirfd, path, flags, 0, |flags| next(dirfd, path, flags)),
+            false => open_point(dirfd, path, flags, 0, |flags| next(dirfd, path, flags)),
         };
 }
 

@@ -1,6 +1,6 @@
 //! Functions that change what the process is: forks, credentials, name spaces, the file mode creation mask.
 
-use std::ffi::{c_int, c_void};
+use std::ffi::{c_int, c_ulong, c_void};
 
 use libc::{gid_t, mode_t, pid_t, uid_t};
 
@@ -37,11 +37,7 @@ pub(super) fn elsewhere(result: c_int) -> c_int {
 }
 
 hook! {
-    fn [umask](mask: mode_t) -> mode_t, next => {
-        let before = next(mask);
-        process::mask_is(mask);
-        before
-    };
+    fn [umask](mask: mode_t) -> mode_t, next => process::set_mask(mask, || next(mask));
 
     fn [setuid](uid: uid_t) -> c_int, next => credentials(next(uid));
     fn [setgid](gid: gid_t) -> c_int, next => credentials(next(gid));
@@ -66,6 +62,13 @@ hook! {
         next(gid)
     };
 
+    // A filter of system calls knows nothing of those that the bypass needs.
+    fn [prctl](option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int, next => {
+        if option == libc::PR_SET_SECCOMP {
+            process::switch_off();
+        }
+        next(option, a, b, c, d)
+    };
     fn [chroot](path: PathArg) -> c_int, next => elsewhere(next(path));
     fn [unshare](flags: c_int) -> c_int, next => elsewhere(next(flags));
     fn [setns](fd: c_int, kind: c_int) -> c_int, next => elsewhere(next(fd, kind));
@@ -123,3 +126,19 @@ pub(crate) unsafe extern "C-unwind" fn __vfork() -> pid_t {
     // SAFETY: `fork` asks for nothing.
     unsafe { crate::next::fork() }
 }
+
+/// Threads that may be cancelled at any instruction need hooks that put that off: only at a call can the frames of this
+/// library be unwound, anywhere else its personality routine ends the process.
+///
+/// # Safety
+/// As the function of this name of libc.
+#[cfg_attr(not(test), unsafe(no_mangle))]
+pub(crate) unsafe extern "C-unwind" fn pthread_setcanceltype(kind: c_int, before: *mut c_int) -> c_int {
+    if kind == PTHREAD_CANCEL_ASYNCHRONOUS {
+        sys::expect_cancellation_anywhere();
+    }
+    // SAFETY: the program's own arguments.
+    unsafe { crate::next::pthread_setcanceltype(kind, before) }
+}
+
+const PTHREAD_CANCEL_ASYNCHRONOUS: c_int = 1;

@@ -4,9 +4,10 @@ use std::ffi::{c_int, c_uint};
 
 use libc::{AT_EACCESS, AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW};
 
-use super::{hook, take, take_with};
+use super::{fail, hook, take, take_with};
 use crate::attr;
 use crate::calls::{self, Found, Road};
+use crate::connection::is_own;
 use crate::next::StatOut;
 use crate::process;
 use crate::route;
@@ -43,6 +44,9 @@ fn answer(road: Road<Found>, out: StatOut, next: impl FnOnce() -> c_int) -> c_in
 
 #[inline]
 pub(super) fn stat_open(fd: c_int, out: StatOut, next: impl FnOnce() -> c_int) -> c_int {
+    if is_own(fd) {
+        return fail(libc::EBADF);
+    }
     if let Some((dev, ino)) = calls::granted(fd) {
         let result = next();
         if result == 0 {

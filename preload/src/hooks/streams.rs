@@ -16,6 +16,7 @@ use crate::sys::{self, PathArg};
 const MODE: u32 = 0o666;
 
 fn open(path: PathArg, mode: PathArg, next: impl FnOnce() -> *mut Stream) -> *mut Stream {
+    sys::test_cancellation();
     let Some(flags) = mode.get().and_then(|mode| flags_of(mode.bytes())) else { return next() };
     match calls::open(AT_FDCWD, &path, flags, MODE) {
         Opening::Done(Ok(fd)) => {

@@ -125,11 +125,7 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
             }
             result
         }
-        libc::SYS_umask => {
-            let before = next();
-            process::mask_is(a.unsigned());
-            before
-        }
+        libc::SYS_umask => Word(process::set_mask(a.unsigned(), || next_int() as u32).into()),
         libc::SYS_setuid
         | libc::SYS_setgid
         | libc::SYS_setreuid
@@ -138,11 +134,17 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         | libc::SYS_setresgid
         | libc::SYS_setgroups
         | libc::SYS_capset => credentials_of_this_thread(next()),
-        libc::SYS_setfsuid | libc::SYS_setfsgid => {
+        libc::SYS_setfsuid | libc::SYS_setfsgid | libc::SYS_seccomp => {
             process::switch_off();
             next()
         }
-        libc::SYS_chroot | libc::SYS_unshare | libc::SYS_setns => word(elsewhere(next_int())),
+        libc::SYS_prctl if a.int() == libc::PR_SET_SECCOMP => {
+            process::switch_off();
+            next()
+        }
+        libc::SYS_chroot | libc::SYS_pivot_root | libc::SYS_unshare | libc::SYS_setns => {
+            word(elsewhere(next_int()))
+        }
         libc::SYS_fchmod
         | libc::SYS_fchown
         | libc::SYS_utimensat
