@@ -12,17 +12,11 @@ LINUX ?= $(TARGET)/linux
 CARGO_DENY_VERSION := 0.20.2
 
 # What the tests and the demonstration use, by the program that shows whether the package is there.
-<<<<<<< HEAD
 PACKAGES := fusermount3:fuse3 git:git gcc:gcc nm:binutils tar:tar setfacl:acl getfattr:attr strace:strace python3:python3 \
-            rsync:rsync ps:procps make:make perl:perl sqlite3:sqlite3
-HEADERS := /usr/include/stdio.h:libc6-dev
-=======
-PACKAGES := fusermount3:fuse3 git:git gcc:gcc tar:tar setfacl:acl getfattr:attr strace:strace python3:python3 \
             rsync:rsync ps:procps make:make perl:perl sqlite3:sqlite3 c++:g++ setpriv:util-linux faketime:faketime \
             inotifywait:inotify-tools
 # The same for packages without programs.
 HEADERS := /usr/include/stdio.h:libc6-dev /usr/lib/*/libjemalloc.so.2:libjemalloc2
->>>>>>> 75fb05e (Test what processes go through in their lives)
 
 .PHONY: all help deps build test test-linux linux lint deny bench demo install uninstall clean
 
