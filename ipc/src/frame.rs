@@ -149,7 +149,8 @@ pub const OWN_OFFSET: u64 = u64::MAX;
 numbered! {
     /// Why a call that concerned a Finesse mount was left to the kernel.
     Fallback {
-        /// Directories are opened by the kernel.
+        /// Descriptors of directories come from the kernel (`open` with `O_DIRECTORY`); or more directories are open than
+        /// the ring keeps.
         OpenDirectory = "open-directory",
         /// Fifos, devices and sockets are opened by the kernel.
         OpenSpecial = "open-special",

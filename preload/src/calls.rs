@@ -7,14 +7,15 @@
 use std::os::fd::{AsFd, IntoRawFd, RawFd};
 
 use finesse_ipc::client::Call;
-use finesse_ipc::frame::{Attr, Fallback, Op, Outcome, REPLY_GRANT, ROOT, Request, Statfs, Time};
+use finesse_ipc::frame::{Attr, Fallback, Op, Outcome, REPLY_END, REPLY_GRANT, ROOT, Request, Statfs, Time};
 use finesse_ipc::layout::DATA_BYTES;
 use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW};
 use rustix::process::Resource;
 
 use crate::attr::{self, MountFacts};
 use crate::connection::{self, Guard};
-use crate::fds::Kind;
+use crate::dirstreams::Opened;
+use crate::fds::{Directory, Kind};
 use crate::process::{self, FDS};
 use crate::route::{self, Target, locate};
 use crate::sys::{self, Data, PathArg, Vector};
@@ -537,6 +538,122 @@ pub(crate) fn attributes_changed(fd: RawFd) {
             // A daemon that is gone has nothing cached.
             Some(None | Some(Fallback::Disconnected)) => return,
             Some(Some(_)) | None => rustix::thread::sched_yield(),
+        }
+    }
+}
+
+// --- directories ---
+
+fn opened_directory(mount: &Guard, call: &Call<'_>) -> Opened {
+    let facts = mount.facts();
+    Opened {
+        mount: mount.index(),
+        connection: mount.connection(),
+        forks: process::forks(),
+        number: call.reply.file(),
+        dev: [facts.dev.0, facts.dev.1],
+        node: call.reply.to_attr().ino,
+    }
+}
+
+/// `opendir`.
+pub(crate) fn open_directory(dirfd: RawFd, path: &PathArg) -> Road<Opened> {
+    serve(Op::OpenDir, About::Object, dirfd, path, Request::default(), opened_directory)
+}
+
+/// `fdopendir`.
+pub(crate) fn open_descriptor(fd: RawFd) -> Road<Opened> {
+    for attempt in 0..2 {
+        let Some((directory, mount)) = route::directory_of(fd) else { return Road::Kernel };
+        let request = Request { base: directory.node, flags: AT_EMPTY_PATH as u32, ..Request::default() };
+        let counters = mount.client().counters();
+        match mount.client().call(Op::OpenDir, &request, &[], &[]) {
+            Ok(call) => match call.reply.outcome() {
+                Outcome::Kernel(Fallback::UnknownBase) if attempt == 0 => {
+                    FDS.set(fd, Kind::Directory(Directory { proven: 0, ..directory }));
+                }
+                Outcome::Kernel(reason) => {
+                    counters.fell_back(reason);
+                    return Road::Kernel;
+                }
+                outcome => return finish(Op::OpenDir, &mount, outcome, || opened_directory(&mount, &call)),
+            },
+            Err(reason) => {
+                counters.fell_back(reason);
+                return Road::Kernel;
+            }
+        }
+    }
+    Road::Kernel
+}
+
+/// What came of reading an open directory.
+pub(crate) enum Page {
+    /// So many bytes were read; whether there are no more entries.
+    Read { len: usize, ended: bool },
+    /// The errno.
+    Failed(i32),
+    /// The directory is not open there (any more), or the kernel must read it.
+    Gone,
+}
+
+/// The connection on which a directory is open, if there still is that one.
+fn connection_of(opened: &Opened) -> Option<Guard> {
+    // A connection may be busy with itself for a moment, because the mount table has changed for instance.
+    const ATTEMPTS: u32 = 20;
+    if !process::is_on() || opened.forks != process::forks() {
+        return None;
+    }
+    for _ in 0..ATTEMPTS {
+        if let Some(mount) = connection::enter(opened.mount) {
+            return (mount.connection() == opened.connection).then_some(mount);
+        }
+        rustix::thread::sched_yield();
+    }
+    None
+}
+
+/// `getdents64` of an open directory.
+pub(crate) fn read_directory(opened: &Opened, position: u64, out: &mut [u8]) -> Page {
+    let Some(mount) = connection_of(opened) else { return Page::Gone };
+    let request =
+        Request { base: opened.number.into(), base2: position, mode: out.len() as u32, ..Request::default() };
+    let counters = mount.client().counters();
+    match mount.client().call(Op::ReadDir, &request, &[], &[]) {
+        Ok(call) => match call.reply.outcome() {
+            Outcome::Ok => {
+                counters.served(Op::ReadDir);
+                Page::Read { len: call.data(out).len(), ended: call.reply.flags & REPLY_END != 0 }
+            }
+            Outcome::Errno(errno) => {
+                counters.served(Op::ReadDir);
+                Page::Failed(errno)
+            }
+            Outcome::Kernel(reason) => {
+                counters.fell_back(reason);
+                Page::Gone
+            }
+        },
+        Err(reason) => {
+            counters.fell_back(reason);
+            Page::Gone
+        }
+    }
+}
+
+/// Gives an open directory back, if the connection is still there: otherwise the daemon has done it by itself.
+pub(crate) fn close_directory(opened: &Opened) {
+    let Some(mount) = connection_of(opened) else { return };
+    let request = Request { base: opened.number.into(), ..Request::default() };
+    for _ in 0..64 {
+        match mount.client().call(Op::Close, &request, &[], &[]) {
+            // Other threads use all slots.
+            Err(Fallback::NoSlot) => rustix::thread::sched_yield(),
+            Err(_) => return,
+            Ok(_) => {
+                mount.client().counters().served(Op::Close);
+                return;
+            }
         }
     }
 }

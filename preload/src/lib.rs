@@ -11,7 +11,7 @@
 //!
 //! *Served by a round trip through shared memory*, if the path is on a mount and the daemon can answer: every function that
 //! opens, finds, makes, changes or removes a file by its path, in all its variants, and what libc makes of them without
-//! calling them: `fopen`, `mkstemp`, `realpath`, `glob`. `syscall` takes the road of the function that a number means.
+//! calling them: `fopen`, `mkstemp`, `realpath`, `glob`; directory streams. `syscall` takes the road of the function that a number means.
 //!
 //! *Followed*, because other calls depend on it: descriptors of directories and of granted files, the current directory, the file mode
 //! creation mask, credentials, forks.
@@ -19,13 +19,15 @@
 //! *Kept up* across `exec` and `posix_spawn`: the library itself, the list of mounts, what was granted.
 //!
 //! *Left to the kernel*: everything by a descriptor (read, write, mmap, locks: a granted descriptor is
-//! the backing file's own), opening directories, reading them, watching; paths that reach a mount
+//! the backing file's own), opening directories by `open`, listing them by `getdents64`, watching; paths that reach a mount
 //! through a symbolic link from outside, through `//`, `/./` or `/../` before the mount's path, or through a bind
 //! mount of a part of it; programs that make system calls without libc; statically linked and setuid programs.
 //!
 //! *Known limits.* `vfork` is `fork`. A directory's descriptor that is closed by a system call of the program's own,
 //! not through libc, and whose number then becomes another directory's in the same way, is mistaken for the first
 //! one. A granted descriptor that another process receives over a socket tells of the backing file there.
+//! The descriptor of a directory stream (`dirfd`) is opened when it is asked for: if the directory has been moved or
+//! removed since `opendir`, or can no longer be reached, there is none. `getdirentries` on it begins where it is itself.
 //! Moving a directory above a mount point is not noticed before the mount table changes. A signal handler that leaves a call
 //! by `siglongjmp` keeps the call's slot; after 64 of them the kernel serves the process.
 //!
@@ -46,6 +48,7 @@
 //! | `mounts` | which paths are on which mount | |
 //! | `connection` | when to connect, when to give up | mounts and connections |
 //! | `fds` | what a descriptor, the current directory is | |
+//! | `dirstreams` | which road a directory stream is on | opens, reads, closes them |
 //! | `process` | whether the library is on | fork, mask, what was inherited |
 //! | `exec` | what environment a program gets | |
 //! | `attr`, `streams`, `temporary` | shapes of answers, modes of `fopen`, names of temporary files | |
@@ -59,6 +62,7 @@
 mod attr;
 mod calls;
 mod connection;
+mod dirstreams;
 mod exec;
 mod fds;
 #[allow(unsafe_code)]

@@ -172,6 +172,12 @@ pub(crate) struct Glob {
     pub(crate) functions: [*const c_void; 5],
 }
 
+/// `struct dirent`, whose old and new names are one on 64-bit Linux.
+pub(crate) type Entry = *mut libc::dirent64;
+/// `scandir`'s filter.
+pub(crate) type Filter = Option<unsafe extern "C-unwind" fn(*const libc::dirent64) -> c_int>;
+/// `scandir`'s order.
+pub(crate) type Compare = Option<unsafe extern "C-unwind" fn(*const c_void, *const c_void) -> c_int>;
 /// Old and new names of `struct stat` are one on 64-bit Linux.
 pub(crate) type StatOut = Out<libc::stat>;
 
@@ -346,7 +352,28 @@ table! {
 
     fn chdir(path: PathArg) -> c_int; else raw!(SYS_chdir, path);
     fn fchdir(fd: c_int) -> c_int; else raw!(SYS_fchdir, fd);
+    fn opendir(path: PathArg) -> *mut libc::DIR; else { let _ = path; no_pointer() };
+    fn fdopendir(fd: c_int) -> *mut libc::DIR; else { let _ = fd; no_pointer() };
+    fn readdir(directory: *mut libc::DIR) -> Entry; else { let _ = directory; no_pointer() };
+    fn readdir64(directory: *mut libc::DIR) -> Entry; else { let _ = directory; no_pointer() };
+    fn readdir_r(directory: *mut libc::DIR, entry: Entry, result: *mut Entry) -> c_int;
+        else { let _ = (directory, entry, result); libc::ENOSYS };
+    fn readdir64_r(directory: *mut libc::DIR, entry: Entry, result: *mut Entry) -> c_int;
+        else { let _ = (directory, entry, result); libc::ENOSYS };
+    fn rewinddir(directory: *mut libc::DIR) -> (); else { let _ = directory; };
+    fn seekdir(directory: *mut libc::DIR, position: c_long) -> (); else { let _ = (directory, position); };
+    fn telldir(directory: *mut libc::DIR) -> c_long; else { let _ = directory; no_symbol() };
+    fn dirfd(directory: *mut libc::DIR) -> c_int; else { let _ = directory; no_symbol() };
     fn closedir(directory: *mut libc::DIR) -> c_int; else { let _ = directory; no_symbol() };
+    fn scandir(path: PathArg, list: *mut *mut Entry, filter: Filter, compare: Compare) -> c_int;
+        else { let _ = (path, list, filter, compare); no_symbol() };
+    fn scandir64(path: PathArg, list: *mut *mut Entry, filter: Filter, compare: Compare) -> c_int;
+        else { let _ = (path, list, filter, compare); no_symbol() };
+    fn scandirat(dirfd: c_int, path: PathArg, list: *mut *mut Entry, filter: Filter, compare: Compare) -> c_int;
+        else { let _ = (dirfd, path, list, filter, compare); no_symbol() };
+    fn scandirat64(dirfd: c_int, path: PathArg, list: *mut *mut Entry, filter: Filter, compare: Compare) -> c_int;
+        else { let _ = (dirfd, path, list, filter, compare); no_symbol() };
+    fn getdents64(fd: c_int, out: Data, size: usize) -> isize; else raw!(SYS_getdents64, fd, out, size);
     fn fts_read(tree: *mut c_void) -> *mut c_void; else { let _ = tree; no_pointer() };
     fn fts64_read(tree: *mut c_void) -> *mut c_void; else { let _ = tree; no_pointer() };
     fn fts_children(tree: *mut c_void, options: c_int) -> *mut c_void;

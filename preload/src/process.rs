@@ -10,6 +10,7 @@ use finesse_ipc::environment::{self, GrantedFile};
 use rustix::fs::OFlags;
 
 use crate::connection;
+use crate::dirstreams::{self, Before};
 use crate::fds::{Cwd, Kind, Table};
 use crate::sys::{self, ForkMark, Strings};
 
@@ -42,7 +43,7 @@ pub(crate) fn start(environment: Strings) {
         environment.remove(environment::DESCRIPTORS);
     }
     MARK.start();
-    sys::at_fork(forked);
+    sys::at_fork(before_fork, forked);
     connection::start(environment);
     ON.store(true, Ordering::Release);
 }
@@ -61,6 +62,7 @@ pub(crate) fn is_on() -> bool {
 
 /// Switches the bypass off for good: the process's idea of paths and of users is no longer the daemon's.
 pub(crate) fn switch_off() {
+    dirstreams::settle(Before::Process);
     ON.store(false, Ordering::Release);
     MOVED.store(true, Ordering::Release);
     connection::end();
@@ -75,6 +77,11 @@ pub(crate) fn has_moved() -> bool {
 #[inline]
 pub(crate) fn forks() -> u32 {
     FORKS.load(Ordering::Relaxed)
+}
+
+/// `fork`'s handler, before it.
+extern "C" fn before_fork() {
+    dirstreams::settle(Before::Process);
 }
 
 /// `fork`'s handler, in the child.
@@ -101,6 +108,7 @@ fn after_fork() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     CWD.after_fork();
     connection::after_fork();
+    dirstreams::after_fork();
 }
 
 /// The program sets the mask by calling `set`, and gets the old one.

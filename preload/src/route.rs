@@ -108,7 +108,7 @@ fn locate_relative(dirfd: RawFd, path: CPath<'_>) -> Option<Target<'_>> {
 }
 
 /// A descriptor that is a directory of ours, accepted as a base by the daemon.
-fn directory_of(fd: RawFd) -> Option<(Directory, Guard)> {
+pub(crate) fn directory_of(fd: RawFd) -> Option<(Directory, Guard)> {
     let (directory, mount) = match FDS.get(fd) {
         Kind::Directory(directory) => (directory, connection::enter(directory.mount)?),
         Kind::Unknown => {

@@ -178,6 +178,12 @@ pub const SURFACE: &[Entry] = &[
         "chmod lchmod fchmodat chown lchown fchownat truncate truncate64 utime utimes lutimes futimesat utimensat",
     ),
     bypassed(
+        "open and read a directory",
+        "the stream has no descriptor until `dirfd` asks for one; libc's own functions serve streams that the kernel opened",
+        "opendir fdopendir readdir readdir64 readdir_r readdir64_r rewinddir seekdir telldir dirfd closedir scandir \
+         scandir64 scandirat scandirat64",
+    ),
+    bypassed(
         "expand a pattern",
         "libc's own `glob`, which reads directories and attributes by functions of the library (`GLOB_ALTDIRFUNC`) \
          unless the program brings its own",
@@ -206,7 +212,7 @@ pub const SURFACE: &[Entry] = &[
         "close dup dup2 dup3 fcntl fcntl64? close_range? closefrom? __close? __dup2? __fcntl?",
     ),
     followed("change the current directory", "", "chdir fchdir"),
-    followed("close a directory", "its descriptor is forgotten", "closedir"),
+    followed("read a directory's descriptor", "a stream on it goes on where that leads", "getdents64?"),
     followed(
         "walk a tree",
         "libc reads the tree by calls of its own, and with FTW_CHDIR, or without FTS_NOCHDIR, changes the current \
@@ -299,12 +305,7 @@ pub const SURFACE: &[Entry] = &[
         "aio_read aio_read64 aio_write aio_write64 aio_fsync aio_fsync64 aio_cancel aio_cancel64 aio_error \
          aio_error64 aio_return aio_return64 aio_suspend aio_suspend64 aio_init lio_listio lio_listio64",
     ),
-    kernel(
-        "open and read a directory",
-        "through a kernel descriptor",
-        "opendir fdopendir readdir readdir64 readdir_r readdir64_r rewinddir seekdir telldir dirfd scandir \
-         scandir64 scandirat scandirat64 getdents64? getdirentries getdirentries64",
-    ),
+    kernel("read a directory's descriptor at a position", "rare", "getdirentries getdirentries64"),
     kernel("order a directory", "no file is touched", "alphasort alphasort64 versionsort versionsort64"),
     kernel(
         "walk a tree without changing the current directory",

@@ -5,6 +5,8 @@
 
 #![allow(unsafe_code)]
 
+pub(crate) mod arena;
+
 use std::ffi::{CStr, c_char, c_int, c_long};
 use std::fmt::{self, Write};
 use std::marker::PhantomData;
@@ -671,6 +673,44 @@ pub(crate) fn close(fd: RawFd) {
     }
 }
 
+/// Closes a descriptor of the program's by the system call itself.
+pub(crate) fn try_close(fd: RawFd) -> Result<(), c_int> {
+    let before = errno();
+    // SAFETY: the kernel checks the number; the program asked for it to be closed.
+    match unsafe { libc::syscall(libc::SYS_close, fd) } {
+        0 => Ok(()),
+        _ => Err(take_errno(before)),
+    }
+}
+
+/// The thread's errno, and puts back the one from before.
+fn take_errno(before: c_int) -> c_int {
+    let failed = errno();
+    set_errno(before);
+    failed
+}
+
+/// Opens a directory as opendir(3) does; the path ends with a NUL.
+pub(crate) fn open_directory(dirfd: RawFd, path: &[u8]) -> Result<RawFd, c_int> {
+    let path = CStr::from_bytes_until_nul(path).map_err(|_| libc::ENAMETOOLONG)?;
+    let dirfd = match dirfd {
+        libc::AT_FDCWD => CWD,
+        fd => borrow(fd).ok_or(libc::EBADF)?,
+    };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::openat(dirfd, path, flags, Mode::empty())
+        .map(std::os::fd::IntoRawFd::into_raw_fd)
+        .map_err(|errno| errno.raw_os_error())
+}
+
+/// `getdents64`; the number of bytes.
+pub(crate) fn read_directory(fd: RawFd, out: &mut [u8]) -> Result<usize, c_int> {
+    let before = errno();
+    // SAFETY: the kernel writes at most the length that is passed.
+    let len = unsafe { libc::syscall(libc::SYS_getdents64, fd, out.as_mut_ptr(), out.len()) };
+    usize::try_from(len).map_err(|_| take_errno(before))
+}
+
 /// `dup2` in terms of `dup3`, which every architecture has.
 pub(crate) fn dup2(from: RawFd, to: RawFd) -> c_int {
     if from == to {
@@ -819,8 +859,8 @@ pub(crate) fn library_path() -> Option<&'static [u8]> {
     }
 }
 
-/// Runs `child` in every child that `fork` makes.
-pub(crate) fn at_fork(child: extern "C" fn()) {
+/// Runs `before` before every `fork`, and `child` in every child that it makes.
+pub(crate) fn at_fork(before: extern "C" fn(), child: extern "C" fn()) {
     unsafe extern "C" {
         fn pthread_atfork(
             prepare: Option<unsafe extern "C" fn()>,
@@ -828,8 +868,8 @@ pub(crate) fn at_fork(child: extern "C" fn()) {
             child: Option<unsafe extern "C" fn()>,
         ) -> c_int;
     }
-    // SAFETY: the handler lives as long as the library. ENOMEM means that only the fork mark is left.
-    unsafe { pthread_atfork(None, None, Some(child)) };
+    // SAFETY: the handlers live as long as the library. ENOMEM means that only the fork mark is left.
+    unsafe { pthread_atfork(Some(before), None, Some(child)) };
 }
 
 /// Descriptor of a stream, with errno kept; -1 if it has none.
@@ -847,10 +887,10 @@ pub(crate) fn fdopen(fd: RawFd, mode: &CStr) -> *mut crate::next::Stream {
     unsafe { libc::fdopen(fd, mode.as_ptr()).cast() }
 }
 
-/// Descriptor of a directory stream; -1 if it has none.
+/// Descriptor of a directory stream of libc's; -1 if it has none.
 pub(crate) fn dirfd(directory: *mut libc::DIR) -> RawFd {
     // SAFETY: a hooked function's own argument.
-    if directory.is_null() { -1 } else { unsafe { libc::dirfd(directory) } }
+    if directory.is_null() { -1 } else { unsafe { crate::next::dirfd(directory) } }
 }
 
 /// A line on standard error, at most 500 bytes, in one write.

@@ -60,11 +60,16 @@ impl PassthroughFs {
         let stream = self.streams.get(fh)?;
         self.act(req, Rights::Checked)?;
         let mut position = stream.position.lock();
+        let mut buffer = [MaybeUninit::uninit(); CHUNK];
         if *position != offset {
+            if *position == 0 {
+                // `ext4_dx_readdir` takes the beginning for the end ever after if the first thing that it is asked for is
+                // the end. What comes of this read comes again.
+                let _ = RawDir::new(&*stream, &mut buffer).next();
+            }
             *position = LOST;
             seek(&*stream, SeekFrom::Start(offset))?;
         }
-        let mut buffer = [MaybeUninit::uninit(); CHUNK];
         let mut entries = RawDir::new(&*stream, &mut buffer);
         // Any early way out leaves entries behind in the buffer.
         *position = LOST;

@@ -6,11 +6,14 @@ use libc::{gid_t, mode_t, pid_t, uid_t};
 
 use super::hook;
 use crate::connection;
+use crate::dirstreams::{self, Before};
 use crate::process::{self, CWD, FDS};
 use crate::sys::{self, Out, PathArg, Text, Word};
 
 /// The process has other credentials after a success.
-fn credentials(result: c_int) -> c_int {
+fn credentials(next: impl FnOnce() -> c_int) -> c_int {
+    dirstreams::settle(Before::Process);
+    let result = next();
     if result == 0 {
         connection::credentials_changed();
     }
@@ -18,7 +21,9 @@ fn credentials(result: c_int) -> c_int {
 }
 
 /// The thread has other credentials after a system call of its own; the process has if it is its only thread.
-pub(super) fn credentials_of_this_thread(result: Word) -> Word {
+pub(super) fn credentials_of_this_thread(next: impl FnOnce() -> Word) -> Word {
+    dirstreams::settle(Before::Process);
+    let result = next();
     if result.0 == 0 {
         match sys::is_single_threaded() {
             true => connection::credentials_changed(),
@@ -29,7 +34,9 @@ pub(super) fn credentials_of_this_thread(result: Word) -> Word {
 }
 
 /// The process is somewhere else after a success: neither its paths nor its users mean what they mean to the daemon.
-pub(super) fn elsewhere(result: c_int) -> c_int {
+pub(super) fn elsewhere(next: impl FnOnce() -> c_int) -> c_int {
+    dirstreams::settle(Before::Process);
+    let result = next();
     if result == 0 {
         process::switch_off();
     }
@@ -39,19 +46,19 @@ pub(super) fn elsewhere(result: c_int) -> c_int {
 hook! {
     fn [umask](mask: mode_t) -> mode_t, next => process::set_mask(mask, || next(mask));
 
-    fn [setuid](uid: uid_t) -> c_int, next => credentials(next(uid));
-    fn [setgid](gid: gid_t) -> c_int, next => credentials(next(gid));
-    fn [seteuid](uid: uid_t) -> c_int, next => credentials(next(uid));
-    fn [setegid](gid: gid_t) -> c_int, next => credentials(next(gid));
-    fn [setreuid](real: uid_t, effective: uid_t) -> c_int, next => credentials(next(real, effective));
-    fn [setregid](real: gid_t, effective: gid_t) -> c_int, next => credentials(next(real, effective));
+    fn [setuid](uid: uid_t) -> c_int, next => credentials(|| next(uid));
+    fn [setgid](gid: gid_t) -> c_int, next => credentials(|| next(gid));
+    fn [seteuid](uid: uid_t) -> c_int, next => credentials(|| next(uid));
+    fn [setegid](gid: gid_t) -> c_int, next => credentials(|| next(gid));
+    fn [setreuid](real: uid_t, effective: uid_t) -> c_int, next => credentials(|| next(real, effective));
+    fn [setregid](real: gid_t, effective: gid_t) -> c_int, next => credentials(|| next(real, effective));
     fn [setresuid](real: uid_t, effective: uid_t, saved: uid_t) -> c_int, next =>
-        credentials(next(real, effective, saved));
+        credentials(|| next(real, effective, saved));
     fn [setresgid](real: gid_t, effective: gid_t, saved: gid_t) -> c_int, next =>
-        credentials(next(real, effective, saved));
-    fn [setgroups](count: usize, groups: *const gid_t) -> c_int, next => credentials(next(count, groups));
-    fn [initgroups](user: PathArg, group: gid_t) -> c_int, next => credentials(next(user, group));
-    fn [capset](header: *mut c_void, data: *const c_void) -> c_int, next => credentials(next(header, data));
+        credentials(|| next(real, effective, saved));
+    fn [setgroups](count: usize, groups: *const gid_t) -> c_int, next => credentials(|| next(count, groups));
+    fn [initgroups](user: PathArg, group: gid_t) -> c_int, next => credentials(|| next(user, group));
+    fn [capset](header: *mut c_void, data: *const c_void) -> c_int, next => credentials(|| next(header, data));
     // Per thread, and unknown to whoever looks at a socket's peer.
     fn [setfsuid](uid: uid_t) -> c_int, next => {
         process::switch_off();
@@ -69,9 +76,9 @@ hook! {
         }
         next(option, a, b, c, d)
     };
-    fn [chroot](path: PathArg) -> c_int, next => elsewhere(next(path));
-    fn [unshare](flags: c_int) -> c_int, next => elsewhere(next(flags));
-    fn [setns](fd: c_int, kind: c_int) -> c_int, next => elsewhere(next(fd, kind));
+    fn [chroot](path: PathArg) -> c_int, next => elsewhere(|| next(path));
+    fn [unshare](flags: c_int) -> c_int, next => elsewhere(|| next(flags));
+    fn [setns](fd: c_int, kind: c_int) -> c_int, next => elsewhere(|| next(fd, kind));
 }
 
 /// libc has duplicated a descriptor onto 0, 1 and 2 by calls of its own.

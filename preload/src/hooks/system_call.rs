@@ -17,6 +17,7 @@ use super::stat::{stat_at, stat_open, statx_at};
 use super::{hook, take_with};
 use crate::calls::{self, Road, Times};
 use crate::connection::is_own;
+use crate::dirstreams::{self, Before};
 use crate::process::{self, FDS};
 use crate::route;
 use crate::sys::{PathArg, Word};
@@ -109,7 +110,12 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         libc::SYS_dup => word(copied(a.int(), next_int())),
         libc::SYS_dup3 => word(onto(a.int(), b.int(), next_int)),
         libc::SYS_fcntl => word(control(a.int(), b.int(), next_int)),
+        libc::SYS_getdents64 => {
+            dirstreams::used_directly(a.int());
+            next()
+        }
         libc::SYS_chdir => {
+            dirstreams::settle(Before::Directory);
             let path = a.path();
             let target = route::locate(AT_FDCWD, &path);
             let result = next();
@@ -119,6 +125,7 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
             result
         }
         libc::SYS_fchdir => {
+            dirstreams::settle(Before::Directory);
             let result = next();
             if result.0 == 0 {
                 route::entered_fd(a.int());
@@ -133,7 +140,7 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         | libc::SYS_setresuid
         | libc::SYS_setresgid
         | libc::SYS_setgroups
-        | libc::SYS_capset => credentials_of_this_thread(next()),
+        | libc::SYS_capset => credentials_of_this_thread(next),
         libc::SYS_setfsuid | libc::SYS_setfsgid | libc::SYS_seccomp => {
             process::switch_off();
             next()
@@ -143,7 +150,7 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
             next()
         }
         libc::SYS_chroot | libc::SYS_pivot_root | libc::SYS_unshare | libc::SYS_setns => {
-            word(elsewhere(next_int()))
+            word(elsewhere(next_int))
         }
         libc::SYS_fchmod
         | libc::SYS_fchown

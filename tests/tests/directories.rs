@@ -1,0 +1,395 @@
+//! Directories are listed on all roads alike, and on the bypass without the kernel: a C program that uses libc's
+//! functions in every way (`programs/directories.c`), and programs that list by themselves.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use finesse_tests::account::{Calls, OPEN_DIRECTORY};
+use finesse_tests::mount::{Options, said, text};
+use finesse_tests::road::{Place, Road};
+use finesse_tests::tree::{self, Times};
+use finesse_tests::{build, needs, wait};
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+/// The compiled program, where every user can execute it.
+fn program() -> &'static Path {
+    static PROGRAM: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, program) = PROGRAM.get_or_init(|| {
+        let place = tempfile::Builder::new().prefix("finesse-program-").tempdir().unwrap();
+        fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let program = place.path().join("directories");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("programs/directories.c");
+        let output =
+            Command::new("cc").args(["-O1", "-pthread", "-o"]).arg(&program).arg(source).output().unwrap();
+        assert!(output.status.success(), "{}", said(&output));
+        (place, program)
+    });
+    program
+}
+
+/// A directory with everything that one can hold, and more names than one page.
+fn fill(root: &Path) {
+    fill_with(root, 1200);
+}
+
+fn fill_with(root: &Path, names: u32) {
+    let w = root.join("w");
+    for directory in ["empty", "sub", "private"] {
+        fs::create_dir_all(w.join(directory)).unwrap();
+    }
+    fs::write(w.join("sub/inside"), "x").unwrap();
+    fs::write(w.join("file"), "x").unwrap();
+    fs::write(w.join("n".repeat(255)), "").unwrap();
+    symlink("nowhere", w.join("dangling")).unwrap();
+    symlink("loop", w.join("loop")).unwrap();
+    symlink("sub", w.join("link")).unwrap();
+    let fifo = w.join("fifo");
+    rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
+    for number in 0..names {
+        fs::write(w.join(format!("name number {number}")), "").unwrap();
+    }
+    for name in ["a", "b", "c"] {
+        fs::write(w.join("private").join(name), "").unwrap();
+    }
+    fs::set_permissions(w.join("private"), PermissionsExt::from_mode(0o700)).unwrap();
+}
+
+/// What a program said: exit status, both streams, without the place's own paths.
+fn told(place: &Place, output: &Output) -> (Option<i32>, String, String) {
+    (output.status.code(), place.neutral(&output.stdout), place.neutral(&output.stderr))
+}
+
+/// Runs one part of the program on all roads and compares; what the bypass counted.
+fn agree(part: &str) -> Calls {
+    let places = Place::on_all_roads(&Options::default(), fill);
+    let mut native = None;
+    let mut calls = Calls::default();
+    for place in &places {
+        let before = place.is_mounted().then(|| place.mount().account());
+        let output = place.command(program()).arg(part).arg(place.path().join("w")).output().unwrap();
+        let told = told(place, &output);
+        assert_eq!(told.0, Some(0), "{part} on the {}: {}", place.road(), said(&output));
+        match &native {
+            None => native = Some(told),
+            Some(native) => assert_eq!(&told, native, "{part} on the {}", place.road()),
+        }
+        if let (Some(before), Road::Bypass) = (before, place.road()) {
+            calls = place.mount().account().since(&before);
+        }
+    }
+    calls
+}
+
+fn count(calls: &Calls, operation: &str) -> u64 {
+    calls.answered.get(operation).copied().unwrap_or(0)
+}
+
+/// As [`agree`], for parts that no directory needs a descriptor in: every stream that was opened is read and closed
+/// through the ring, and the kernel has opened none.
+fn agree_without_the_kernel(part: &str, at_least: u64) {
+    let calls = agree(part);
+    assert!(count(&calls, "opendir") >= at_least, "{part}: {calls:?}");
+    assert!(count(&calls, "readdir") >= count(&calls, "opendir"), "{part}: {calls:?}");
+    assert_eq!(calls.to_kernel.get(OPEN_DIRECTORY), None, "{part}: {calls:?}");
+}
+
+#[test]
+fn entries_have_the_names_numbers_and_types_of_the_files() {
+    agree_without_the_kernel("entries", 1);
+}
+
+#[test]
+fn what_cannot_be_opened_has_the_native_errno() {
+    // Each of those on the mount is refused by the daemon; nothing is opened.
+    let calls = agree("errors");
+    assert!(count(&calls, "opendir") >= 8, "{calls:?}");
+}
+
+#[test]
+fn positions_lead_back_and_rewinding_sees_what_has_changed() {
+    agree_without_the_kernel("positions", 1);
+}
+
+#[test]
+fn readdir_r_fills_in_what_readdir_returns() {
+    agree_without_the_kernel("reentrant", 1);
+}
+
+#[test]
+fn a_descriptor_asked_for_in_the_middle_is_the_directorys_and_the_listing_goes_on() {
+    agree_without_the_kernel("descriptor", 1);
+}
+
+#[test]
+fn a_stream_on_a_descriptor_begins_and_ends_where_the_descriptor_is() {
+    let calls = agree("of_descriptor");
+    assert!(count(&calls, "opendir") >= 1 && count(&calls, "readdir") >= 1, "{calls:?}");
+}
+
+#[test]
+fn a_stream_and_getdents_on_its_descriptor_list_everything_once() {
+    let calls = agree("directly");
+    assert!(count(&calls, "opendir") == 1, "{calls:?}");
+}
+
+#[test]
+fn scandir_filters_and_sorts() {
+    let calls = agree("scan");
+    // Two by path, one of `empty`, one that fails.
+    assert!(count(&calls, "opendir") >= 4, "{calls:?}");
+}
+
+#[test]
+fn parent_and_child_both_go_on_after_a_fork() {
+    let calls = agree("forked");
+    assert!(count(&calls, "opendir") >= 2, "{calls:?}");
+}
+
+#[test]
+fn a_removed_directory_is_empty() {
+    agree_without_the_kernel("removed", 2);
+}
+
+#[test]
+fn a_stream_outlives_changes_of_the_current_directory_and_of_its_own_name() {
+    agree_without_the_kernel("moved", 2);
+}
+
+#[test]
+fn a_stream_outlives_a_change_of_user() {
+    if needs::root("a_stream_outlives_a_change_of_user") {
+        let calls = agree("other_user");
+        assert!(count(&calls, "opendir") >= 1, "{calls:?}");
+    }
+}
+
+#[test]
+fn threads_may_share_a_stream() {
+    agree_without_the_kernel("threads", 1);
+}
+
+#[test]
+fn many_streams_are_open_at_once() {
+    agree_without_the_kernel("many", 150);
+}
+
+#[test]
+fn signal_handlers_read_streams_while_others_are_being_read() {
+    agree_without_the_kernel("interrupted", 2);
+}
+
+#[test]
+fn twenty_thousand_entries_are_listed_completely() {
+    let places = Place::on_all_roads(&Options::default(), |root| {
+        fs::create_dir(root.join("w")).unwrap();
+        for number in 0..20_000 {
+            fs::write(root.join(format!("w/stable {number}")), "").unwrap();
+        }
+    });
+    for place in &places {
+        let mut list = place.command(program());
+        let output = list.arg("steady").arg(place.path().join("w")).args(["2", "20000"]).output().unwrap();
+        assert_eq!(text(&output.stdout), "done\n", "{}: {}", place.road(), said(&output));
+        let mut python = place.command("python3");
+        let output = python.args(["-c", "import os; print(len(set(os.listdir('w'))))"]).output().unwrap();
+        assert_eq!(text(&output.stdout), "20000\n", "{}: {}", place.road(), said(&output));
+    }
+    let account = places[2].mount().account();
+    assert!(account.answered.get("readdir").is_some_and(|count| *count > 40), "{account:?}");
+}
+
+#[test]
+fn what_is_there_all_the_time_is_listed_once_while_other_names_come_and_go() {
+    const STABLE: usize = 3000;
+    let place = Place::new(Road::Bypass, &Options::default(), |root| {
+        fs::create_dir(root.join("w")).unwrap();
+        for number in 0..STABLE {
+            fs::write(root.join(format!("w/stable {number}")), "").unwrap();
+        }
+    });
+    let w = place.path().join("w");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // On the kernel road, from here.
+        let by_kernel = scope.spawn(|| {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Relaxed) {
+                for number in 0..50 {
+                    fs::write(w.join(format!("comes {number}")), "").unwrap();
+                    fs::rename(w.join(format!("comes {number}")), w.join(format!("moves {number}"))).unwrap();
+                }
+                for number in 0..50 {
+                    fs::remove_file(w.join(format!("moves {number}"))).unwrap();
+                }
+                rounds += 1;
+            }
+            rounds
+        });
+        // On the bypass, by another program, which ends when its input does.
+        let script = "import os, select, sys\n\
+            while not select.select([sys.stdin], [], [], 0)[0]:\n\
+            \tfor n in range(50): open(f'w/goes {n}', 'w').close()\n\
+            \tfor n in range(50): os.unlink(f'w/goes {n}')\n";
+        let mut python = place.command("python3");
+        let mut churn = python.args(["-c", script]).stdin(Stdio::piped()).spawn().unwrap();
+        wait::eventually("names come and go", || {
+            let seen: Vec<_> = fs::read_dir(&w).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            seen.iter().any(|name| name.to_string_lossy().starts_with("goes"))
+        });
+        let mut list = place.command(program());
+        let output = list.arg("steady").arg(&w).args(["60", &STABLE.to_string()]).output().unwrap();
+        stop.store(true, Ordering::Relaxed);
+        drop(churn.stdin.take());
+        assert!(churn.wait().unwrap().success());
+        assert!(by_kernel.join().unwrap() > 0);
+        assert_eq!(text(&output.stdout), "done\n", "{}", said(&output));
+    });
+    let account = place.mount().account();
+    assert!(account.answered.get("opendir").is_some_and(|count| *count >= 30), "{account:?}");
+}
+
+#[test]
+fn who_may_not_read_a_directory_cannot_list_it() {
+    if !needs::root("who_may_not_read_a_directory_cannot_list_it") {
+        return;
+    }
+    let modes = ["755", "711", "700", "744", "070", "007", "000"];
+    let places =
+        Place::on_all_roads(&Options { arguments: &["-o", "allow_other"], ..Options::default() }, |root| {
+            fs::set_permissions(root, PermissionsExt::from_mode(0o755)).unwrap();
+            for mode in modes {
+                let directory = root.join(mode);
+                fs::create_dir(&directory).unwrap();
+                fs::write(directory.join("entry"), "").unwrap();
+                fs::set_permissions(
+                    &directory,
+                    PermissionsExt::from_mode(u32::from_str_radix(mode, 8).unwrap()),
+                )
+                .unwrap();
+            }
+        });
+    let finesse = build::for_all_users();
+    let script = "for mode in 755 711 700 744 070 007 000; do\n\
+        echo $mode; ls -a $mode; echo $?; ls $mode/. $mode/..; echo $?; (cd $mode && ls; echo *); echo $mode/*; done";
+    for user in [&["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"][..], &["setpriv"]] {
+        let mut native = None;
+        for place in &places {
+            let mut bash = place.command_as(&finesse.path().join(build::COMMAND), user, "bash");
+            let output = bash.args(["-c", script]).output().unwrap();
+            let told = told(place, &output);
+            assert!(told.1.contains("entry"), "{}", said(&output));
+            assert_eq!(&told, native.get_or_insert_with(|| told.clone()), "{user:?} on the {}", place.road());
+        }
+    }
+    let account = places[2].mount().account();
+    assert!(account.answered.get("opendir").is_some_and(|count| *count >= 20), "{account:?}");
+}
+
+#[test]
+fn a_stream_whose_daemon_is_gone_ends_with_the_error_of_a_dead_mount() {
+    let mut said = Vec::new();
+    for road in [Road::Kernel, Road::Bypass] {
+        let place = Place::new(road, &Options::default(), fill);
+        let mut list = place.command(program());
+        let mut list = list.arg("abandoned").arg(place.path().join("w"));
+        list = list.stdin(Stdio::piped()).stdout(Stdio::piped()).current_dir("/");
+        let mut list = list.spawn().unwrap();
+        let mut output = BufReader::new(list.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, "open\n", "{road}");
+        if road == Road::Bypass {
+            assert_eq!(place.mount().account().answered.get("opendir"), Some(&1));
+        }
+        place.mount().signal(Signal::KILL);
+        assert!(place.mount().ended(wait::PATIENCE));
+        list.stdin.take().unwrap().write_all(b"\n").unwrap();
+        line.clear();
+        output.read_to_string(&mut line).unwrap();
+        list.wait().unwrap();
+        said.push(line);
+    }
+    assert_eq!(said, ["not connected\n", "not connected\n"]);
+}
+
+#[test]
+fn programs_list_and_walk_as_natively() {
+    let scripts = [
+        ("ls", "ls -a w; ls -lR --time-style=+ w/sub w/empty; ls -U w | sort | md5sum"),
+        (
+            "find",
+            "find w -depth | sort; find w -name 'name*7' -type f | wc -l; find w -maxdepth 1 -type d | sort",
+        ),
+        ("bash", "shopt -s globstar; cd w; echo sub/*; echo */; echo name*11; echo ** | wc -w"),
+        (
+            "du and cp",
+            "cp -r w/sub copy && ls copy; cp -a w whole; ls whole | wc -l; du -a --apparent-size copy",
+        ),
+        ("rm", "rm -r w/sub; rm -rf whole; ls -a w | wc -l; ls -a"),
+        ("chmod", "chmod -R u=rwX,go= w && find w ! -type l -printf '%m\\n' | sort | uniq -c"),
+        ("tar", "tar cf - --sort=name --mtime=@0 w/empty w/private | tar tvf - | sed 's/  */ /g'"),
+        ("rsync", "rsync -a w/ synced/ && rsync -ain w/ synced/ | head; ls synced | wc -l"),
+        (
+            "git",
+            "git init -q . && git add -A && git status --short | head -5 && git commit -qm all && touch w/new && git status --short",
+        ),
+        (
+            "python",
+            "python3 -c \"import os, shutil\n\
+             print(sorted(os.listdir('w'))[:9])\n\
+             print(sum(len(f) for _, _, f in os.walk('.')), sum(len(f) for _, _, f, _ in os.fwalk('w')))\n\
+             fd = os.open('w', os.O_RDONLY)\n\
+             print(len(os.listdir(fd)), len(os.listdir(fd)), sorted(e.name for e in os.scandir(fd) if e.is_dir(follow_symlinks=False)))\n\
+             print(sorted((e.name, e.is_symlink(), e.is_file(follow_symlinks=False)) for e in os.scandir('w') if not e.name.startswith('name')))\n\
+             shutil.rmtree('copy', ignore_errors=True); shutil.copytree('w/private', 'tree'); shutil.rmtree('tree')\n\
+             print(os.path.exists('tree'))\"",
+        ),
+        (
+            "perl",
+            "perl -e 'opendir D, \"w\"; my @a = sort readdir D; print scalar(@a), \" $a[0] $a[5]\\n\"; rewinddir D; my $p; while (defined($_ = readdir D)) { $p = telldir D if $_ eq \"file\" } seekdir D, $p; print((stat \"w/\".(readdir(D)||\".\"))[2] > 0, \"\\n\")'",
+        ),
+    ];
+    let places = Place::on_all_roads(&Options::default(), |root| fill_with(root, 60));
+    let mut natively = Vec::new();
+    let mut failures = Vec::new();
+    for place in &places {
+        for (index, (name, script)) in scripts.iter().enumerate() {
+            let before = place.is_mounted().then(|| place.mount().account());
+            let output = place.bash("", script);
+            let told = told(place, &output);
+            if place.road() == Road::Native {
+                assert_eq!(told.0, Some(0), "{name}: {}", said(&output));
+                natively.push(told);
+            } else if told != natively[index] {
+                failures.push(format!(
+                    "{name} on the {}: {told:?}\ninstead of {:?}",
+                    place.road(),
+                    natively[index]
+                ));
+            }
+            if let (Some(before), Road::Bypass) = (before, place.road()) {
+                let calls = place.mount().account().since(&before);
+                if count(&calls, "opendir") == 0 || count(&calls, "readdir") == 0 {
+                    failures.push(format!("{name} did not list through the ring: {calls:?}"));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    let trees: Vec<_> = places
+        .iter()
+        .map(|place| {
+            let mut tree = tree::read(place.source(), Times::Ignored);
+            // Holds times and inode numbers.
+            tree.retain(|path, _| !path.starts_with(".git"));
+            tree
+        })
+        .collect();
+    assert!(trees[0] == trees[1] && trees[0] == trees[2], "the trees differ afterwards");
+}
