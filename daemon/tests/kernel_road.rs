@@ -288,7 +288,7 @@ fn without_bypass_clients_the_kernel_keeps_names_for_their_lifetime() {
 
 #[test]
 fn a_file_system_is_initialised_before_the_mount_is_ready_and_destroyed_after_the_unmount() {
-    let Mounted { seen, session, .. } = mount();
+    let Mounted { dir: _dir, seen, session } = mount();
     assert!(seen.initialised.load(Ordering::SeqCst));
     assert!(!seen.destroyed.load(Ordering::SeqCst));
     session.umount_and_join().unwrap();
