@@ -33,18 +33,23 @@ pub(crate) trait Invalidate: Send + Sync {
     fn entry(&self, parent: u64, name: &OsStr);
     /// Forget the attributes of an inode.
     fn attr(&self, ino: u64);
+    /// Give up the references to inodes that were forgotten so far. The other methods do not, because they are called
+    /// while the file system answers, perhaps under locks that its `forget` takes.
+    fn pay(&self);
 }
 
 /// `FUSE_NOTIFY_INVAL_INODE` of `enum fuse_notify_code`.
 const NOTIFY_INVAL_INODE: i32 = 2;
 /// `FUSE_NOTIFY_INVAL_ENTRY`.
 const NOTIFY_INVAL_ENTRY: i32 = 3;
+/// `NAME_MAX`: no engine serves a longer name.
+const NAME_MAX: usize = 255;
 /// `FUSE_NOTIFY_INC_EPOCH`, Linux 6.16.
 const NOTIFY_INC_EPOCH: i32 = 8;
 /// Size of `struct fuse_out_header`.
 const OUT_HEADER: usize = 16;
 /// The longest body of a notification that is sent from here.
-const NOTIFICATION_MAX: usize = 64;
+const NOTIFICATION_MAX: usize = 16 + NAME_MAX + 1;
 
 /// Kernel threads rarely exceed this; a power of two.
 const GATES: usize = 16;
@@ -503,10 +508,10 @@ impl Coherence {
         let _ = self.inval_inode(ino, -1, 0).map_err(gone);
     }
 
-    /// Drops a name that is at most 32 bytes long, and leaves its inode alone (`fuse_reverse_inval_entry`).
+    /// Drops a name, and leaves its inode alone (`fuse_reverse_inval_entry`).
     pub(crate) fn drop_name(&self, parent: u64, name: &[u8]) {
         let mut body = [0u8; NOTIFICATION_MAX];
-        let len = 16 + name.len().min(32) + 1;
+        let len = 16 + name.len().min(NAME_MAX) + 1;
         body[0..8].copy_from_slice(&parent.to_ne_bytes());
         body[8..12].copy_from_slice(&(name.len() as u32).to_ne_bytes());
         body[16..len - 1].copy_from_slice(&name[..len - 17]);
@@ -560,6 +565,16 @@ impl Coherence {
         match self.inval_inode(ino, offset, len) {
             Err(error) if !gone(error) => Err(error.into()),
             _ => Ok(()),
+        }
+    }
+
+    /// The bypass has taken a name away from an inode. If the kernel knows the inode, its dentry of that name would
+    /// hold it for as long as nobody asks for the name: a removed file would keep its space.
+    pub(crate) fn bypass_removed_name(&self, parent: u64, name: &OsStr, ino: u64) {
+        if self.kernel_knows(ino) {
+            // The notification waits for the directory's lock. Whoever has it waits for the threads of the kernel road, not
+            // for this one.
+            self.drop_name(parent, name.as_encoded_bytes());
         }
     }
 

@@ -11,6 +11,8 @@ use tempfile::TempDir;
 pub const LIBRARY: &str = "libfinesse_preload.so";
 /// The command's file name.
 pub const COMMAND: &str = "finesse";
+/// The file name of the file system in memory.
+pub const MEMORY: &str = "finesse-memfs";
 
 /// The directory with both, built on first use: cargo does not build another package's binary or cdylib for
 /// a test by itself. `FINESSE_TEST_BIN` names a directory with both instead, for testing what is installed.
@@ -23,27 +25,52 @@ pub fn directory() -> &'static Path {
         if let Some(directory) = std::env::var_os("FINESSE_TEST_BIN") {
             return directory.into();
         }
-        // …/target/PROFILE/deps/this-test
-        let this = std::env::current_exe().expect("/proc is mounted");
-        let profile_directory = this.ancestors().nth(2).expect("cargo's layout").to_owned();
-        let target = profile_directory.parent().expect("cargo's layout");
-        let profile = match profile_directory.file_name().and_then(|name| name.to_str()) {
-            Some("debug") | None => "dev",
-            Some(name) => name,
-        };
-        let status = cargo()
-            .args(["build", "--quiet", "--package", "finesse", "--package", "finesse-preload"])
-            .args(["--profile", profile])
-            .current_dir(workspace())
-            .env("CARGO_TARGET_DIR", target)
-            .status()
-            .expect("cargo runs");
-        assert!(status.success(), "building the command and the preload library failed");
-        for file in [COMMAND, LIBRARY] {
-            assert!(profile_directory.join(file).is_file(), "{file} in {}", profile_directory.display());
-        }
-        profile_directory
+        built(&["--package", "finesse", "--package", "finesse-preload"], &[COMMAND, LIBRARY])
     })
+}
+
+/// The file system in memory, built on first use.
+///
+/// # Panics
+/// As [`directory`].
+pub fn memory() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        if let Some(directory) = std::env::var_os("FINESSE_TEST_BIN") {
+            return Path::new(&directory).join(MEMORY);
+        }
+        built(&["--package", "finesse-examples", "--bin", MEMORY], &[MEMORY]).join(MEMORY)
+    })
+}
+
+/// Builds something in the profile of these tests; the directory with the results.
+fn built(what: &[&str], files: &[&str]) -> PathBuf {
+    // …/target/PROFILE/deps/this-test
+    let this = std::env::current_exe().expect("/proc is mounted");
+    let profile_directory = this.ancestors().nth(2).expect("cargo's layout").to_owned();
+    let profile = match profile_directory.file_name().and_then(|name| name.to_str()) {
+        Some("debug") | None => "dev",
+        Some(name) => name,
+    };
+    let status = cargo()
+        .args(["build", "--quiet", "--profile", profile])
+        .args(what)
+        .current_dir(workspace())
+        .env("CARGO_TARGET_DIR", target())
+        .status()
+        .expect("cargo runs");
+    assert!(status.success(), "cargo build {what:?} failed");
+    for file in files {
+        assert!(profile_directory.join(file).is_file(), "{file} in {}", profile_directory.display());
+    }
+    profile_directory
+}
+
+/// The directory that cargo builds to.
+pub fn target() -> PathBuf {
+    // …/target/PROFILE/deps/this-test
+    let this = std::env::current_exe().expect("/proc is mounted");
+    this.ancestors().nth(3).expect("cargo's layout").to_owned()
 }
 
 /// The workspace's directory.

@@ -1,5 +1,6 @@
-//! A directory, mounted with the `finesse` command.
+//! A directory mounted with the `finesse` command, or a file system in memory.
 
+use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -17,7 +18,7 @@ use crate::build;
 /// How a mount is made.
 #[derive(Clone, Debug, Default)]
 pub struct Options<'o> {
-    /// Further arguments of `finesse mount`.
+    /// Further arguments of `finesse mount` or `finesse-memfs`.
     pub arguments: &'o [&'o str],
     /// Logs the kernel's requests, for [`Mount::kernel_requests`].
     pub count_kernel_requests: bool,
@@ -42,24 +43,32 @@ impl Mount {
     /// # Panics
     /// The command fails; its error is in the panic's message.
     pub fn new(source: &Path, mountpoint: &Path, options: &Options<'_>) -> Self {
+        Self::start(&[build::command().as_os_str(), "mount".as_ref()], &[source, mountpoint], options)
+    }
+
+    /// Mounts an empty file system in memory at `mountpoint`.
+    ///
+    /// # Panics
+    /// As [`Mount::new`].
+    pub fn of_memory(mountpoint: &Path, options: &Options<'_>) -> Self {
+        Self::start(&[build::memory().as_os_str()], &[mountpoint], options)
+    }
+
+    /// Runs a command that returns when the mount is ready. The mount point is the last of the places.
+    fn start(command: &[&OsStr], places: &[&Path], options: &Options<'_>) -> Self {
         let state = tempfile::Builder::new().prefix("finesse-log-").tempdir().unwrap();
         std::fs::set_permissions(state.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         let log = state.path().join("log");
         let filter = if options.count_kernel_requests { "warn,fuser::request=debug" } else { "warn" };
-        let mut line: Vec<_> = options.wrapper.iter().map(Into::into).collect();
-        line.push(build::command().into_os_string());
-        line.extend(["mount", "--log", filter, "--log-file"].map(Into::into));
-        line.push(log.clone().into());
-        line.extend(options.arguments.iter().map(Into::into));
-        line.extend([source.into(), mountpoint.into()]);
-        let output = Command::new(&line[0]).args(&line[1..]).output().unwrap();
-        assert!(
-            output.status.success(),
-            "finesse mount {} {}: {}",
-            source.display(),
-            mountpoint.display(),
-            text(&output.stderr)
-        );
+        let mut line: Vec<&OsStr> = options.wrapper.iter().map(OsStr::new).collect();
+        line.extend(command);
+        line.extend(["--log", filter, "--log-file"].map(OsStr::new));
+        line.push(log.as_os_str());
+        line.extend(options.arguments.iter().map(OsStr::new));
+        line.extend(places.iter().map(|place| place.as_os_str()));
+        let mountpoint = *places.last().expect("a mount point");
+        let output = Command::new(line[0]).args(&line[1..]).output().unwrap();
+        assert!(output.status.success(), "{line:?}: {}", text(&output.stderr));
         let mut this = Self {
             mountpoint: mountpoint.to_owned(),
             pid: rustix::process::getpid(),

@@ -56,15 +56,34 @@ impl Place {
 
     /// As [`Place::new`], below another directory.
     pub fn below(parent: &Path, road: Road, options: &Options<'_>, fill: impl FnOnce(&Path)) -> Self {
+        let home = Self::home(parent);
+        let (source, mountpoint) = Self::directories(&home);
+        fill(&source);
+        let mount = (road != Road::Native).then(|| Mount::new(&source, &mountpoint, options));
+        Self { road, source, mount, _home: home }
+    }
+
+    fn home(parent: &Path) -> TempDir {
         let home = tempfile::Builder::new().prefix("finesse-test-").tempdir_in(parent).unwrap();
         std::fs::set_permissions(home.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        // Paths of one length, so that what depends on it (columns, archives) agrees.
+        home
+    }
+
+    /// Source and mount point. Their paths have one length, so that what depends on it (columns, archives) agrees.
+    fn directories(home: &TempDir) -> (PathBuf, PathBuf) {
         let (source, mountpoint) = (home.path().join("src"), home.path().join("mnt"));
         for directory in [&source, &mountpoint] {
             std::fs::create_dir(directory).unwrap();
         }
-        fill(&source);
-        let mount = (road != Road::Native).then(|| Mount::new(&source, &mountpoint, options));
+        (source, mountpoint)
+    }
+
+    /// A place on a file system in memory, and for the native road an empty directory. Nothing is put there before it is
+    /// mounted, as there is no source: [`Place::source`] stays empty.
+    pub fn of_memory(road: Road, options: &Options<'_>) -> Self {
+        let home = Self::home(&std::env::temp_dir());
+        let (source, mountpoint) = Self::directories(&home);
+        let mount = (road != Road::Native).then(|| Mount::of_memory(&mountpoint, options));
         Self { road, source, mount, _home: home }
     }
 

@@ -162,7 +162,7 @@ impl Drop for Inode {
         let Some(shared) = self.owner.upgrade() else { return };
         let mut inodes = shared.inodes[shard_of(self.ino)].lock();
         // Unless another instance has taken the number meanwhile.
-        if inodes.get(&self.ino).is_some_and(|known| std::ptr::eq(known.as_ptr(), self)) {
+        if inodes.get(&self.ino).is_some_and(|known| known.strong_count() == 0) {
             inodes.remove(&self.ino);
         }
         drop(inodes);
@@ -204,6 +204,20 @@ struct Shared {
     inodes: [Mutex<HashMap<u64, Weak<Inode>>>; SHARDS],
     /// `None` once the bypass has ended: the file system is to be destroyed then, and owed nothing.
     owed: RwLock<Option<Box<dyn Owed>>>,
+    /// Inodes that were let go of while the file system was answering; see [`Invalidate::pay`].
+    parting: Mutex<Vec<Inode>>,
+    /// There are some.
+    parts: AtomicBool,
+}
+
+impl Shared {
+    /// Lets go of an inode. If this was the last reference to it, its forgets are paid later.
+    fn part(&self, inode: Arc<Inode>) {
+        if let Some(inode) = Arc::into_inner(inode) {
+            self.parting.lock().push(inode);
+            self.parts.store(true, Ordering::Release);
+        }
+    }
 }
 
 /// What a cached name says.
@@ -246,6 +260,8 @@ impl Cache {
             shared: Arc::new(Shared {
                 inodes: std::array::from_fn(|_| Mutex::default()),
                 owed: RwLock::new(Some(Box::new(Payer(fs.clone(), Arc::new(daemon))))),
+                parting: Mutex::default(),
+                parts: AtomicBool::new(false),
             }),
             dentries: std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))),
             hasher,
@@ -485,7 +501,12 @@ fn make_room(shard: &mut HashMap<Key, Dentry, DefaultHashBuilder>) -> Vec<(Key, 
 impl Invalidate for Cache {
     fn entry(&self, parent: u64, name: &OsStr) {
         match self.known(parent) {
-            Some(directory) => drop(self.forget_name(&directory, name)),
+            Some(directory) => {
+                if let Some(inode) = self.forget_name(&directory, name) {
+                    self.shared.part(inode);
+                }
+                self.shared.part(directory);
+            }
             None => {
                 self.bump();
                 self.unlinks.fetch_add(1, Ordering::AcqRel);
@@ -495,8 +516,19 @@ impl Invalidate for Cache {
 
     fn attr(&self, ino: u64) {
         match self.known(ino) {
-            Some(inode) => self.forget_attr(&inode),
+            Some(inode) => {
+                self.forget_attr(&inode);
+                self.shared.part(inode);
+            }
             None => self.bump(),
+        }
+    }
+
+    fn pay(&self) {
+        if self.shared.parts.load(Ordering::Relaxed) && self.shared.parts.swap(false, Ordering::AcqRel) {
+            // Dropped after the lock.
+            let parted = std::mem::take(&mut *self.shared.parting.lock());
+            drop(parted);
         }
     }
 }

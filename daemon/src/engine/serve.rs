@@ -73,6 +73,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// A request that no honest client sends; its connection is to be ended.
     pub(crate) fn serve(&self, asked: &Asked<'_>, output: &mut Output) -> Result<Reply, Malformed> {
         let op = Op::from_u32(asked.frame.op).ok_or(Malformed::Operation(asked.frame.op))?;
+        self.cache.pay();
         let call = Call {
             context: asked.context,
             request: self.request(asked.context),
@@ -237,8 +238,11 @@ impl<FS: Filesystem> Engine<FS> {
             }
             let served = self.remove_name(call, &parent, directory);
             self.cache.forget_attr(&child.inode);
-            if directory && served.is_ok() {
-                child.inode.bury();
+            if served.is_ok() {
+                if directory {
+                    child.inode.bury();
+                }
+                self.core.coherence.bypass_removed_name(parent.directory.ino, parent.name, child.inode.ino);
             }
             return served;
         }
@@ -288,13 +292,14 @@ impl<FS: Filesystem> Engine<FS> {
             || self.checks == Checks::Engine
             || !self.covered.read().is_empty()
             || self.cache.may_hold_hard_links();
-        let mut replaced = None;
+        let (mut replaced, mut moved) = (None, None);
         if must_know {
             let source = self.child(call.context, &call.request, &from.directory, from.name)?;
             let Some(source) = source else { return fail(libc::ENOENT) };
             let target = self.child(call.context, &call.request, &to.directory, to.name)?;
             self.may_rename(call, &from, &source, &to, target.as_ref())?;
             replaced = target.map(|target| target.inode);
+            moved = Some(source.inode);
         }
         let (reply, answer) = ReplyEmpty::local();
         self.core.fs.rename(
@@ -319,6 +324,15 @@ impl<FS: Filesystem> Engine<FS> {
             target.bury();
         }
         renamed?;
+        if flags & libc::RENAME_EXCHANGE == 0 {
+            if let Some(target) = target {
+                self.core.coherence.bypass_removed_name(to.directory.ino, to.name, target.ino);
+            }
+            // With a directory's dentry, what is mounted below it would go (`d_invalidate`).
+            if let Some(moved) = moved.filter(|moved| moved.kind != FileType::Directory) {
+                self.core.coherence.bypass_removed_name(from.directory.ino, from.name, moved.ino);
+            }
+        }
         Ok(Reply::ok())
     }
 

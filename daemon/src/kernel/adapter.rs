@@ -90,7 +90,11 @@ impl<FS: Filesystem> Adapter<FS> {
     }
 
     fn fs(&self) -> &FS {
-        &self.core().fs
+        let core = self.core();
+        if let Some(cache) = core.coherence.cache() {
+            cache.pay();
+        }
+        &core.fs
     }
 
     /// A file's attributes, asked for within another request.

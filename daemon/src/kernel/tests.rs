@@ -357,6 +357,8 @@ impl Invalidate for Noted {
     fn attr(&self, ino: u64) {
         self.0.lock().push(format!("{ino}"));
     }
+
+    fn pay(&self) {}
 }
 
 #[test]
