@@ -1,4 +1,5 @@
-//! What the tests test: the `finesse` command and the preload library, built like the tests themselves.
+//! What the tests test: the `finesse` command, the preload library and the file system in memory, built like the tests
+//! themselves.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -14,8 +15,8 @@ pub const COMMAND: &str = "finesse";
 /// The file name of the file system in memory.
 pub const MEMORY: &str = "finesse-memfs";
 
-/// The directory with both, built on first use: cargo does not build another package's binary or cdylib for
-/// a test by itself. `FINESSE_TEST_BIN` names a directory with both instead, for testing what is installed.
+/// The directory with all of them, built on first use: cargo does not build another package's binary or cdylib for
+/// a test by itself. `FINESSE_TEST_BIN` names a directory with them instead, for testing what is installed.
 ///
 /// # Panics
 /// The build fails; cargo has said why.
@@ -25,45 +26,32 @@ pub fn directory() -> &'static Path {
         if let Some(directory) = std::env::var_os("FINESSE_TEST_BIN") {
             return directory.into();
         }
-        built(&["--package", "finesse", "--package", "finesse-preload"], &[COMMAND, LIBRARY])
-    })
-}
-
-/// The file system in memory, built on first use.
-///
-/// # Panics
-/// As [`directory`].
-pub fn memory() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        if let Some(directory) = std::env::var_os("FINESSE_TEST_BIN") {
-            return Path::new(&directory).join(MEMORY);
+        // …/target/PROFILE/deps/this-test
+        let this = std::env::current_exe().expect("/proc is mounted");
+        let profile_directory = this.ancestors().nth(2).expect("cargo's layout").to_owned();
+        let profile = match profile_directory.file_name().and_then(|name| name.to_str()) {
+            Some("debug") | None => "dev",
+            Some(name) => name,
+        };
+        // All at once, as the packages' features depend on what is built together.
+        let status = cargo()
+            .args(["build", "--quiet", "--package", "finesse", "--package", "finesse-preload"])
+            .args(["--package", "finesse-examples", "--profile", profile])
+            .current_dir(workspace())
+            .env("CARGO_TARGET_DIR", target())
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "building the commands and the preload library failed");
+        for file in [COMMAND, LIBRARY, MEMORY] {
+            assert!(profile_directory.join(file).is_file(), "{file} in {}", profile_directory.display());
         }
-        built(&["--package", "finesse-examples", "--bin", MEMORY], &[MEMORY]).join(MEMORY)
+        profile_directory
     })
 }
 
-/// Builds something in the profile of these tests; the directory with the results.
-fn built(what: &[&str], files: &[&str]) -> PathBuf {
-    // …/target/PROFILE/deps/this-test
-    let this = std::env::current_exe().expect("/proc is mounted");
-    let profile_directory = this.ancestors().nth(2).expect("cargo's layout").to_owned();
-    let profile = match profile_directory.file_name().and_then(|name| name.to_str()) {
-        Some("debug") | None => "dev",
-        Some(name) => name,
-    };
-    let status = cargo()
-        .args(["build", "--quiet", "--profile", profile])
-        .args(what)
-        .current_dir(workspace())
-        .env("CARGO_TARGET_DIR", target())
-        .status()
-        .expect("cargo runs");
-    assert!(status.success(), "cargo build {what:?} failed");
-    for file in files {
-        assert!(profile_directory.join(file).is_file(), "{file} in {}", profile_directory.display());
-    }
-    profile_directory
+/// The file system in memory.
+pub fn memory() -> PathBuf {
+    directory().join(MEMORY)
 }
 
 /// The directory that cargo builds to.
