@@ -160,10 +160,10 @@ impl Place {
     }
 }
 
-/// Makes a program's surroundings the same everywhere.
+/// Makes a program's surroundings the same everywhere. Its home is where nothing can be made.
 pub fn environment(command: &mut Command) {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    command.env_clear().env("PATH", path).env("LC_ALL", "C").env("TZ", "UTC0").env("HOME", "/nonexistent");
+    command.env_clear().env("PATH", path).env("LC_ALL", "C").env("TZ", "UTC0").env("HOME", "/dev/null");
     command.env("GIT_CONFIG_NOSYSTEM", "1").env("PYTHONDONTWRITEBYTECODE", "1");
     for (variable, value) in [
         ("GIT_AUTHOR_NAME", "Test"),

@@ -50,7 +50,7 @@ int main(void)
     CHILD("execvpe", fork, execvpe("sh", argv, envp));
     CHILD("fexecve", fork, fexecve(open("/bin/sh", O_RDONLY), argv, envp));
     CHILD("a failed exec leaves everything as it was", fork, {
-        int failed = execve("/nonexistent", argv, envp) == -1 && errno == ENOENT;
+        int failed = execve("/proc/nonexistent", argv, envp) == -1 && errno == ENOENT;
         if (failed)
             execv("/bin/sh", argv);
     });
