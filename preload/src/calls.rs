@@ -4,9 +4,11 @@
 
 #![forbid(unsafe_code)]
 
+use std::ffi::CStr;
 use std::os::fd::{AsFd, IntoRawFd, RawFd};
 
 use finesse_ipc::client::Call;
+use finesse_ipc::environment::MOUNT_PATH_MAX;
 use finesse_ipc::frame::{Attr, Fallback, Op, Outcome, REPLY_END, REPLY_GRANT, ROOT, Request, Statfs, Time};
 use finesse_ipc::layout::DATA_BYTES;
 use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW};
@@ -266,6 +268,18 @@ pub(crate) fn fstatfs(fd: RawFd) -> Road<(Statfs, i64)> {
         },
         Err(_) => Road::Kernel,
     }
+}
+
+/// Runs `f` with the path of the mount that a granted descriptor is on: what libc says of a file system by a descriptor, it
+/// would say of the backing one.
+pub(crate) fn on_mount_of<R>(fd: RawFd, f: impl FnOnce(&PathArg) -> R) -> Option<R> {
+    let (dev, _) = granted(fd)?;
+    let index = connection::by_dev((libc::major(dev), libc::minor(dev)))?;
+    let mut buffer = [0; MOUNT_PATH_MAX + 1];
+    if !connection::table().path_of(index, &mut buffer) {
+        return None;
+    }
+    Some(sys::with_path(CStr::from_bytes_until_nul(&buffer).ok()?, f))
 }
 
 /// `faccessat` and relatives.

@@ -255,6 +255,8 @@ table! {
         else { let _ = (path, out); no_symbol() };
     fn statvfs64(path: PathArg, out: Out<libc::statvfs>) -> c_int;
         else { let _ = (path, out); no_symbol() };
+    fn pathconf(path: PathArg, name: c_int) -> c_long; else { let _ = (path, name); no_symbol() };
+    fn fpathconf(fd: c_int, name: c_int) -> c_long; else { let _ = (fd, name); no_symbol() };
     fn fstatfs(fd: c_int, out: Out<libc::statfs64>) -> c_int; else raw!(SYS_fstatfs, fd, out);
     fn fstatfs64(fd: c_int, out: Out<libc::statfs64>) -> c_int; else raw!(SYS_fstatfs, fd, out);
     fn fstatvfs(fd: c_int, out: Out<libc::statvfs>) -> c_int;

@@ -201,6 +201,11 @@ pub const SURFACE: &[Entry] = &[
         "fchmod fchown futimens futimes fsetxattr fremovexattr",
     ),
     followed(
+        "limits of a descriptor",
+        "of a granted file those of the mount, not of the backing",
+        "fpathconf",
+    ),
+    followed(
         "open a stream again",
         "libc keeps the stream's descriptor number, and its state, by itself; the kernel opens the file",
         "freopen freopen64",
@@ -317,7 +322,7 @@ pub const SURFACE: &[Entry] = &[
         "one system call, which asks no file system",
         "getcwd __getcwd_chk getwd __getwd_chk get_current_dir_name",
     ),
-    kernel("limits of a path", "what is not constant is asked of `statfs`, rarely", "pathconf fpathconf"),
+    kernel("limits of a path", "what is not constant libc asks of `statfs`, rarely", "pathconf"),
     kernel(
         "names for temporary files",
         "a look-up or two, of names that do not exist and, `mktemp` aside, in the system's directory",

@@ -1,6 +1,6 @@
 //! `stat` and its relatives, `statfs`, `access`, `readlink`, reads of extended attributes.
 
-use std::ffi::{c_int, c_uint};
+use std::ffi::{c_int, c_long, c_uint};
 
 use libc::{AT_EACCESS, AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW};
 
@@ -197,6 +197,14 @@ hook! {
                 take_with(calls::fstatfs(fd), served, || next(fd, out))
             }
         };
+
+    fn [fpathconf](fd: c_int, name: c_int) -> c_long, next => {
+        let of_mount = calls::on_mount_of(fd, |path| {
+            // SAFETY: a C string.
+            unsafe { crate::next::pathconf(*path, name) }
+        });
+        of_mount.unwrap_or_else(|| next(fd, name))
+    };
 
     fn [access](path: PathArg, mode: c_int) -> c_int, next =>
         take(calls::access(AT_FDCWD, &path, mode, 0), || next(path, mode));
