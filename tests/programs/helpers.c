@@ -299,6 +299,57 @@ static void resolve(void)
     }
 }
 
+/* --- the current directory, limits --- */
+
+static void place(void)
+{
+    static char longer[PATH_MAX * 2];
+    char moves[PATH_MAX * 2];
+    /* Directories in which somebody is are moved and removed. */
+    if (mkdir("outer", 0755) == 0 && mkdir("outer/inner", 0755) == 0 && chdir("outer/inner") == 0) {
+        strcpy(moves, absolute("outer"));
+        SHOW(rename(moves, absolute("renamed")));
+        printf("%s\n", getcwd(longer, sizeof longer));
+        strcpy(moves, absolute("renamed"));
+        SHOW(rename(moves, absolute("directory/below")));
+        printf("%s\n", getcwd(longer, sizeof longer));
+        if (chdir(here) == 0) {
+            SHOW(rmdir("directory/below/inner"));
+            SHOW(rmdir("directory/below"));
+        }
+    }
+    if (chdir(here) == 0 && mkdir("gone", 0755) == 0 && chdir("gone") == 0) {
+        rmdir(absolute("gone"));
+        resolve_one("x");
+        resolve_one(".");
+        printf("getcwd %d", getcwd(longer, sizeof longer) == 0);
+        printf(" %d\n", errno);
+    }
+    if (chdir(here) == 0 && mkdir("moves", 0755) == 0 && chdir("moves") == 0) {
+        printf("%s\n", getcwd(longer, sizeof longer));
+        strcpy(moves, absolute("moves"));
+        SHOW(rename(moves, absolute("moved")));
+        printf("%s\n", getcwd(longer, sizeof longer));
+        resolve_one(".");
+        char *name = get_current_dir_name();
+        printf("%s\n", name);
+        free(name);
+        printf("%s %d\n", getcwd(longer, 3) ? "?" : "-", errno);
+        if (chdir(".."))
+            perror("..");
+        SHOW(rmdir("moved"));
+    }
+    for (int name = 0; name < 10; name++) {
+        errno = 0;
+        long value = pathconf("file", name);
+        int fd = open("file", O_RDONLY);
+        printf("pathconf %d %d", name, value == fpathconf(fd, name));
+        printf(name == _PC_NAME_MAX || name == _PC_PATH_MAX ? " %ld\n" : "\n", value);
+        close(fd);
+    }
+    SHOW(pathconf("nowhere", _PC_NAME_MAX));
+}
+
 /* --- patterns --- */
 
 static int unreadable(const char *path, int error)
@@ -654,7 +705,7 @@ int main(int argc, char **argv)
     const struct {
         const char *name;
         void (*run)(void);
-    } stories[] = {{"streams", streams}, {"temporary", temporary}, {"resolve", resolve},       {"globs", globs},
+    } stories[] = {{"streams", streams}, {"temporary", temporary}, {"resolve", resolve},       {"place", place}, {"globs", globs},
                    {"trees", trees},     {"numbers", numbers},     {"attributes", attributes}, {"modes", modes}};
     setvbuf(stdout, 0, _IOLBF, 0);
     if (!getcwd(here, sizeof here))

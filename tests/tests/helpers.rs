@@ -134,6 +134,11 @@ fn paths_are_resolved_past_the_kernel() {
 }
 
 #[test]
+fn who_is_in_a_directory_sees_it_moved_and_removed() {
+    bypassed(&agrees("place"), &[("rmdir", 3), ("mkdir", 3)]);
+}
+
+#[test]
 fn patterns_are_expanded_past_the_kernel() {
     bypassed(&agrees("globs"), &[("stat", 40)]);
 }

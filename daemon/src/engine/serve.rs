@@ -241,15 +241,29 @@ impl<FS: Filesystem> Engine<FS> {
             if served.is_ok() {
                 if directory {
                     child.inode.bury();
+                } else {
+                    let (parent, name) = (parent.directory.ino, parent.name);
+                    self.core.coherence.bypass_removed_name(parent, name, child.inode.ino);
                 }
-                self.core.coherence.bypass_removed_name(parent.directory.ino, parent.name, child.inode.ino);
             }
             return served;
         }
         self.remove_name(call, &parent, directory)
     }
 
+    /// The directory of a name, if the kernel knows it: somebody may be in it, or below it. The kernel knows no name
+    /// without the directory that it is in. Decides nothing that the program sees.
+    fn directory_in_the_kernel(&self, call: &Call<'_>, parent: &Parent<'_>) -> Option<u64> {
+        if !self.core.coherence.kernel_knows(parent.directory.ino) {
+            return None;
+        }
+        let child = self.child(call.context, &call.request, &parent.directory, parent.name).ok()??.inode;
+        (child.kind == FileType::Directory && self.core.coherence.kernel_knows(child.ino))
+            .then_some(child.ino)
+    }
+
     fn remove_name(&self, call: &Call<'_>, parent: &Parent<'_>, directory: bool) -> Served {
+        let in_the_kernel = if directory { self.directory_in_the_kernel(call, parent) } else { None };
         let (reply, answer) = ReplyEmpty::local();
         let ino = INodeNo(parent.directory.ino);
         match directory {
@@ -259,6 +273,9 @@ impl<FS: Filesystem> Engine<FS> {
         let child = self.removed(&parent.directory, parent.name, answer)?;
         if let (Some(child), true) = (child, directory) {
             child.bury();
+        }
+        if let Some(child) = in_the_kernel {
+            self.core.coherence.bypass_removed_name(parent.directory.ino, parent.name, child);
         }
         Ok(Reply::ok())
     }
@@ -286,6 +303,10 @@ impl<FS: Filesystem> Engine<FS> {
         }
         if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
             // Whiteouts need CAP_MKNOD; what is unknown is EINVAL.
+            return kernel(Fallback::KernelByChoice);
+        }
+        // Whoever is in a directory learns its path from the kernel, which only moves names itself.
+        if [&from, &to].iter().any(|parent| self.directory_in_the_kernel(call, parent).is_some()) {
             return kernel(Fallback::KernelByChoice);
         }
         let must_know = !self.bypass.checks_types
