@@ -57,7 +57,7 @@ fn real_programs_do_the_same() {
         "python3 -c 'import os, subprocess, tempfile; print(subprocess.run([\"true\"], close_fds=True)); \
          d = os.open(\".\", os.O_RDONLY); os.mkdir(\"x\", dir_fd=d); print(os.listdir(d)); os.rmdir(\"x\", dir_fd=d)'",
         "env -i /bin/sh -c 'echo $PATH'; cd /usr && pwd && cd - > /dev/null && pwd",
-        "ls /nonexistent; cat /; rm /nonexistent; mkdir /etc; rmdir /; mv /etc/passwd /dev/null/x; true",
+        "ls /proc/nonexistent; cat /; rm /proc/nonexistent; mkdir /etc; rmdir /; mv /etc/passwd /dev/null/x; true",
     ] {
         changes_nothing("bash", &["-c", script]);
     }
@@ -110,7 +110,7 @@ fn system_calls(preloaded: bool) -> Vec<String> {
     }
     // An empty list: there is no mount, and that need not be found out.
     let output = command
-        .args(["-E", "FINESSE_MOUNTS=", "-qq", "stat", "/etc/passwd", "/usr", "/nonexistent"])
+        .args(["-E", "FINESSE_MOUNTS=", "-qq", "stat", "/etc/passwd", "/usr", "/proc/nonexistent"])
         .output()
         .expect("strace is installed");
     let text = String::from_utf8(output.stderr).unwrap();

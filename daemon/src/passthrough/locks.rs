@@ -36,6 +36,8 @@ const FAST: Duration = Duration::from_millis(1);
 const FRESH: Duration = Duration::from_millis(100);
 /// How often an old one is.
 const SLOW: Duration = Duration::from_millis(10);
+/// How long to wait for a thread to fall asleep, to see what it asks for.
+const PERSEVERANCE: Duration = Duration::from_secs(2);
 /// How often a waiting program is looked at for pending signals.
 const SIGNALS: Duration = Duration::from_millis(50);
 
@@ -58,7 +60,8 @@ impl Kind {
         if tid == 0 || credentials::become_daemon().is_err() {
             return Self::Posix;
         }
-        for _ in 0..100 {
+        let start = Instant::now();
+        while start.elapsed() < PERSEVERANCE {
             let Ok(text) = std::fs::read_to_string(format!("/proc/{tid}/syscall")) else {
                 return Self::Posix;
             };
@@ -67,7 +70,8 @@ impl Kind {
                     return Self::Flock;
                 }
                 Some(Ok(_)) => return Self::Posix,
-                // "running": it has sent the request but not yet gone to sleep.
+                // "running": it has sent the request but not yet gone to sleep, for which it may have to wait on a busy
+                // machine.
                 _ => std::thread::sleep(Duration::from_micros(50)),
             }
         }

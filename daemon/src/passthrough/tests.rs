@@ -199,7 +199,7 @@ fn a_source_that_is_no_directory_is_refused_with_advice() {
     let error = PassthroughFs::new(file.path(), Options::default()).unwrap_err();
     assert!(error.to_string().contains("is not a directory"), "{error}");
     assert!(error.to_string().contains(&file.path().display().to_string()), "{error}");
-    let error = PassthroughFs::new(Path::new("/nonexistent/dir"), Options::default()).unwrap_err();
+    let error = PassthroughFs::new(Path::new("/proc/nonexistent"), Options::default()).unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::NotFound);
 }
 
