@@ -655,6 +655,14 @@ pub(crate) fn read_directory(opened: &Opened, position: u64, out: &mut [u8]) -> 
     }
 }
 
+/// Gives an open directory back, because there is no room for the stream: the kernel opens it.
+pub(crate) fn decline_directory(opened: &Opened) {
+    close_directory(opened);
+    if let Some(mount) = connection_of(opened) {
+        mount.client().counters().fell_back(Fallback::OpenDirectory);
+    }
+}
+
 /// Gives an open directory back, if the connection is still there: otherwise the daemon has done it by itself.
 pub(crate) fn close_directory(opened: &Opened) {
     let Some(mount) = connection_of(opened) else { return };

@@ -159,13 +159,9 @@ fn start(opened: Opened, fd: RawFd, dirfd: RawFd, path: &[u8]) -> Road<&'static 
         true => STREAMS.claim(),
         false => None,
     };
-    let Some(stream) = stream else {
-        calls::close_directory(&opened);
-        return Road::Kernel;
-    };
-    let Some(mut state) = stream.lock(PATIENT) else {
-        // Left locked by a signal handler that did not return: lost.
-        calls::close_directory(&opened);
+    // Left locked by a signal handler that did not return: lost.
+    let Some((stream, mut state)) = stream.and_then(|stream| Some((stream, stream.lock(HASTY)?))) else {
+        calls::decline_directory(&opened);
         return Road::Kernel;
     };
     state.opened = opened;
