@@ -102,6 +102,10 @@ impl Filesystem for Fs {
         reply.attr(&TTL, &attr(ino.0, kind));
     }
 
+    fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
     fn forget(&self, _req: &Request, ino: INodeNo, lookups: u64) {
         if ino.0 >= 100 {
             self.0.references.fetch_sub(lookups, Ordering::SeqCst);
@@ -497,6 +501,18 @@ fn closing_while_others_read_releases_after_the_last_of_them() {
         assert_eq!(mount.book.open(), 0);
     }
     assert!(mount.book.released.lock().unwrap().values().all(|count| *count == 1));
+}
+
+#[test]
+fn a_removed_directory_lists_nothing_though_the_file_system_would() {
+    let mount = mount("removed");
+    let client = mount.client();
+    let (directory, _) = open(&client, ROOT, "sub", 0).unwrap();
+    assert_eq!(read_all(&client, directory, 4096).len(), 2);
+    let request = frame::Request { base: ROOT, ..frame::Request::default() };
+    assert_eq!(client.call(Op::Rmdir, &request, b"sub", b"").unwrap().reply.outcome(), Outcome::Ok);
+    assert_eq!(read(&client, directory, 0, 4096), Err(Outcome::Errno(libc::ENOENT)));
+    assert_eq!(close(&client, directory), Outcome::Ok);
 }
 
 #[test]

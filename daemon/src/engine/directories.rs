@@ -151,6 +151,10 @@ impl<FS: Filesystem> Engine<FS> {
     pub(super) fn read_dir(&self, call: &Call<'_>, output: &mut Output) -> Served {
         let using = self.using(call)?;
         let Some((inode, fh)) = using.inode() else { return fail(libc::EBADF) };
+        if inode.is_dead() {
+            // `iterate_dir` (`IS_DEADDIR`), whatever the file system would say.
+            return fail(libc::ENOENT);
+        }
         let size = (call.frame.mode as usize).min(DATA_BYTES);
         let mut records = Records { bytes: &mut output.data, next: call.frame.base2, broken: false };
         let mut ended = false;
