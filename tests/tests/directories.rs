@@ -191,6 +191,46 @@ fn signal_handlers_read_streams_while_others_are_being_read() {
     agree_without_the_kernel("interrupted", 2);
 }
 
+/// Every part of the program on the file system in memory, whose permissions the engine checks.
+#[test]
+fn all_of_this_holds_for_a_file_system_in_memory() {
+    let mut parts = vec![
+        "entries",
+        "errors",
+        "positions",
+        "reentrant",
+        "descriptor",
+        "of_descriptor",
+        "directly",
+        "scan",
+        "forked",
+        "removed",
+        "moved",
+        "threads",
+        "many",
+        "interrupted",
+    ];
+    if needs::root("all_of_this_holds_for_a_file_system_in_memory, for other users") {
+        parts.push("other_user");
+    }
+    let places = Road::ALL.map(|road| Place::of_memory(road, &Options::default()));
+    for place in &places {
+        fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        fill(place.path());
+    }
+    for part in parts {
+        let mut native = None;
+        for place in &places {
+            let output = place.command(program()).arg(part).arg(place.path().join("w")).output().unwrap();
+            let told = told(place, &output);
+            assert_eq!(told.0, Some(0), "{part} on the {}: {}", place.road(), said(&output));
+            assert_eq!(&told, native.get_or_insert_with(|| told.clone()), "{part} on the {}", place.road());
+        }
+    }
+    let account = places[2].mount().account();
+    assert!(account.answered.get("opendir").is_some_and(|count| *count >= 150), "{account:?}");
+}
+
 #[test]
 fn twenty_thousand_entries_are_listed_completely() {
     let place = Place::new(Road::Bypass, &Options::default(), |root| {
