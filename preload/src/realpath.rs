@@ -14,7 +14,7 @@ const ROOM: usize = 1024;
 /// Links that are followed (`__eloop_threshold`).
 const LINKS_MAX: u32 = 40;
 /// What makes the kernel say whether the path before it is a directory.
-const DIRECTORY_SUFFIX: &[u8] = b"/./\0";
+const DIRECTORY_SUFFIX: &[u8] = b"/\0";
 
 /// How it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,7 +235,7 @@ mod tests {
         }
 
         fn exists(&self, path: &CStr) -> Result<(), i32> {
-            let path = path.to_str().unwrap().strip_suffix("/./").unwrap();
+            let path = path.to_str().unwrap().strip_suffix("/").unwrap();
             self.0.get(path).map(|_| ()).ok_or(libc::ENOENT)
         }
 
