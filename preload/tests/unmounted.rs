@@ -16,9 +16,14 @@ fn library() -> PathBuf {
         .expect("cargo builds the library before its tests")
 }
 
-/// Compiles a program of `tests/programs`.
+/// Compiles a program of `tests/programs`, or of the tests on mounts.
 fn program(name: &str, directory: &Path) -> PathBuf {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs").join(name).with_extension("c");
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = ["tests/programs", "../tests/programs"]
+        .map(|directory| here.join(directory).join(name).with_extension("c"))
+        .into_iter()
+        .find(|source| source.exists())
+        .expect("a program of that name");
     let program = directory.join(name);
     let compiled =
         Command::new("cc").args(["-O1", "-w", "-pthread", "-o"]).arg(&program).arg(source).status();
@@ -67,6 +72,21 @@ fn real_programs_do_the_same() {
 fn calls_at_the_edges_of_their_contracts_do_the_same() {
     let directory = tempfile::tempdir().unwrap();
     changes_nothing(program("edges", directory.path()), &["."]);
+}
+
+#[test]
+fn what_libc_does_by_calls_of_its_own_it_does_the_same() {
+    let directory = tempfile::tempdir().unwrap();
+    let helpers = program("helpers", directory.path());
+    for story in ["streams", "temporary", "resolve", "place", "globs", "numbers", "attributes", "modes"] {
+        let line = format!(
+            "mkdir -p directory deep/a/b/c many private; echo file > file; echo inner > directory/inner; \
+             echo last > deep/a/b/c/last; ln -s file link; ln -s directory dirlink; ln -s nowhere dangling; \
+             ln -s loop loop; mkfifo fifo; {} {story}; echo $?; find . -not -path './many/*' | sort",
+            helpers.display()
+        );
+        changes_nothing("bash", &["-c", &line]);
+    }
 }
 
 #[test]

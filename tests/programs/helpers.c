@@ -564,6 +564,51 @@ static void modes(void)
     put(absolute("daemon"), "done\n");
 }
 
+/* --- as somebody else --- */
+
+static void stranger(void)
+{
+    char template[100];
+    put("private/file", "secret");
+    if (seteuid(65534))
+        exit(3);
+    resolve_one("private");
+    resolve_one("private/file");
+    resolve_one("private/nowhere/x");
+    resolve_one("private/../file");
+    resolve_one("private/");
+    resolve_one("link");
+    pattern("private/*", 0);
+    pattern("private/*", GLOB_ERR);
+    pattern("*/file", 0);
+    stream("private/file", "r");
+    stream("private/new", "w");
+    stream("new", "w");
+    stream("file", "r");
+    stream("file", "r+");
+    descriptor("mkstemp", mkstemp(strcpy(template, "tXXXXXX")));
+    descriptor("mkstemp", mkstemp(strcpy(template, "private/tXXXXXX")));
+    errno = 0;
+    printf("mkdtemp %d", mkdtemp(strcpy(template, "tXXXXXX")) == 0);
+    printf(" %d\n", errno);
+    /* The real user is another. */
+    SHOW(access("private/file", R_OK));
+    SHOW(eaccess("private/file", R_OK));
+    SHOW(euidaccess("file", W_OK));
+    SHOW(faccessat(AT_FDCWD, "file", W_OK, AT_EACCESS));
+    SHOW(faccessat(AT_FDCWD, "file", W_OK, 0));
+    SHOW(syscall(SYS_faccessat2, AT_FDCWD, "file", W_OK, AT_EACCESS));
+    SHOW(setxattr("file", "user.stranger", "x", 1, 0));
+    SHOW(removexattr("file", "user.stranger"));
+    SHOW(fchmodat(AT_FDCWD, "file", 0600, AT_SYMLINK_NOFOLLOW));
+    SHOW(lchmod("private/file", 0600));
+    SHOW(syscall(SYS_openat, AT_FDCWD, "private/file", O_RDONLY));
+    /* By number, of the only thread. */
+    SHOW(syscall(SYS_setresuid, -1, 0, -1));
+    SHOW(access("private/file", R_OK));
+    stream("private/file", "r");
+}
+
 /* --- system calls by number --- */
 
 static void numbers(void)
@@ -705,11 +750,12 @@ int main(int argc, char **argv)
     const struct {
         const char *name;
         void (*run)(void);
-    } stories[] = {{"streams", streams}, {"temporary", temporary}, {"resolve", resolve},       {"place", place}, {"globs", globs},
+    } stories[] = {{"streams", streams}, {"temporary", temporary}, {"resolve", resolve},       {"place", place}, {"globs", globs}, {"stranger", stranger},
                    {"trees", trees},     {"numbers", numbers},     {"attributes", attributes}, {"modes", modes}};
     setvbuf(stdout, 0, _IOLBF, 0);
     if (!getcwd(here, sizeof here))
         return 2;
+    umask(022);
     for (unsigned number = 0; argc == 2 && number < sizeof stories / sizeof *stories; number++)
         if (strcmp(argv[1], stories[number].name) == 0) {
             stories[number].run();

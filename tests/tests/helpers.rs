@@ -3,13 +3,14 @@
 //! bypass the calls are bypassed.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
 use finesse_tests::account::Calls;
 use finesse_tests::mount::{Options, said};
+use finesse_tests::needs;
 use finesse_tests::road::{Place, Road};
 use finesse_tests::tree::{self, Times};
 use tempfile::TempDir;
@@ -34,12 +35,13 @@ fn program() -> &'static Path {
 }
 
 fn fill(root: &Path) {
-    for directory in ["directory", "deep/a/b/c", "many"] {
+    for directory in ["directory", "deep/a/b/c", "many", "private"] {
         fs::create_dir_all(root.join(directory)).unwrap();
     }
     for file in ["file", "directory/inner", "deep/a/b/c/last", "deep/a/first", ".hidden"] {
         fs::write(root.join(file), file).unwrap();
     }
+    fs::set_permissions(root.join("private"), PermissionsExt::from_mode(0o700)).unwrap();
     for (target, link) in [
         ("file", "link"),
         ("directory", "dirlink"),
@@ -175,8 +177,15 @@ fn system_calls_by_number_are_bypassed_and_followed() {
 }
 
 #[test]
-fn extended_attributes_are_changed_alike() {
-    agrees("attributes");
+fn extended_attributes_are_changed_past_the_kernel() {
+    bypassed(&agrees("attributes"), &[("setxattr", 4), ("removexattr", 3)]);
+}
+
+#[test]
+fn another_user_meets_the_same_refusals() {
+    if needs::root("another_user_meets_the_same_refusals") {
+        bypassed(&agrees("stranger"), &[("readlink", 20), ("open", 6), ("access", 6)]);
+    }
 }
 
 #[test]
