@@ -289,6 +289,21 @@ static void scan(const char *path)
     say("scandirat of nothing", scandirat(fd, "nothing", &list, NULL, NULL));
 }
 
+/* The time of last access is seen to change, where it does, however freshly it was asked for before. */
+static void accessed(const char *path)
+{
+    struct stat before, after;
+    struct timespec old[2] = { { 1000000000, 0 }, { 1100000000, 0 } };
+    CHECK(utimensat(AT_FDCWD, path, old, 0) == 0);
+    CHECK(stat(path, &before) == 0 && before.st_atime == 1000000000);
+    DIR *d = must_open(path);
+    rest(d);
+    forget();
+    closedir(d);
+    CHECK(stat(path, &after) == 0);
+    printf("atime %s, mtime %ld\n", after.st_atime == 1000000000 ? "stays" : "changes", (long)after.st_mtime);
+}
+
 /* --- life --- */
 
 static void forked(const char *path)
@@ -524,7 +539,7 @@ int main(int argc, char **argv)
         { "entries", entries }, { "errors", errors }, { "positions", positions }, { "reentrant", reentrant },
         { "descriptor", descriptor }, { "of_descriptor", of_descriptor }, { "directly", directly }, { "scan", scan },
         { "forked", forked }, { "removed", removed }, { "moved", moved }, { "other_user", other_user },
-        { "threads", threads }, { "many", many }, { "interrupted", interrupted }, { "abandoned", abandoned },
+        { "accessed", accessed }, { "threads", threads }, { "many", many }, { "interrupted", interrupted }, { "abandoned", abandoned },
     };
     if (argc == 5 && !strcmp(argv[1], "steady")) {
         steady(argv[2], atoi(argv[3]), atoi(argv[4]));

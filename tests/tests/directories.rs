@@ -169,6 +169,11 @@ fn a_stream_outlives_changes_of_the_current_directory_and_of_its_own_name() {
 }
 
 #[test]
+fn listing_changes_the_time_of_last_access_for_all_to_see() {
+    agree_without_the_kernel("accessed", 1);
+}
+
+#[test]
 fn a_stream_outlives_a_change_of_user() {
     if needs::root("a_stream_outlives_a_change_of_user") {
         let calls = agree("other_user");
