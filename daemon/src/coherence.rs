@@ -670,12 +670,13 @@ impl Coherence {
     // --- Virtual descriptors ---
 
     /// A file is about to be opened virtually. From here on the kernel opens it for writing only in a way that keeps
-    /// both roads' writes apart. `None` if the kernel has it open for writing through its page cache already: it may
-    /// have contents, and a notion of the file's end, that nobody else sees.
+    /// both roads' writes apart. `None` if the kernel has it open already for writing through its page cache, where it may
+    /// have contents, and a notion of the file's end, that nobody else sees; or with passthrough, which then goes for
+    /// every open file of the inode, also for what a virtual descriptor is to become.
     pub(crate) fn open_virtually(self: &Arc<Self>, ino: u64, writes: bool) -> Option<VirtualOpen> {
         let mut shard = shard(&self.opens, ino).lock();
         let open = shard.entry(ino).or_default();
-        if open.opens.cached_writer {
+        if open.opens.cached_writer || open.opens.passthrough {
             return None;
         }
         open.opens.virtuals += 1;
@@ -839,24 +840,29 @@ impl Gate<'_> {
         until
     }
 
-    /// The flags for a file that the kernel opens. Counts it.
+    /// The flags for a file that the kernel opens, and whether it may be served from its backing file by itself. Counts
+    /// it.
     pub(crate) fn open_file(
         &self,
         ino: u64,
         mut flags: FopenFlags,
         passthrough: bool,
         access: Access,
-    ) -> FopenFlags {
+    ) -> (FopenFlags, bool) {
         // Decided and counted at once: who opens the file virtually, or has it granted, sees this one or is seen.
         let mut shard = shard(&self.coherence.opens, ino).lock();
         let opens = &mut shard.entry(ino).or_default().opens;
+        // The kernel serves all of an inode's open files from its backing file, or none: it fails opens that contradict
+        // each other (`fuse_file_io_open`). What is open virtually may become the kernel's, and is served here then.
+        let passthrough = passthrough && !opens.paged() && opens.virtuals == 0;
         // The page cache of a writer would hide what it writes through mappings, and where the file ends.
-        if (access.writes && opens.virtuals > 0) || (access.appends && *self.active) {
+        let apart = (access.writes && opens.virtuals > 0) || (access.appends && *self.active);
+        if !passthrough && apart {
             flags.insert(FopenFlags::FOPEN_DIRECT_IO);
         }
         let (flags, mode) = self.open_flags(ino, flags, passthrough);
         self.coherence.count_open(opens, mode, access);
-        flags
+        (flags, passthrough)
     }
 
     /// The flags to open with, and the mode that they mean.

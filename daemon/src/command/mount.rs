@@ -6,7 +6,7 @@ use std::process::exit;
 use std::sync::Mutex;
 
 use clap::Args;
-use finesse::passthrough::{CachePolicy, Options as Policy, PassthroughFs};
+use finesse::passthrough::{CachePolicy, Grants, Options as Policy, PassthroughFs};
 use finesse::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::background::{self, Herald};
 use super::mounts::{PATIENCE, SUBTYPE, within};
-use super::options::{self, Cache, Options};
+use super::options::{self, Cache, Grant, Options};
 use super::{Failure, Outcome, plain, umount};
 
 /// Bounds for the number of threads that serve the kernel, unless the user asks for another.
@@ -42,6 +42,9 @@ Mount options:
   sync, dirsync, auto_unmount  as in mount.fuse3(8)
   fsname=NAME, subtype=NAME    how it appears in the mount table (default: SOURCE, finesse)
   cache=never|auto|always      as --cache
+  grant=always|large|never     what preloaded programs get when they open a file: a descriptor of the source's
+                               file; the same once large transfers make that worth it, which is faster for many
+                               small files; or only descriptors of the mount (default: always)
   They are separated by commas; of contradicting ones the last wins.")]
 pub(crate) struct Mount {
     /// The directory to show.
@@ -156,6 +159,7 @@ fn places(source: &Path, mountpoint: &Path) -> Outcome<(PathBuf, PathBuf)> {
 struct Wanted {
     session: Config,
     cache: Cache,
+    grant: Grant,
 }
 
 fn configure(
@@ -199,7 +203,11 @@ fn configure(
         return Err(Failure::new("-o auto_unmount works only together with allow_other"));
     }
     session.mount_options = options.kernel;
-    Ok(Wanted { session, cache: cache.or(options.cache).unwrap_or(Cache::Auto) })
+    Ok(Wanted {
+        session,
+        cache: cache.or(options.cache).unwrap_or(Cache::Auto),
+        grant: options.grant.unwrap_or(Grant::Always),
+    })
 }
 
 /// Whether /etc/fuse.conf lets ordinary users share mounts.
@@ -229,6 +237,11 @@ fn start(
         Cache::Never => CachePolicy::Never,
         Cache::Auto => CachePolicy::Auto,
         Cache::Always => CachePolicy::Always,
+    };
+    policy.grants = match wanted.grant {
+        Grant::Always => Grants::Always,
+        Grant::Large => Grants::Large,
+        Grant::Never => Grants::Never,
     };
     policy.kernel_passthrough = !no_kernel_passthrough;
     policy.kernel_checked = wanted.session.mount_options.contains(&MountOption::DefaultPermissions);

@@ -19,6 +19,17 @@ pub(crate) enum Cache {
     Always,
 }
 
+/// What preloaded programs get when they open a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Grant {
+    /// A descriptor of the source's file.
+    Always,
+    /// The same, but only once large transfers make it worth it: faster for many small files.
+    Large,
+    /// Descriptors of the mount only.
+    Never,
+}
+
 /// One word of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Word {
@@ -26,6 +37,7 @@ enum Word {
     AllowOther(bool),
     DefaultPermissions,
     Cache(Cache),
+    Grant(Grant),
 }
 
 /// What a list asks for. The last of contradicting words wins, as with mount(8).
@@ -37,13 +49,15 @@ pub(crate) struct Options {
     pub(crate) default_permissions: bool,
     /// The cache policy, if the list has one.
     pub(crate) cache: Option<Cache>,
+    /// What opening a file grants, if the list says so.
+    pub(crate) grant: Option<Grant>,
     /// Flags and names for the kernel, without contradictions.
     pub(crate) kernel: Vec<MountOption>,
 }
 
 const KNOWN: &str = "allow_other, owner_only, default_permissions, ro, rw, suid, nosuid, dev, nodev, exec, \
                      noexec, atime, noatime, sync, async, dirsync, auto_unmount, fsname=NAME, subtype=NAME, \
-                     cache=never|auto|always";
+                     cache=never|auto|always, grant=always|large|never";
 
 impl Options {
     /// Reads any number of lists.
@@ -57,6 +71,7 @@ impl Options {
                 Word::AllowOther(yes) => options.allow_other = Some(yes),
                 Word::DefaultPermissions => options.default_permissions = true,
                 Word::Cache(cache) => options.cache = Some(cache),
+                Word::Grant(grant) => options.grant = Some(grant),
                 Word::Kernel(option) => options.set(option),
             }
         }
@@ -133,6 +148,11 @@ impl FromStr for Word {
                     Failure::new(format!("-o cache={policy}: no such policy; one of never, auto, always"))
                 });
             }
+            ("grant", Some(policy)) => {
+                return Grant::from_str(policy, false).map(Self::Grant).map_err(|_| {
+                    Failure::new(format!("-o grant={policy}: no such policy; one of always, large, never"))
+                });
+            }
             ("ro", None) => MountOption::RO,
             ("rw", None) => MountOption::RW,
             ("suid", None) => MountOption::Suid,
@@ -168,9 +188,10 @@ mod tests {
 
     #[test]
     fn words_are_sorted_by_whom_they_concern() {
-        let options = parse("allow_other,ro,cache=always,default_permissions,fsname=disk");
+        let options = parse("allow_other,ro,cache=always,grant=large,default_permissions,fsname=disk");
         assert_eq!(options.allow_other, Some(true));
         assert_eq!(options.cache, Some(Cache::Always));
+        assert_eq!(options.grant, Some(Grant::Large));
         assert!(options.default_permissions);
         assert_eq!(options.kernel, [MountOption::RO, MountOption::FSName("disk".into())]);
     }
@@ -197,9 +218,12 @@ mod tests {
 
     #[test]
     fn unknown_words_are_named() {
-        for (list, named) in
-            [("ro,bogus", "-o bogus"), ("cache=later", "-o cache=later"), ("ro=1", "-o ro=1")]
-        {
+        for (list, named) in [
+            ("ro,bogus", "-o bogus"),
+            ("cache=later", "-o cache=later"),
+            ("grant=1", "-o grant=1"),
+            ("ro=1", "-o ro=1"),
+        ] {
             assert!(Options::parse([list]).unwrap_err().to_string().starts_with(named), "{list}");
         }
     }

@@ -162,6 +162,11 @@ fn shown(errno: fuser::Errno) -> Stop {
     Stop::Errno(errno.code())
 }
 
+/// `ksys_pread64` and its like look at the position before they look at the file.
+fn positive(position: u64) -> Result<(), Stop> {
+    if position == OWN_OFFSET || i64::try_from(position).is_ok() { Ok(()) } else { fail(libc::EINVAL) }
+}
+
 /// `rw_verify_area`: whether `len` bytes at a position can exist.
 fn verify(position: u64, len: usize) -> Result<(), Stop> {
     let end = i64::try_from(position).ok().and_then(|at| at.checked_add(i64::try_from(len).ok()?));
@@ -215,6 +220,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     pub(super) fn read(&self, call: &Call<'_>, output: &mut Output) -> Served {
         let file = self.file(call)?;
+        positive(call.frame.base2)?;
         if !file.reads() {
             return fail(libc::EBADF);
         }
@@ -235,7 +241,7 @@ impl<FS: Filesystem> Engine<FS> {
         if len == 0 {
             return Ok(Vec::new());
         }
-        self.before_access(file, at, len);
+        self.settle_mappings(&file.inode, at, len);
         let (reply, answer) = ReplyData::local();
         let ino = INodeNo(file.inode.ino);
         self.core.fs.read(&call.request, ino, file.fh, at, len as u32, file.open_flags(), None, reply);
@@ -247,11 +253,11 @@ impl<FS: Filesystem> Engine<FS> {
         Ok(data)
     }
 
-    /// What others have changed through mappings must be with the file system.
-    fn before_access(&self, file: &OpenFile, at: u64, len: usize) {
-        let ino = file.inode.ino;
-        if let Err(error) = self.core.coherence.bypass_uses_data(ino, at, len as u64) {
-            tracing::warn!(ino, %error, "the kernel did not write out what is mapped of a file");
+    /// Makes sure that the file system has what others have changed through mappings, before a part of a file is used;
+    /// `len` 0 is to the end.
+    pub(super) fn settle_mappings(&self, inode: &Inode, at: u64, len: usize) {
+        if let Err(error) = self.core.coherence.bypass_uses_data(inode.ino, at, len as u64) {
+            tracing::warn!(ino = inode.ino, %error, "the kernel did not write out what is mapped of a file");
         }
     }
 
@@ -259,6 +265,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     pub(super) fn write(&self, call: &Call<'_>) -> Served {
         let file = self.file(call)?;
+        positive(call.frame.base2)?;
         if !file.writes() {
             return fail(libc::EBADF);
         }
@@ -289,7 +296,7 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let appends = how & libc::RWF_APPEND != 0 || (flags & libc::O_APPEND != 0 && how & RWF_NOAPPEND == 0);
         self.shed_once(call, file)?;
-        self.before_access(file, at, data.len());
+        self.settle_mappings(&file.inode, at, data.len());
         let flags = if appends { flags | libc::O_APPEND } else { flags & !libc::O_APPEND };
         let done = self.write_in_turn(call, file, at, flags);
         self.changed_by_write(file);
@@ -413,6 +420,7 @@ impl<FS: Filesystem> Engine<FS> {
             return fail(libc::EINVAL);
         }
         self.shed_once(call, &file)?;
+        self.settle_mappings(&file.inode, 0, 0);
         let turn = file.open.lock().as_ref().map(|open| Arc::clone(open.turn()));
         let Some(turn) = turn else { return fail(libc::EBADF) };
         let changes = Changes { size: Some(call.frame.size), fh: Some(file.fh), ..Changes::default() };
@@ -446,7 +454,7 @@ impl<FS: Filesystem> Engine<FS> {
             return fail(libc::EFBIG);
         }
         self.shed_once(call, &file)?;
-        self.before_access(&file, 0, 0);
+        self.settle_mappings(&file.inode, 0, 0);
         let turn = file.open.lock().as_ref().map(|open| Arc::clone(open.turn()));
         let Some(turn) = turn else { return fail(libc::EBADF) };
         let (reply, answer) = ReplyEmpty::local();

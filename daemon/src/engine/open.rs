@@ -122,6 +122,7 @@ impl<FS: Filesystem> Engine<FS> {
         if flags & libc::O_TRUNC != 0 {
             let fh = opening.fh();
             self.shed_privileges(call, &node.inode, fh)?;
+            self.settle_mappings(&node.inode, 0, 0);
             self.setattr(&call.request, &node.inode, Changes { size: Some(0), fh, ..Changes::default() })?;
             self.data_changed(&node.inode);
         }

@@ -659,6 +659,7 @@ impl<FS: Filesystem> Engine<FS> {
             return kernel(Fallback::KernelHasItOpen);
         }
         self.shed_privileges(call, &node.inode, None)?;
+        self.settle_mappings(&node.inode, 0, 0);
         let changes = Changes { size: Some(call.frame.size), ..Changes::default() };
         self.setattr(&call.request, &node.inode, changes)?;
         self.data_changed(&node.inode);

@@ -7,14 +7,15 @@ use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Generation, INodeNo, InitFlags,
-    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
+    RenameFlags, TimeOrNow, WriteFlags,
 };
 use log::{error, warn};
 
 use super::hidden::{self, DIRECTORY};
 use super::hooks::{Effect, Hooks};
+use crate::answer;
 use crate::coherence::Turn;
 use crate::filesystem::Filesystem;
 use crate::reply::{
@@ -42,6 +43,8 @@ pub(crate) struct Adapter<FS: Filesystem> {
     handoff: mpsc::Sender<Arc<Core<FS>>>,
     ring: RingSlot,
     ended: Ended,
+    /// The file system is known to have `create`, or to have it not.
+    creates: OnceLock<bool>,
 }
 
 impl<FS: Filesystem> Adapter<FS> {
@@ -51,7 +54,7 @@ impl<FS: Filesystem> Adapter<FS> {
         ring: RingSlot,
         ended: Ended,
     ) -> Self {
-        Self { core: Some(Arc::new(core)), handoff, ring, ended }
+        Self { core: Some(Arc::new(core)), handoff, ring, ended, creates: OnceLock::new() }
     }
 
     fn core(&self) -> &Core<FS> {
@@ -98,10 +101,69 @@ impl<FS: Filesystem> Adapter<FS> {
     }
 
     /// A file's attributes, asked for within another request.
-    fn attr_of(&self, req: &Request, ino: INodeNo, fh: FileHandle) -> Result<crate::answer::Attr, Errno> {
+    fn attr_of(&self, req: &Request, ino: INodeNo, fh: FileHandle) -> Result<answer::Attr, Errno> {
         let (reply, answer) = ReplyAttr::local();
         self.fs().getattr(req, ino, Some(fh), reply);
         answer.wait()
+    }
+
+    /// `CREATE` for a file system that is not known to have `create`.
+    ///
+    /// If the kernel were told so (`fc->no_create`), it would never again create a file by one request, and open files
+    /// could not be handed to it ([`hidden`]). So what it would do instead is done here: `mknod` and `open`.
+    #[allow(clippy::too_many_arguments)]
+    fn create_or_make(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        if self.creates.get().is_none() {
+            let (local, answer) = ReplyCreate::local();
+            self.fs().create(req, parent, name, mode, umask, flags, local);
+            let created = answer.wait();
+            let implemented = created.as_ref().err() != Some(&Errno::ENOSYS);
+            // Several may find out at once, and find the same.
+            let _ = self.creates.set(implemented);
+            match created {
+                Ok(answer::Created { entry, opened }) => {
+                    return reply.created(
+                        &entry.entry_ttl,
+                        &entry.attr,
+                        entry.generation,
+                        opened.fh,
+                        opened.flags - FopenFlags::FOPEN_PASSTHROUGH,
+                    );
+                }
+                Err(error) if implemented => return reply.error(error),
+                Err(_) => {}
+            }
+        }
+        let (local, answer) = ReplyEntry::local();
+        self.fs().mknod(req, parent, name, mode, umask, 0, local);
+        let entry = match answer.wait() {
+            Ok(entry) => entry,
+            // `vfs_create` of a file system that cannot.
+            Err(Errno::ENOSYS) => return reply.error(Errno::EACCES),
+            Err(error) => return reply.error(error),
+        };
+        let (local, answer) = ReplyOpen::local();
+        let once = libc::O_CREAT | libc::O_EXCL | libc::O_NOCTTY | libc::O_TRUNC;
+        self.fs().open(req, entry.attr.ino, OpenFlags(flags & !once), local);
+        let (fh, open_flags) = match answer.wait() {
+            Ok(opened) => (opened.fh, opened.flags - FopenFlags::FOPEN_PASSTHROUGH),
+            // `fc->no_open`
+            Err(Errno::ENOSYS) => (FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            Err(error) => {
+                self.fs().forget(req, entry.attr.ino, 1);
+                return reply.error(error);
+            }
+        };
+        reply.created(&entry.entry_ttl, &entry.attr, entry.generation, fh, open_flags);
     }
 
     /// `CREATE` in the hidden directory: the kernel gets a file that a bypass client has open virtually.
@@ -159,6 +221,10 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         let core = self.core.as_mut();
         let fs = core.and_then(sole).ok_or_else(|| io::Error::other("the file system is in use already"))?;
         fs.init(&req.into(), config)?;
+        if fs.bypass().grants {
+            // It can create, as it has backing files.
+            let _ = self.creates.set(true);
+        }
         // Files that bypass clients have open are opened for direct input and output, which must not keep programs
         // from mapping them. Kernels before 6.6 have no such thing.
         let mappable = InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
@@ -321,7 +387,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     }
 
     fn rmdir(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
-        if hidden::owns(parent) {
+        if hidden::owns(parent) || self.core().hidden.lookup(parent, name).is_some() {
             return reply.error(Errno::EPERM);
         }
         let reply = ReplyEmpty::kernel(reply, self.changes_name(parent, name));
@@ -353,7 +419,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flags: RenameFlags,
         reply: fuser::ReplyEmpty,
     ) {
-        if hidden::owns(parent) || hidden::owns(newparent) {
+        let is_hidden =
+            |parent, name| hidden::owns(parent) || self.core().hidden.lookup(parent, name).is_some();
+        if is_hidden(parent, name) || is_hidden(newparent, newname) {
             return reply.error(Errno::EPERM);
         }
         let hooks = self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname));
@@ -602,6 +670,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             return self.promote(&req.into(), name, flags, reply);
         }
         let reply = ReplyCreate::kernel(reply, self.changes_name(parent, name).opens(flags));
+        if self.creates.get() != Some(&true) {
+            return self.create_or_make(&req.into(), parent, name, mode, umask, flags, reply);
+        }
         self.fs().create(&req.into(), parent, name, mode, umask, flags, reply);
     }
 

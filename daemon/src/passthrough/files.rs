@@ -70,7 +70,10 @@ impl PassthroughFs {
             Road::Bypass if careful != wanted => fcntl_setfl(fd, wanted - OFlags::CLOEXEC),
             _ => Ok(()),
         };
-        let opened = |fd, regular| Opened { file: OpenFile::new(fd, id, is_writable(flags)), regular };
+        let opened = |fd, regular| Opened {
+            file: OpenFile::new(fd, id, is_writable(flags), wanted.contains(OFlags::APPEND)),
+            regular,
+        };
 
         let rights = if req.road() == Road::Kernel && flags & OPEN_TO_EXECUTE != 0 {
             self.check_execute(req, id)?;
@@ -142,7 +145,13 @@ impl PassthroughFs {
         }
         let (id, generation) = self.remember_open(parent, &fd, name, &stat, true)?;
         let entry = Entry { attr: attributes::of(&stat, id), generation: Generation(generation) };
-        Ok((entry, Opened { file: OpenFile::new(fd, id, is_writable(flags)), regular: true }))
+        Ok((
+            entry,
+            Opened {
+                file: OpenFile::new(fd, id, is_writable(flags), wanted.contains(OFlags::APPEND)),
+                regular: true,
+            },
+        ))
     }
 
     /// Adds a file that was opened on the kernel road. `register` makes a backing file known to the kernel.
@@ -227,8 +236,7 @@ impl PassthroughFs {
         Ok(length)
     }
 
-    /// pwrite(2) of all of `data`, or of as much as there is room for.
-    /// pwrite(2) of all of `data` at `offset`, or at the end of the file, wherever that is, if it `appends`.
+    /// pwrite(2) of all of `data`, or of as much as there is room for, at `offset`, or at the end of the file, wherever that is, if it `appends`.
     pub(super) fn write_file(
         &self,
         req: &Request,
@@ -238,6 +246,9 @@ impl PassthroughFs {
         appends: bool,
     ) -> Result<u32> {
         let file = self.files.get(fh)?;
+        if !appends {
+            file.append_no_more()?;
+        }
         // The caller's rights, so that the backing takes away set-user-ID bits as it would of the caller
         // (`file_remove_privs`). On the kernel road the kernel does that by a request of its own, unless it appends.
         self.act(req, if appends { Rights::Caller } else { Rights::Checked })?;

@@ -5,10 +5,11 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, Result};
 
 use crate::{BackingId, FileHandle, LockOwner};
@@ -22,6 +23,8 @@ pub(super) struct OpenFile {
     pub(super) id: u64,
     /// Whether `fd` may be written to.
     pub(super) writable: bool,
+    /// Whether `fd` writes at the end of the file, wherever it is told to write (`O_APPEND`).
+    appends: AtomicBool,
     /// Whether it was opened on the kernel road.
     pub(super) kernel: bool,
     /// Whether the kernel serves it from `fd` by itself.
@@ -35,16 +38,26 @@ pub(super) struct OpenFile {
 
 impl OpenFile {
     /// An open file of node `id`.
-    pub(super) fn new(fd: OwnedFd, id: u64, writable: bool) -> Self {
+    pub(super) fn new(fd: OwnedFd, id: u64, writable: bool, appends: bool) -> Self {
         Self {
             fd,
             id,
             writable,
+            appends: AtomicBool::new(appends),
             kernel: false,
             passthrough: false,
             flocked: AtomicBool::new(false),
             lockers: Mutex::default(),
         }
+    }
+
+    /// `F_SETFL` has taken `O_APPEND` away of what the program has, of which only its next write tells.
+    pub(super) fn append_no_more(&self) -> Result<()> {
+        if self.appends.load(Ordering::Relaxed) {
+            fcntl_setfl(&self.fd, fcntl_getfl(&self.fd)? - OFlags::APPEND)?;
+            self.appends.store(false, Ordering::Relaxed);
+        }
+        Ok(())
     }
 }
 

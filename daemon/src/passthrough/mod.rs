@@ -79,12 +79,27 @@ impl CachePolicy {
     }
 }
 
+/// What a program on the bypass that opens a file gets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Grants {
+    /// A descriptor of the source's file, at once: reading and writing need the daemon no more.
+    #[default]
+    Always,
+    /// A virtual descriptor, which becomes one of the source's file when large transfers make that worth it. Cheaper to
+    /// open, for programs that open many small files.
+    Large,
+    /// Never more than a virtual descriptor, or one of the mount's: nothing of the source leaves the daemon.
+    Never,
+}
+
 /// How a [`PassthroughFs`] behaves.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Options {
     /// For how long answers may be cached.
     pub cache: CachePolicy,
+    /// Whether programs on the bypass get descriptors of the source's files.
+    pub grants: Grants,
     /// Let the kernel read and write backing files by itself where it can (Linux 6.9 or later, as root).
     pub kernel_passthrough: bool,
     /// The mount has `default_permissions`: the kernel has checked what comes over the kernel road.
@@ -102,6 +117,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             cache: CachePolicy::Auto,
+            grants: Grants::Always,
             kernel_passthrough: true,
             kernel_checked: true,
             owner_uid: credentials::daemon_uid(),
@@ -382,7 +398,8 @@ fn reply_xattr(reply: ReplyXattr, result: rustix::io::Result<Xattr>) {
 impl Filesystem for PassthroughFs {
     fn bypass(&self) -> Bypass {
         Bypass::new()
-            .with_grants(true)
+            .with_grants(self.options.grants != Grants::Never)
+            .with_grants_on_request(self.options.grants == Grants::Large)
             .with_backing_attrs(true)
             .with_checks_types(true)
             .with_acts_as_caller(true)
@@ -423,7 +440,10 @@ impl Filesystem for PassthroughFs {
             wanted.push(InitFlags::FUSE_FLOCK_LOCKS);
             self.serves_flock = true;
         }
-        let passthrough = self.options.kernel_passthrough && has(InitFlags::FUSE_PASSTHROUGH);
+        // What is never granted to programs is not given to the kernel, either: an inode cannot be served both from
+        // its backing file and by the daemon, which serves what becomes the kernel's of a virtual descriptor.
+        let wants_passthrough = self.options.kernel_passthrough && self.options.grants != Grants::Never;
+        let passthrough = wants_passthrough && has(InitFlags::FUSE_PASSTHROUGH);
         if passthrough && config.set_max_stack_depth(1).is_ok() {
             wanted.push(InitFlags::FUSE_PASSTHROUGH);
             self.kernel_serves_data.store(true, Ordering::Relaxed);
@@ -553,7 +573,7 @@ impl Filesystem for PassthroughFs {
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
         // The client's own copy of the descriptor: never one that another open shares.
-        match regular.then(|| reply.open_backing(&*file)) {
+        match (regular && self.options.grants != Grants::Never).then(|| reply.open_backing(&*file)) {
             Some(Ok(grant)) => reply.opened_passthrough(fh, FopenFlags::empty(), &grant),
             _ => reply.opened(fh, self.open_flags()),
         }
@@ -733,11 +753,11 @@ impl Filesystem for PassthroughFs {
         }
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
-        match reply.open_backing(&*file) {
-            Ok(grant) => {
+        match (self.options.grants != Grants::Never).then(|| reply.open_backing(&*file)) {
+            Some(Ok(grant)) => {
                 reply.created_passthrough(&self.ttl, attr, generation, fh, FopenFlags::empty(), &grant);
             }
-            Err(_) => reply.created(&self.ttl, attr, generation, fh, self.open_flags()),
+            _ => reply.created(&self.ttl, attr, generation, fh, self.open_flags()),
         }
     }
 

@@ -23,11 +23,17 @@ reply! {
     ReplyCreate => Created
 }
 
-/// The flags that go to the kernel, after what they mean has been noted. An inode of 0 is a directory: the
-/// kernel has no pages of it, and what it lists must never be cached.
-fn kernel_flags(hooks: &Hooks, gate: &Gate<'_>, ino: u64, flags: FopenFlags, pass: bool) -> FopenFlags {
+/// The flags that go to the kernel, after what they mean has been noted, and whether the kernel may serve the backing file
+/// by itself. An inode of 0 is a directory: the kernel has no pages of it, and what it lists must never be cached.
+fn kernel_flags(
+    hooks: &Hooks,
+    gate: &Gate<'_>,
+    ino: u64,
+    flags: FopenFlags,
+    pass: bool,
+) -> (FopenFlags, bool) {
     match ino {
-        0 => gate.open_flags(ino, flags, pass).0,
+        0 => (gate.open_flags(ino, flags, pass).0, pass),
         ino => gate.open_file(ino, flags, pass, hooks.access),
     }
 }
@@ -57,7 +63,7 @@ impl ReplyOpen {
             To::Kernel(kernel) => {
                 let (hooks, reply) = kernel.settle();
                 let gate = hooks.coherence.gate();
-                let flags = kernel_flags(&hooks, &gate, hooks.ino, flags, false);
+                let (flags, _) = kernel_flags(&hooks, &gate, hooks.ino, flags, false);
                 reply.opened(fh, flags);
             }
             To::Local(sender) => sender.send(Ok(Opened { fh, flags, backing: None })),
@@ -95,9 +101,10 @@ impl ReplyOpen {
                 let (hooks, reply) = kernel.settle();
                 let backing = backing_id.for_kernel(&reply);
                 let gate = hooks.coherence.gate();
-                let flags = kernel_flags(&hooks, &gate, hooks.ino, flags, backing.is_ok());
+                let (flags, pass) = kernel_flags(&hooks, &gate, hooks.ino, flags, backing.is_ok());
                 match backing {
-                    Ok(backing) => reply.opened_passthrough(fh, flags, backing),
+                    Ok(backing) if pass => reply.opened_passthrough(fh, flags, backing),
+                    Ok(_) => reply.opened(fh, flags),
                     // As the file system itself would have done, had it registered the file on this road.
                     Err(error) => {
                         warn!("no passthrough for inode {}: {error}", hooks.ino);
@@ -186,8 +193,8 @@ impl ReplyCreate {
                 // One lifetime for both, as the message format of fuser's object has it: the shorter.
                 let (attr_ttl, entry_ttl) = gate.entry(attr, *ttl, *ttl);
                 let ttl = attr_ttl.min(entry_ttl);
-                let flags = kernel_flags(&hooks, &gate, attr.ino.0, flags, backing.is_some());
-                match backing {
+                let (flags, pass) = kernel_flags(&hooks, &gate, attr.ino.0, flags, backing.is_some());
+                match backing.filter(|_| pass) {
                     Some(backing) => reply.created_passthrough(&ttl, attr, generation, fh, flags, backing),
                     None => reply.created(&ttl, attr, generation, fh, flags),
                 }
