@@ -223,15 +223,14 @@ impl<FS: Filesystem> Engine<FS> {
         }
         // The child matters if the file system does not check its type, if permissions depend on it, if
         // something may be mounted on it, or if another name of it may be cached.
-        let must_know = !self.bypass.checks_types
-            || self.checks == Checks::Engine
-            || !self.covered.read().is_empty()
-            || self.cache.may_hold_hard_links();
+        let must_know =
+            self.judges_types() || !self.covered.read().is_empty() || self.cache.may_hold_hard_links();
         if must_know {
             let child = self.child(call.context, &call.request, &parent.directory, parent.name)?;
             let Some(child) = child else { return fail(libc::ENOENT) };
             self.may_delete(call.context, &call.request, &parent.directory, &child.inode)?;
             match (child.inode.kind, directory) {
+                _ if !self.judges_types() => {}
                 (FileType::Directory, false) => return fail(libc::EISDIR),
                 (FileType::Directory, true) | (_, false) => {}
                 (_, true) => return fail(libc::ENOTDIR),
@@ -296,23 +295,21 @@ impl<FS: Filesystem> Engine<FS> {
 
     fn rename(&self, call: &Call<'_>) -> Served {
         let flags = call.frame.flags;
+        if !matches!(flags, 0 | libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) {
+            // Whiteouts need CAP_MKNOD; what is unknown, and both at once, is EINVAL.
+            return kernel(Fallback::KernelByChoice);
+        }
         let from = self.parent_of(call)?;
         let to = self.parent(call.context, &call.request, call.frame.base2, call.path2)?;
         if from.trailing_slash || to.trailing_slash {
-            return kernel(Fallback::KernelByChoice);
-        }
-        if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
-            // Whiteouts need CAP_MKNOD; what is unknown is EINVAL.
             return kernel(Fallback::KernelByChoice);
         }
         // Whoever is in a directory learns its path from the kernel, which only moves names itself.
         if [&from, &to].iter().any(|parent| self.directory_in_the_kernel(call, parent).is_some()) {
             return kernel(Fallback::KernelByChoice);
         }
-        let must_know = !self.bypass.checks_types
-            || self.checks == Checks::Engine
-            || !self.covered.read().is_empty()
-            || self.cache.may_hold_hard_links();
+        let must_know =
+            self.judges_types() || !self.covered.read().is_empty() || self.cache.may_hold_hard_links();
         let (mut replaced, mut moved) = (None, None);
         if must_know {
             let source = self.child(call.context, &call.request, &from.directory, from.name)?;
@@ -357,6 +354,12 @@ impl<FS: Filesystem> Engine<FS> {
         Ok(Reply::ok())
     }
 
+    /// Whether a wrong type is the engine's to answer. It is not for a file system that judges permissions and types
+    /// itself: those come first (`may_delete`).
+    fn judges_types(&self) -> bool {
+        !self.bypass.checks_types || self.checks == Checks::Engine
+    }
+
     /// `vfs_rename`'s checks.
     fn may_rename(
         &self,
@@ -372,7 +375,7 @@ impl<FS: Filesystem> Engine<FS> {
             // Whether one directory is above the other is known to the kernel (`lock_rename`).
             return kernel(Fallback::KernelByChoice);
         }
-        if flags & libc::RENAME_NOREPLACE != 0 && target.is_some() {
+        if flags & libc::RENAME_NOREPLACE != 0 && target.is_some() && self.judges_types() {
             return fail(libc::EEXIST);
         }
         if target.is_some_and(|target| Arc::ptr_eq(&target.inode, &source.inode)) {
@@ -384,7 +387,7 @@ impl<FS: Filesystem> Engine<FS> {
             Some(target) => {
                 self.may_delete(call.context, &call.request, &to.directory, &target.inode)?;
                 match (is_directory(source), is_directory(target)) {
-                    _ if flags & libc::RENAME_EXCHANGE != 0 => {}
+                    _ if flags & libc::RENAME_EXCHANGE != 0 || !self.judges_types() => {}
                     (true, false) => return fail(libc::ENOTDIR),
                     (false, true) => return fail(libc::EISDIR),
                     _ => {}
@@ -441,7 +444,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     /// The new name must not exist, and the caller may make it (`filename_create`, `may_create`).
     fn may_make(&self, call: &Call<'_>, parent: &Parent<'_>) -> Result<(), Stop> {
-        if !self.bypass.checks_types || self.checks == Checks::Engine {
+        if self.judges_types() {
             let there = self.child(call.context, &call.request, &parent.directory, parent.name)?;
             if there.is_some() {
                 return fail(libc::EEXIST);
