@@ -3,6 +3,7 @@
 //! | module | holds |
 //! | --- | --- |
 //! | [`build`] | the built `finesse` command and preload library of this profile |
+//! | [`differential`] | random scripts of file calls, performed and compared on all roads |
 //! | [`mount`] | a directory mounted with the command; unmounted, whatever happens |
 //! | [`road`] | one place per road, and programs run there |
 //! | [`account`] | what a daemon says of its clients, and what the kernel asked it |
@@ -16,6 +17,7 @@
 
 pub mod account;
 pub mod build;
+pub mod differential;
 pub mod mount;
 pub mod needs;
 pub mod road;

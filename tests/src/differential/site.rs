@@ -1,0 +1,282 @@
+//! Places where scripts are performed.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Read;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::mount::MountFlags;
+use rustix::process::{Pid, Signal};
+use tempfile::TempDir;
+
+use super::script::{PROCESSES, Script};
+use crate::build;
+use crate::mount::{self, Options};
+use crate::road::{self, Place, Road};
+use crate::tree::{self, Times};
+
+/// How long a script may take, on a busy machine.
+const LONGEST: Duration = Duration::from_secs(60);
+/// The ordinary user, with a supplementary group.
+const ORDINARY: &[&str] = &["setpriv", "--reuid=65534", "--regid=65534", "--groups=65533,100"];
+/// Both kinds of processes are started through a program that changes who they are, or does not.
+const ROOT: &[&str] = &["setpriv"];
+
+/// Which of a script's processes are preloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Roads {
+    /// On no mount at all.
+    Native,
+    /// None.
+    Kernel,
+    /// All.
+    Bypass,
+    /// Those that the script says.
+    Mixed,
+}
+
+impl Roads {
+    /// All of them; the first is the measure of the others.
+    pub const ALL: [Self; 4] = [Self::Native, Self::Kernel, Self::Bypass, Self::Mixed];
+}
+
+/// What a script has led to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// What each call said.
+    pub results: Vec<String>,
+    /// What is there afterwards, seen by a process that is not preloaded.
+    pub tree: String,
+    /// The same, seen in the source directory.
+    pub source: String,
+}
+
+/// A place that scripts are performed in, each in a directory of its own.
+#[derive(Debug)]
+pub struct Site {
+    /// Which road its processes take.
+    pub roads: Roads,
+    place: Place,
+    outside: PathBuf,
+    scripts: usize,
+}
+
+impl Drop for Site {
+    fn drop(&mut self) {
+        mount::unmount(&self.outside);
+    }
+}
+
+/// What is needed to run programs as any user.
+#[derive(Debug)]
+pub struct Programs {
+    directory: TempDir,
+    performer: PathBuf,
+}
+
+impl Programs {
+    /// Builds them.
+    pub fn new() -> Self {
+        let directory = build::for_all_users();
+        let performer = super::performer::compile(directory.path());
+        Self { directory, performer }
+    }
+}
+
+impl Default for Programs {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Site {
+    /// Makes the place, and mounts it unless it is native.
+    pub fn new(roads: Roads, arguments: &[&str]) -> Self {
+        let road = match roads {
+            Roads::Native => Road::Native,
+            Roads::Kernel => Road::Kernel,
+            Roads::Bypass | Roads::Mixed => Road::Bypass,
+        };
+        let options = Options { arguments, ..Options::default() };
+        let place = Place::new(road, &options, |_| ());
+        let outside = place.source().parent().expect("below a home").join("outside");
+        fs::create_dir(&outside).unwrap();
+        // A file system of its own everywhere, as it is another one than the mount.
+        rustix::mount::mount("tmpfs", &outside, "tmpfs", MountFlags::empty(), None).unwrap();
+        Self { roads, place, outside, scripts: 0 }
+    }
+
+    /// What the daemon has counted.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Performs a script.
+    pub fn perform(&mut self, programs: &Programs, script: &Script) -> Outcome {
+        self.scripts += 1;
+        let name = format!("s{}", self.scripts);
+        let source = self.place.source().join(&name).join("w");
+        fill(&source, &self.place.path().join(&name).join("w"));
+        outside(&self.outside.join(&name));
+        let here = self.place.path().join(&name).join("w");
+        let state = tempfile::Builder::new().prefix("finesse-script-").tempdir().unwrap();
+        fs::set_permissions(state.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let results = self.run(programs, script, &here, state.path());
+        let tree = |root: &Path| {
+            // What cannot be read is a finding, not an accident.
+            catch_unwind(AssertUnwindSafe(|| tree::read(root, Times::Ignored)))
+                .map_or_else(|_| "cannot be read".to_owned(), |tree| described(&tree, &self.place))
+        };
+        let outcome =
+            Outcome { results, tree: tree(here.parent().unwrap()), source: tree(source.parent().unwrap()) };
+        // Through the source, as nothing may depend on what is left of scripts.
+        let _ = fs::remove_dir_all(source.parent().unwrap());
+        let _ = fs::remove_dir_all(self.outside.join(&name));
+        outcome
+    }
+
+    /// Without the place's own path. That of the source stays: nothing on a mount may tell it.
+    fn neutral(&self, text: &str) -> String {
+        text.replace(&*self.place.path().to_string_lossy(), "HERE")
+            .replace(&*self.outside.to_string_lossy(), "OUTSIDE")
+    }
+
+    fn run(&self, programs: &Programs, script: &Script, here: &Path, state: &Path) -> Vec<String> {
+        let (steps, turns, report) = (state.join("steps"), state.join("turns"), state.join("report"));
+        fs::write(&steps, script.for_performer()).unwrap();
+        fs::write(&turns, [0; 4096]).unwrap();
+        fs::set_permissions(&turns, PermissionsExt::from_mode(0o666)).unwrap();
+        let results = OpenOptions::new().create(true).append(true).mode(0o666).open(&report).unwrap();
+        let (mut ends, held) = std::io::pipe().unwrap();
+        let mut children: Vec<Child> = (0..PROCESSES)
+            .map(|process| {
+                let wrapper = if script.ordinary[process] { ORDINARY } else { ROOT };
+                let preloaded = match self.roads {
+                    Roads::Native | Roads::Kernel => false,
+                    Roads::Bypass => true,
+                    Roads::Mixed => script.preloaded[process],
+                };
+                let mut command = if preloaded {
+                    let finesse = programs.directory.path().join(build::COMMAND);
+                    self.place.command_as(&finesse, wrapper, &programs.performer)
+                } else {
+                    let mut command = Command::new(wrapper[0]);
+                    command.args(&wrapper[1..]).arg(&programs.performer);
+                    road::environment(&mut command);
+                    command
+                };
+                command
+                    .arg(here)
+                    .arg(process.to_string())
+                    .arg(&turns)
+                    .current_dir("/")
+                    .stdin(File::open(&steps).unwrap())
+                    .stdout(results.try_clone().unwrap())
+                    .stderr(Stdio::from(held.try_clone().unwrap()))
+                    .process_group(0);
+                command.spawn().expect("setpriv is installed")
+            })
+            .collect();
+        drop(held);
+        // The pipe ends when the last process has, forked ones included.
+        let start = Instant::now();
+        let mut said = Vec::new();
+        let mut hung = false;
+        loop {
+            let mut poll = [PollFd::new(&ends, PollFlags::IN)];
+            let left = LONGEST.saturating_sub(start.elapsed());
+            let patience = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+            match rustix::event::poll(&mut poll, Some(&patience)) {
+                Ok(0) => {
+                    hung = true;
+                    for child in &children {
+                        // Everything that it started is of its group; fails if all have ended.
+                        let _ = rustix::process::kill_process_group(Pid::from_child(child), Signal::KILL);
+                    }
+                    break;
+                }
+                Ok(_) => {
+                    let mut bytes = [0; 4096];
+                    match ends.read(&mut bytes) {
+                        Ok(0) => break,
+                        Ok(count) => said.extend_from_slice(&bytes[..count]),
+                        Err(error) => panic!("reading what the performer says: {error}"),
+                    }
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => panic!("poll: {error}"),
+            }
+        }
+        let ends: Vec<_> = children.iter_mut().map(|child| child.wait().expect("a child")).collect();
+        let text = String::from_utf8_lossy(&fs::read(&report).unwrap()).into_owned();
+        let mut lines: Vec<String> = text
+            .lines()
+            .enumerate()
+            .map(|(index, line)| match line.split_once(' ') {
+                Some((number, rest)) if number == index.to_string() => self.neutral(rest),
+                _ => format!("out of turn: {line}"),
+            })
+            .collect();
+        // A script may kill its processes; a code is the performer's or its wrapper's own failure.
+        if let Some(end) = ends.iter().find(|end| end.code().is_some_and(|code| code != 0)) {
+            lines.push(format!("ended with {end}"));
+        }
+        if hung {
+            lines.push("hangs".to_owned());
+        }
+        if !said.is_empty() {
+            lines.push(format!("said: {}", String::from_utf8_lossy(&said)));
+        }
+        // Whoever ended too early leaves steps without a result.
+        if lines.len() < script.steps.len() {
+            lines.push("nothing more".to_owned());
+        }
+        lines
+    }
+}
+
+fn described(tree: &tree::Tree, place: &Place) -> String {
+    let lines: Vec<_> = tree.iter().map(|(path, what)| format!("{}: {what}", path.display())).collect();
+    place.neutral(lines.join("\n").as_bytes())
+}
+
+/// What every script finds.
+fn fill(source: &Path, here: &Path) {
+    let everybody = |path: &Path, mode| fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    for directory in ["", "d", "d/e", "e"] {
+        fs::create_dir_all(source.join(directory)).unwrap();
+        everybody(&source.join(directory), 0o777);
+    }
+    everybody(source.parent().unwrap(), 0o777);
+    for (name, size) in [("a", 5), ("b", 10_000), ("d/a", 0), ("d/e/x", 4096)] {
+        let bytes: Vec<u8> = (0..size).map(|index| b'a' + (index % 23) as u8).collect();
+        fs::write(source.join(name), bytes).unwrap();
+        everybody(&source.join(name), 0o666);
+        let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(500_000);
+        let times = fs::FileTimes::new().set_modified(long_ago).set_accessed(long_ago);
+        File::options().write(true).open(source.join(name)).unwrap().set_times(times).unwrap();
+    }
+    fs::hard_link(source.join("a"), source.join("h")).unwrap();
+    for (target, name) in
+        [("a", "l"), ("d", "m"), ("loop", "loop"), ("nothing", "gone"), ("l", "l2"), ("..", "d/up")]
+    {
+        symlink(target, source.join(name)).unwrap();
+    }
+    symlink(here, source.join("absolute")).unwrap();
+    let name = source.parent().unwrap().file_name().unwrap();
+    symlink(Path::new("../../../outside").join(name), source.join("out")).unwrap();
+}
+
+/// What a link out of the mount leads to.
+fn outside(outside: &Path) {
+    fs::create_dir(outside).unwrap();
+    fs::write(outside.join("f"), "outside").unwrap();
+    for (path, mode) in [(outside.to_owned(), 0o777), (outside.join("f"), 0o666)] {
+        fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+    }
+}

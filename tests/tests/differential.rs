@@ -1,0 +1,204 @@
+//! Random scripts of file calls do the same on all roads.
+//!
+//! | variable | means |
+//! | --- | --- |
+//! | `FINESSE_DIFF_SEED` | the seed of the random part, which is otherwise made up and said |
+//! | `FINESSE_DIFF_FIRST` | the number of its first script |
+//! | `FINESSE_DIFF_SECONDS` | how long it makes scripts: `FINESSE_LONG_SECONDS`, or an hour |
+//! | `FINESSE_DIFF_FAILURES` | how many failures it collects before it ends |
+//! | `FINESSE_DIFF_BRIEF` | listings without the helpers that make them programs |
+
+use std::fmt::Write;
+use std::time::{Duration, Instant};
+
+use finesse_tests::differential::compare::{Difference, compare};
+use finesse_tests::differential::performer;
+use finesse_tests::differential::script::{Script, scripts};
+use finesse_tests::differential::site::{Outcome, Programs, Roads, Site};
+use finesse_tests::needs;
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRng, TestRunner};
+
+/// Longest search for the smallest script.
+const SHRINKING: Duration = Duration::from_secs(90);
+
+/// The places of one subject.
+struct Sites {
+    programs: Programs,
+    sites: Vec<Site>,
+}
+
+impl Sites {
+    fn new(arguments: &[&str]) -> Self {
+        Self {
+            programs: Programs::new(),
+            sites: Roads::ALL.iter().map(|roads| Site::new(*roads, arguments)).collect(),
+        }
+    }
+
+    /// What went differently, and how.
+    fn differ(&mut self, script: &Script) -> Option<(Difference, Vec<Outcome>)> {
+        let outcomes: Vec<_> =
+            self.sites.iter_mut().map(|site| site.perform(&self.programs, script)).collect();
+        let [native, kernel, bypass, mixed] = &outcomes[..] else { unreachable!("four sites") };
+        let difference = compare(script, (Roads::Native, native), (Roads::Kernel, kernel))
+            .or_else(|| compare(script, (Roads::Kernel, kernel), (Roads::Bypass, bypass)))
+            .or_else(|| compare(script, (Roads::Kernel, kernel), (Roads::Mixed, mixed)));
+        difference.map(|difference| (difference, outcomes))
+    }
+}
+
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}
+
+/// A runner whose script is a function of the seed and the script's number.
+fn runner(seed: u64, script: u64) -> TestRunner {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    bytes[8..16].copy_from_slice(&script.to_le_bytes());
+    let config = Config { failure_persistence: None, rng_seed: RngSeed::Fixed(seed), ..Config::default() };
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
+}
+
+fn described(script: &Script, difference: &Difference, outcomes: &[Outcome]) -> String {
+    let said = |index: usize| {
+        let each: Vec<&str> = outcomes
+            .iter()
+            .map(|outcome| outcome.results.get(index).map_or("nothing", String::as_str))
+            .collect();
+        if each.iter().all(|said| *said == each[0]) {
+            each[0].to_owned()
+        } else {
+            let mut text = String::from("DIFFERENT:");
+            for (said, roads) in each.iter().zip(Roads::ALL) {
+                let _ = write!(text, " {roads:?} {said};");
+            }
+            text
+        }
+    };
+    format!(
+        "{difference:?}\n\n{}\n{}\nthe same in the form that is kept:\n{script}",
+        performer::steps(script, said),
+        match std::env::var_os("FINESSE_DIFF_BRIEF") {
+            Some(_) => String::new(),
+            None => performer::listing(script, said),
+        },
+    )
+}
+
+/// Which scripts of a seed are performed.
+struct Extent {
+    first: u64,
+    scripts: u64,
+    time: Duration,
+    failures: usize,
+}
+
+/// Performs a seed's scripts; says all failures, shrunk.
+fn explore(sites: &mut Sites, seed: u64, extent: &Extent) {
+    let start = Instant::now();
+    let mut failures = Vec::new();
+    let mut performed = 0;
+    while performed < extent.scripts && start.elapsed() < extent.time && failures.len() < extent.failures {
+        let number = extent.first + performed;
+        performed += 1;
+        let mut runner = runner(seed, number);
+        let script = scripts().new_tree(&mut runner).expect("nothing is rejected").current();
+        if let Some(failure) = sites.differ(&script) {
+            let (script, (difference, outcomes)) = smallest(sites, script, failure);
+            let text = format!(
+                "FINESSE_DIFF_SEED={seed} FINESSE_DIFF_FIRST={number}: {}",
+                described(&script, &difference, &outcomes)
+            );
+            println!("{text}\n");
+            failures.push(text);
+        }
+    }
+    println!("seed {seed}: {performed} scripts, {} failures", failures.len());
+    assert!(failures.is_empty(), "{} scripts did different things on different roads", failures.len());
+    for site in sites.sites.iter().filter(|site| site.roads != Roads::Native) {
+        let answered: u64 = site.place().mount().account().answered.values().sum();
+        println!("{:?}: {answered} calls went through the ring", site.roads);
+        // Otherwise roads were compared with themselves.
+        assert_eq!(answered > performed, site.roads != Roads::Kernel, "{:?}", site.roads);
+    }
+}
+
+/// The smallest script found that differs, and how.
+fn smallest(
+    sites: &mut Sites,
+    mut script: Script,
+    mut failure: (Difference, Vec<Outcome>),
+) -> (Script, (Difference, Vec<Outcome>)) {
+    // What comes after the first difference has no part in it.
+    if let Some(step) = failure.0.step {
+        script.steps.truncate(step + 1);
+    }
+    let start = Instant::now();
+    let script = script.shrunk(|smaller| {
+        let again = if start.elapsed() < SHRINKING { sites.differ(smaller) } else { None };
+        let fails = again.is_some();
+        failure = again.unwrap_or_else(|| failure.clone());
+        fails
+    });
+    (script, failure)
+}
+
+/// Scripts that did different things once.
+const FOUND: [&str; 3] = [
+    // Permission to write in a directory is judged before what the name stands for.
+    "ordinary=01 preloaded=01\n0 chmod :m/ 457\n10 rename :a :d/e\n10 unlink :d/e\n10 rmdir :d/a",
+    // Flags that exclude each other, or that nobody knows, are wrong whatever the names are.
+    "ordinary=00 preloaded=10\n0 renameat2 -1 :a -1 :a 3\n0 renameat2 -1 :gone/x -1 :a 8",
+    "ordinary=00 preloaded=10\n0 renameat2 -1 :a -1 :h 1\n0 renameat2 -1 :a -1 :d 2\n0 renameat2 -1 :a -1 :d 1",
+];
+
+#[test]
+fn what_was_different_once_is_the_same() {
+    if !needs::root("what_was_different_once_is_the_same") {
+        return;
+    }
+    let mut sites = Sites::new(&[]);
+    for script in FOUND.map(Script::parse) {
+        if let Some((difference, outcomes)) = sites.differ(&script) {
+            panic!("{}", described(&script, &difference, &outcomes));
+        }
+    }
+}
+
+/// The seed whose first scripts are performed in every run of the tests.
+const FIXED: u64 = 1;
+const FIXED_SCRIPTS: u64 = 120;
+
+#[test]
+fn scripts_do_the_same_on_all_roads() {
+    if !needs::root("scripts_do_the_same_on_all_roads") {
+        return;
+    }
+    // On a slow machine fewer.
+    let extent = Extent { first: 0, scripts: FIXED_SCRIPTS, time: Duration::from_secs(100), failures: 1 };
+    explore(&mut Sites::new(&[]), FIXED, &extent);
+}
+
+#[test]
+#[ignore = "random: make test-long"]
+fn random_scripts_do_the_same_on_all_roads() {
+    if !needs::root("random_scripts_do_the_same_on_all_roads") {
+        return;
+    }
+    let seed = number("FINESSE_DIFF_SEED").unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is later");
+        now.as_nanos() as u64 % 1_000_000_000
+    });
+    println!("FINESSE_DIFF_SEED={seed}");
+    let seconds = number("FINESSE_DIFF_SECONDS").or(number("FINESSE_LONG_SECONDS")).unwrap_or(3600);
+    let extent = Extent {
+        first: number("FINESSE_DIFF_FIRST").unwrap_or(0),
+        scripts: u64::MAX,
+        time: Duration::from_secs(seconds),
+        failures: number("FINESSE_DIFF_FAILURES").unwrap_or(1) as usize,
+    };
+    explore(&mut Sites::new(&[]), seed, &extent);
+}
