@@ -1,6 +1,7 @@
 //! Without a mount of ours, the library changes nothing: real programs, and small C programs at the edges of the C
 //! library's contracts, do the same with it as without it.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -146,6 +147,110 @@ fn no_system_call_is_added_after_the_start() {
     let after = &preloaded[start + 1..];
     assert!(after.len() > 20, "{after:?}");
     assert!(native.ends_with(after), "{native:?}\n{after:?}");
+}
+
+/// What depends on chance: when another process runs, where memory lies.
+const BY_CHANCE: [&str; 12] = [
+    "brk",
+    "clock_nanosleep",
+    "futex",
+    "kill",
+    "mmap",
+    "munmap",
+    "poll",
+    "pselect6",
+    "read",
+    "restart_syscall",
+    "rt_sigreturn",
+    "wait4",
+];
+
+/// How often a program and all that it starts make each system call, and how many programs that was. There is a small
+/// tree in its directory.
+fn counted(line: &[&str], preloaded: bool) -> (BTreeMap<String, i64>, i64) {
+    let directory = tempfile::tempdir().unwrap();
+    let [work, traces] = ["work", "traces"].map(|name| directory.path().join(name));
+    std::fs::create_dir_all(work.join("a/b")).unwrap();
+    std::fs::create_dir(&traces).unwrap();
+    std::fs::write(work.join("a/b/c"), "hello\n").unwrap();
+    let mut command = Command::new("strace");
+    command.args(["-ff", "-qq", "-E", "FINESSE_MOUNTS=", "-o"]).arg(traces.join("trace"));
+    if preloaded {
+        command.arg("-E").arg(format!("LD_PRELOAD={}", library().display()));
+    }
+    let output = command
+        .args(line)
+        .current_dir(&work)
+        .stdin(Stdio::null())
+        .env_remove("LD_PRELOAD")
+        .env_remove("LD_LIBRARY_PATH")
+        .output();
+    let output = output.expect("strace is installed");
+    assert!(output.status.success(), "{line:?}: {}", String::from_utf8_lossy(&output.stderr));
+    let (mut counts, mut programs) = (BTreeMap::new(), 0);
+    for trace in std::fs::read_dir(&traces).unwrap() {
+        // Data that programs write is not always text.
+        let trace = String::from_utf8_lossy(&std::fs::read(trace.unwrap().path()).unwrap()).into_owned();
+        // Signals and ends have lines of their own.
+        for call in trace.lines().filter(|line| !line.starts_with(['-', '+'])) {
+            let name = call.split('(').next().unwrap();
+            *counts.entry(name.to_owned()).or_insert(0) += 1;
+            programs += i64::from(name == "execve" && call.ends_with("= 0"));
+        }
+    }
+    (counts, programs)
+}
+
+/// What the library adds to `with` in comparison to `without`.
+fn added(without: &BTreeMap<String, i64>, with: &BTreeMap<String, i64>) -> BTreeMap<String, i64> {
+    let names = without.keys().chain(with.keys()).filter(|name| !BY_CHANCE.contains(&name.as_str()));
+    let get = |counts: &BTreeMap<String, i64>, name| counts.get(name).copied().unwrap_or(0);
+    let added = names.map(|name| (name.clone(), get(with, name) - get(without, name)));
+    added.filter(|(_, count)| *count != 0).collect()
+}
+
+#[test]
+fn real_programs_make_no_system_call_more_than_their_start_costs() {
+    let start = added(&counted(&["true"], false).0, &counted(&["true"], true).0);
+    // That the library is loaded at all: the fork mark is made by its constructor.
+    assert_eq!(start.get("madvise"), Some(&1), "{start:?}");
+    let lines: [&[&str]; 15] = [
+        &["cp", "-a", "a", "d"],
+        &["find", ".", "-type", "f", "-size", "-9k"],
+        &["tar", "cf", "t.tar", "a"],
+        &["rm", "-rf", "a"],
+        &["ls", "-laR"],
+        &["sort", "-o", "x", "a/b/c"],
+        &["sed", "-i", "s/h/j/", "a/b/c"],
+        &["dd", "if=/dev/zero", "of=x", "count=3"],
+        &["git", "init", "-q", "."],
+        &["sqlite3", "x.db", "create table t (a); insert into t values (1); select * from t;"],
+        &["make", "-f", "/dev/null", "-v"],
+        &[
+            "perl",
+            "-e",
+            "print -s q(a/b/c); open F, '>x'; print F 'x'; close F; unlink 'x'; system 'true'; fork; wait",
+        ],
+        &[
+            "/usr/bin/python3",
+            "-c",
+            "import os, shutil; os.mkdir('x'); shutil.copytree('a', 'y'); shutil.rmtree('a'); os.fork()",
+        ],
+        &[
+            "bash",
+            "-c",
+            "mkdir x; echo a > x/f; (echo b >> x/f); exec 3< x/f; read l <&3; mv x/f x/g; [ -f x/g ]; cd x; pwd; rm g",
+        ],
+        &["bash", "-c", "for i in 1 2 3; do (cat ./a/b/c > f$i); done; rm f?; env X=y true; exec stat a"],
+    ];
+    for line in lines {
+        let (native, programs) = counted(line, false);
+        let (preloaded, same) = counted(line, true);
+        assert_eq!(programs, same, "{line:?}");
+        let expected: BTreeMap<_, _> =
+            start.iter().map(|(name, count)| (name.clone(), count * programs)).collect();
+        assert_eq!(added(&native, &preloaded), expected, "{line:?}");
+    }
 }
 
 #[test]
