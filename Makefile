@@ -14,11 +14,14 @@ CARGO_DENY_VERSION := 0.20.2
 # What the tests and the demonstration use, by the program that shows whether the package is there.
 PACKAGES := fusermount3:fuse3 git:git gcc:gcc nm:binutils tar:tar setfacl:acl getfattr:attr strace:strace python3:python3 \
             rsync:rsync ps:procps make:make perl:perl sqlite3:sqlite3 c++:g++ setpriv:util-linux faketime:faketime \
-            inotifywait:inotify-tools
+            inotifywait:inotify-tools flock:util-linux patch:patch vim:vim tmux:tmux
 # The same for packages without programs.
 HEADERS := /usr/include/stdio.h:libc6-dev /usr/lib/*/libjemalloc.so.2:libjemalloc2
 
-.PHONY: all help deps build test test-linux linux lint deny bench demo install uninstall clean
+# What the sessions of large programs use besides: see `make programs`.
+LARGE := node:nodejs javac:default-jdk-headless
+
+.PHONY: all help deps build test test-linux linux programs programs-deps lint deny bench demo install uninstall clean
 
 all: build
 
@@ -28,6 +31,7 @@ help:
 	@echo 'make test     formatting, lints, unit tests, models, tests on real mounts'
 	@echo 'make test-linux   find, git, tar, cp and rm on a Linux source tree (10 GB in LINUX: $(LINUX))'
 	@echo 'make linux    a Linux kernel built natively, on the kernel road and on the bypass, compared'
+	@echo 'make programs sessions of real programs on all roads, also of large ones: a table of what was bypassed'
 	@echo 'make lint     formatting, clippy, and cargo-deny (which it installs)'
 	@echo 'make bench    the unlink benchmark with 1 000 000 files, and latencies'
 	@echo 'make install  into PREFIX ($(PREFIX)): command, preload library, manual pages'
@@ -87,6 +91,29 @@ linux: deps $(LINUX)/Makefile
 	    command -v $$program >/dev/null || apt-get install -y --no-install-recommends $$program || exit 1; \
 	done
 	FINESSE_LINUX_TREE=$(abspath $(LINUX)) $(CARGO) test --release --locked -p finesse-tests --test kernel_build -- --nocapture
+
+# Python's tests are those of the machine's Python.
+programs-deps: deps
+	@missing=; \
+	for entry in $(LARGE); do \
+	    command -v "$${entry%%:*}" >/dev/null || missing="$$missing $${entry#*:}"; \
+	done; \
+	test -e /usr/lib/python3.11/test/test_os.py || missing="$$missing libpython3.11-testsuite"; \
+	if [ -n "$$missing" ]; then \
+	    echo "installing:$$missing"; \
+	    apt-get install -y --no-install-recommends $$missing >/dev/null || \
+	    { apt-get update && apt-get install -y --no-install-recommends $$missing; }; \
+	fi
+
+# One session after the other, so that their times can be compared.
+programs: programs-deps
+	@mkdir -p $(TARGET); \
+	FINESSE_LONG=1 $(CARGO) test --release --locked -p finesse-tests --test real_programs -- \
+	    --nocapture --test-threads=1 >$(TARGET)/programs.log; status=$$?; \
+	echo '| session | path calls | bypassed, % | the rest, by reason, % | native, s | kernel road, s | bypass, s |'; \
+	echo '| --- | --- | --- | --- | --- | --- | --- |'; \
+	grep '^| ' $(TARGET)/programs.log; \
+	[ $$status = 0 ] || grep -vE '^\||^$$| ok$$' $(TARGET)/programs.log; exit $$status
 
 lint: deny
 	$(CARGO) fmt --all --check
