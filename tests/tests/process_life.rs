@@ -66,7 +66,7 @@ fn fill(root: &Path) {
     fs::write(root.join("f3"), "3").unwrap();
     executable("program", &fs::read(start()).unwrap());
     executable("script", b"#!/bin/sh\necho script: \"$@\"\ncat f1; echo; exit 4\n");
-    executable("broken", b"#!/nonexistent\n");
+    executable("broken", b"#!/proc/nonexistent\n");
     if rustix::process::geteuid().is_root() {
         fs::set_permissions(root, PermissionsExt::from_mode(0o755)).unwrap();
         for (name, uid, gid) in [("root", 0, 0), ("owner", 1001, 1001), ("group", 1002, 2000)] {
