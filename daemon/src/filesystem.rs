@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use fuser::{
@@ -144,6 +144,12 @@ pub trait Filesystem: Send + Sync + 'static {
     /// What the bypass may assume of this file system. Asked once, after [`init`](Self::init).
     fn bypass(&self) -> Bypass {
         Bypass::default()
+    }
+
+    /// Directories, relative to the root, below which every change is to be made through the kernel, so that whoever watches
+    /// there hears of it. Asked once, with [`bypass`](Self::bypass).
+    fn left_to_kernel(&self) -> Vec<PathBuf> {
+        Vec::new()
     }
 
     /// Called once, before any other method, while the connection to the kernel is set up through `config`.

@@ -131,9 +131,9 @@ numbered! {
         /// beginning, otherwise a `d_off`). Answers records of `struct linux_dirent64` in the data buffer, with
         /// [`REPLY_END`] if the file system had no more at this moment; no record at the end.
         ReadDir = "readdir",
-        /// The client watches `base`/`path` (inotify, fanotify): changes there, and of what is in it, are to be made by
-        /// the kernel from here on, which tells the watchers. `flags`: `AT_SYMLINK_NOFOLLOW`. Answers [`Attr`] with
-        /// only `ino` set.
+        /// The client is about to watch the inode `base` (inotify, fanotify), or with `mode` 1 everything on the mount:
+        /// calls that a watcher would hear of are left to the kernel ([`Fallback::Watched`]) once this is answered. Needs no
+        /// permission, as it betrays nothing.
         Watch = "watch",
         /// Takes back one `Watch` of the inode `base`.
         Unwatch = "unwatch",

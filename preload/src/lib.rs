@@ -19,7 +19,7 @@
 //! *Kept up* across `exec` and `posix_spawn`: the library itself, the list of mounts, what was granted.
 //!
 //! *Left to the kernel*: everything by a descriptor (read, write, mmap, locks: a granted descriptor is
-//! the backing file's own), opening directories by `open`, listing them by `getdents64`, watching; paths that reach a mount
+//! the backing file's own), opening directories by `open`, listing them by `getdents64`; paths that reach a mount
 //! through a symbolic link from outside, through `//`, `/./` or `/../` before the mount's path, or through a bind
 //! mount of a part of it; programs that make system calls without libc; statically linked and setuid programs.
 //!
@@ -52,6 +52,7 @@
 //! | `process` | whether the library is on | fork, mask, what was inherited |
 //! | `exec` | what environment a program gets | |
 //! | `attr`, `streams`, `temporary` | shapes of answers, modes of `fopen`, names of temporary files | |
+//! | `watch` | what the daemon must know of watches | |
 //! | `realpath` | what a path leads to | asks for each prefix |
 //! | `surface` | what becomes of every function | |
 //! | `next` | | the next definitions |
@@ -76,6 +77,7 @@ mod streams;
 pub mod surface;
 mod sys;
 mod temporary;
+mod watch;
 
 /// Runs before the program, and before hooks do anything but pass calls on.
 extern "C" fn start() {

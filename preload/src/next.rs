@@ -422,6 +422,11 @@ table! {
     fn syscall(number: Word, a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> Word;
         else { let _ = (number, a, b, c, d, e, f); sys::set_errno(libc::ENOSYS); Word(-1) };
 
+    fn inotify_add_watch(inotify: c_int, path: PathArg, mask: u32) -> c_int;
+        else raw!(SYS_inotify_add_watch, inotify, path, mask);
+    fn inotify_rm_watch(inotify: c_int, number: c_int) -> c_int; else raw!(SYS_inotify_rm_watch, inotify, number);
+    fn fanotify_mark(fanotify: c_int, flags: c_uint, mask: u64, dirfd: c_int, path: PathArg) -> c_int;
+        else raw!(SYS_fanotify_mark, fanotify, flags, mask, dirfd, path);
     fn fork() -> pid_t; else no_symbol();
     fn daemon(stay: c_int, keep: c_int) -> c_int; else { let _ = (stay, keep); no_symbol() };
     fn login_tty(fd: c_int) -> c_int; else { let _ = fd; no_symbol() };

@@ -241,6 +241,11 @@ pub const SURFACE: &[Entry] = &[
     ),
     followed("the file mode creation mask", "", "umask"),
     followed(
+        "watch for changes",
+        "the kernel tells what it does itself; the daemon is told, so that calls of which a watcher hears are left to the kernel",
+        "inotify_add_watch inotify_rm_watch fanotify_mark",
+    ),
+    followed(
         "forbid system calls",
         "a filter (`PR_SET_SECCOMP`) would meet the library's own calls: it is switched off before",
         "prctl",
@@ -339,11 +344,7 @@ pub const SURFACE: &[Entry] = &[
         "the kernel's, as long as the inode lives there",
         "name_to_handle_at open_by_handle_at",
     ),
-    kernel(
-        "watch for changes",
-        "the kernel tells what it does itself",
-        "inotify_init inotify_init1 inotify_add_watch inotify_rm_watch fanotify_init fanotify_mark",
-    ),
+    kernel("make an instance that watches", "", "inotify_init inotify_init1 fanotify_init"),
     kernel("fork", "noticed by a page that the child gets empty", "fork __fork? _Fork? clone __clone?"),
     kernel(
         "start a shell",

@@ -612,15 +612,44 @@ pub(crate) fn identify(object: Object<'_>) -> Option<Identity> {
         Object::Cwd => rustix::fs::statx(CWD, c".", flags, mask),
     }
     .ok()?;
-    Some(Identity {
-        dev: (found.stx_dev_major, found.stx_dev_minor),
-        ino: found.stx_ino,
-        is_directory: u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFDIR,
-        mount_id: found.stx_mnt_id,
-        is_mount_root: found.stx_attributes.bits() & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0,
-        mask: found.stx_mask,
-        attributes_mask: found.stx_attributes_mask.bits(),
-    })
+    Some(Identity::from(found))
+}
+
+impl From<rustix::fs::Statx> for Identity {
+    fn from(found: rustix::fs::Statx) -> Self {
+        Self {
+            dev: (found.stx_dev_major, found.stx_dev_minor),
+            ino: found.stx_ino,
+            is_directory: u32::from(found.stx_mode) & libc::S_IFMT == libc::S_IFDIR,
+            mount_id: found.stx_mnt_id,
+            is_mount_root: found.stx_attributes.bits() & libc::STATX_ATTR_MOUNT_ROOT as u64 != 0,
+            mask: found.stx_mask,
+            attributes_mask: found.stx_attributes_mask.bits(),
+        }
+    }
+}
+
+/// Identifies what a path of the program's leads to; without a path, what its descriptor is.
+pub(crate) fn look(dirfd: RawFd, path: &PathArg, follow: bool) -> Option<Identity> {
+    if path.is_null() {
+        return identify(if dirfd == libc::AT_FDCWD { Object::Cwd } else { Object::Fd(dirfd) });
+    }
+    path.get()?;
+    let mut flags = AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    flags.set(AtFlags::SYMLINK_NOFOLLOW, !follow);
+    // SAFETY: as for every argument of a hooked function: a C string, and a bad one was left to the kernel above.
+    let path = unsafe { CStr::from_ptr(path.0) };
+    let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID;
+    let found = match dirfd {
+        libc::AT_FDCWD => rustix::fs::statx(CWD, path, flags, mask),
+        _ => rustix::fs::statx(borrow(dirfd)?, path, flags, mask),
+    };
+    found.ok().map(Identity::from)
+}
+
+/// Lets others run.
+pub(crate) fn yield_now() {
+    rustix::thread::sched_yield();
 }
 
 /// Opens a file for reading, out of the program's sight; closed on drop by [`Hidden`].

@@ -45,6 +45,8 @@ Mount options:
   grant=always|large|never     what preloaded programs get when they open a file: a descriptor of the source's
                                file; the same once large transfers make that worth it, which is faster for many
                                small files; or only descriptors of the mount (default: always)
+  kernel=SUBTREE               make every change below this directory through the kernel, for watchers that
+                               are not preloaded; may be given several times
   They are separated by commas; of contradicting ones the last wins.")]
 pub(crate) struct Mount {
     /// The directory to show.
@@ -158,6 +160,7 @@ fn places(source: &Path, mountpoint: &Path) -> Outcome<(PathBuf, PathBuf)> {
 #[derive(Debug)]
 struct Wanted {
     session: Config,
+    left_to_kernel: Vec<PathBuf>,
     cache: Cache,
     grant: Grant,
 }
@@ -205,6 +208,7 @@ fn configure(
     session.mount_options = options.kernel;
     Ok(Wanted {
         session,
+        left_to_kernel: options.left_to_kernel,
         cache: cache.or(options.cache).unwrap_or(Cache::Auto),
         grant: options.grant.unwrap_or(Grant::Always),
     })
@@ -243,6 +247,7 @@ fn start(
         Grant::Large => Grants::Large,
         Grant::Never => Grants::Never,
     };
+    policy.left_to_kernel = wanted.left_to_kernel.clone();
     policy.kernel_passthrough = !no_kernel_passthrough;
     policy.kernel_checked = wanted.session.mount_options.contains(&MountOption::DefaultPermissions);
     let fs = PassthroughFs::new(source, policy).map_err(|error| Failure::new(plain(&error)))?;

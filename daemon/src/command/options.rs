@@ -1,5 +1,6 @@
 //! The `-o` lists of `finesse mount`, as mount(8) and FUSE write them.
 
+use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 
 use clap::ValueEnum;
@@ -38,6 +39,7 @@ enum Word {
     DefaultPermissions,
     Cache(Cache),
     Grant(Grant),
+    LeftToKernel(PathBuf),
 }
 
 /// What a list asks for. The last of contradicting words wins, as with mount(8).
@@ -51,13 +53,15 @@ pub(crate) struct Options {
     pub(crate) cache: Option<Cache>,
     /// What opening a file grants, if the list says so.
     pub(crate) grant: Option<Grant>,
+    /// Subtrees whose changes are made through the kernel.
+    pub(crate) left_to_kernel: Vec<PathBuf>,
     /// Flags and names for the kernel, without contradictions.
     pub(crate) kernel: Vec<MountOption>,
 }
 
 const KNOWN: &str = "allow_other, owner_only, default_permissions, ro, rw, suid, nosuid, dev, nodev, exec, \
                      noexec, atime, noatime, sync, async, dirsync, auto_unmount, fsname=NAME, subtype=NAME, \
-                     cache=never|auto|always, grant=always|large|never";
+                     cache=never|auto|always, grant=always|large|never, kernel=SUBTREE";
 
 impl Options {
     /// Reads any number of lists.
@@ -72,6 +76,7 @@ impl Options {
                 Word::DefaultPermissions => options.default_permissions = true,
                 Word::Cache(cache) => options.cache = Some(cache),
                 Word::Grant(grant) => options.grant = Some(grant),
+                Word::LeftToKernel(path) => options.left_to_kernel.push(path),
                 Word::Kernel(option) => options.set(option),
             }
         }
@@ -116,6 +121,22 @@ fn topic(option: &MountOption) -> &str {
     }
 }
 
+/// A path below the root of the mount, however it was written.
+fn below(text: &str) -> Outcome<PathBuf> {
+    let mut path = PathBuf::new();
+    for component in Path::new(text).components() {
+        match component {
+            Component::Normal(name) => path.push(name),
+            Component::RootDir | Component::CurDir => {}
+            Component::ParentDir | Component::Prefix(_) => {
+                let why = "no path below the mount's root, without `..`";
+                return Err(Failure::new(format!("-o kernel={text}: {why}")).with_status(2));
+            }
+        }
+    }
+    Ok(path)
+}
+
 /// Splits at commas that no backslash protects, and removes the backslashes.
 fn split(list: &str) -> Vec<String> {
     let (mut words, mut escaped) = (vec![String::new()], false);
@@ -153,6 +174,7 @@ impl FromStr for Word {
                     Failure::new(format!("-o grant={policy}: no such policy; one of always, large, never"))
                 });
             }
+            ("kernel", Some(path)) => return below(path).map(Self::LeftToKernel),
             ("ro", None) => MountOption::RO,
             ("rw", None) => MountOption::RW,
             ("suid", None) => MountOption::Suid,
@@ -214,6 +236,15 @@ mod tests {
     #[test]
     fn commas_in_names_are_escaped() {
         assert_eq!(parse(r"fsname=a\,b,,ro").kernel[0], MountOption::FSName("a,b".into()));
+    }
+
+    #[test]
+    fn subtrees_are_below_the_root() {
+        let paths =
+            ["spool/./in/", "/", "a", "."].map(|path| parse(&format!("kernel={path}")).left_to_kernel);
+        assert_eq!(paths, ["spool/in", "", "a", ""].map(|path| vec![PathBuf::from(path)]));
+        assert!(Options::parse(["kernel=../x"]).is_err());
+        assert_eq!(parse("kernel=a,kernel=b").left_to_kernel.len(), 2);
     }
 
     #[test]

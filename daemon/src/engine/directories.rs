@@ -269,6 +269,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// A client is gone, and no operation of it is under way: lets go of what it had open, in a thread of its own,
     /// as whoever notices must not wait for the file system.
     pub(crate) fn departed(&self, context: &Context) {
+        self.orphan_watches(context);
         let open = context.handles.take_all();
         if open.is_empty() {
             return;

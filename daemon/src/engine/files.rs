@@ -590,7 +590,10 @@ impl<FS: Filesystem> Engine<FS> {
         file: &OpenFile,
         offset: u64,
     ) -> Result<Option<OwnedFd>, Stop> {
-        if file.backing.lock().is_none() || self.is_set_id(&call.request, &file.inode)? {
+        if file.backing.lock().is_none()
+            || self.is_file_watched(file.inode.ino)
+            || self.is_set_id(&call.request, &file.inode)?
+        {
             return Ok(None);
         }
         if file.writes() && self.before_writable_grant(&file.inode).is_err() {

@@ -10,6 +10,7 @@
 //! | [`open`] | opening files: granted, virtual, or by the kernel |
 //! | [`files`] | open files that the daemon keeps for clients |
 //! | [`directories`] | open directories: listing them, letting go of them |
+//! | [`watch`] | which calls are the kernel's because somebody watches |
 //! | [`serve`] | one method per operation |
 //!
 //! The engine never blocks a client on another: it holds no lock while it calls the file system, but for two that the
@@ -23,7 +24,9 @@ mod open;
 mod permission;
 pub(crate) mod serve;
 mod walk;
+pub(crate) mod watch;
 
+use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -103,6 +106,10 @@ pub(crate) struct Context {
     searchable: Mutex<HashMap<u64, (u64, cache::Instant)>>,
     /// What the client has open.
     handles: Arc<Handles>,
+    /// What the client watches.
+    watched: Mutex<watch::Own>,
+    /// Of the base directories, those below a directory whose changes the kernel makes.
+    inside: Mutex<HashSet<u64>>,
     /// Walks on below what is mounted on a directory: for the daemon's own questions.
     sees_below: bool,
 }
@@ -115,6 +122,8 @@ impl Context {
             bases: Mutex::default(),
             searchable: Mutex::default(),
             handles: Arc::default(),
+            watched: Mutex::default(),
+            inside: Mutex::default(),
             sees_below: false,
         }
     }
@@ -125,6 +134,7 @@ impl Context {
         let mut bases = self.bases.lock();
         if bases.len() >= BASES_MAX {
             surplus = std::mem::take(&mut *bases);
+            self.inside.lock().clear();
         }
         bases.insert(directory.ino, directory);
         drop(bases);
@@ -149,6 +159,10 @@ pub(crate) struct Engine<FS: Filesystem> {
     no_xattrs: AtomicBool,
     /// Threads that let go of what departed clients had open.
     closers: Closers,
+    /// What is watched.
+    watches: watch::Watches,
+    /// Directories whose changes the kernel makes: paths below the root.
+    subtrees: Vec<Vec<u8>>,
 }
 
 impl<FS: Filesystem> Engine<FS> {
@@ -164,6 +178,8 @@ impl<FS: Filesystem> Engine<FS> {
             (false, false) => Checks::FileSystem,
         };
         let root = cache.borrowed(finesse_ipc::frame::ROOT);
+        let subtrees = core.fs.left_to_kernel();
+        let subtrees = subtrees.into_iter().map(|path| path.into_os_string().into_vec()).collect();
         let labels = ["/sys/fs/selinux/enforce", "/sys/fs/smackfs/load2"];
         let security_modules = labels.iter().any(|file| std::path::Path::new(file).exists());
         Self {
@@ -177,6 +193,8 @@ impl<FS: Filesystem> Engine<FS> {
             lists_plus: AtomicBool::new(false),
             no_xattrs: AtomicBool::new(false),
             closers: Closers::default(),
+            watches: watch::Watches::default(),
+            subtrees,
         }
     }
 
@@ -214,15 +232,20 @@ impl<FS: Filesystem> Engine<FS> {
     ///
     /// Directories that cannot be resolved are left out: a path that the engine cannot walk, it cannot cross.
     pub(crate) fn set_covered<'p>(&self, paths: impl Iterator<Item = &'p [u8]>) {
-        let root =
-            Credentials { uid: 0, gid: 0, groups: Box::default(), pid: std::process::id(), caps: u64::MAX };
-        let context = Context { sees_below: true, ..Context::new(root) };
+        let context = Self::daemons_own();
         let request = self.request(&context);
         let resolved: HashSet<u64> = paths
             .filter_map(|path| self.resolve(&context, &request, finesse_ipc::frame::ROOT, path, true).ok())
             .map(|node| node.inode.ino)
             .collect();
         *self.covered.write() = resolved;
+    }
+
+    /// The daemon asks for itself.
+    fn daemons_own() -> Context {
+        let root =
+            Credentials { uid: 0, gid: 0, groups: Box::default(), pid: std::process::id(), caps: u64::MAX };
+        Context { sees_below: true, ..Context::new(root) }
     }
 
     fn is_covered(&self, ino: u64) -> bool {

@@ -60,7 +60,7 @@ pub(super) struct Call<'a> {
     pub(super) request: Request,
     pub(super) frame: &'a frame::Request,
     pub(super) path: &'a [u8],
-    path2: &'a [u8],
+    pub(super) path2: &'a [u8],
     pub(super) data: &'a [u8],
 }
 
@@ -99,9 +99,15 @@ impl<FS: Filesystem> Engine<FS> {
                 | Op::Seek
                 | Op::Sync
                 | Op::Close
+                | Op::Watch
+                | Op::Unwatch
         );
         if changes && self.core.read_only {
             return Ok(Reply::kernel(Fallback::KernelByChoice));
+        }
+        let (_flight, left) = self.heed_watchers(&call, op);
+        if let Some(reason) = left {
+            return Ok(Reply::kernel(reason));
         }
         let served = match op {
             Op::Noop => Ok(Reply::ok()),
@@ -142,7 +148,10 @@ impl<FS: Filesystem> Engine<FS> {
             Op::Allocate => self.allocate(&call),
             Op::SetFlags => self.set_flags(&call),
             Op::Promote => self.promote(&call, output),
-            Op::Watch | Op::Unwatch => kernel(Fallback::Unsupported),
+            Op::Watch | Op::Unwatch => {
+                self.announce(&call, op);
+                Ok(Reply::ok())
+            }
             Op::ProveDir => return Err(Malformed::Operation(asked.frame.op)),
         };
         Ok(served.unwrap_or_else(Reply::from))
@@ -184,13 +193,16 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     fn resolve_dir(&self, call: &Call<'_>) -> Served {
-        let node = self.resolve(call.context, &call.request, call.frame.base, call.path, true)?;
-        if node.inode.kind != FileType::Directory {
+        let place = self.place(call.context, &call.request, call.frame.base, call.path, true)?;
+        let inside = self.is_in_subtree(call.context, &place);
+        let Some(inode) = place.inode else { return fail(libc::ENOENT) };
+        if inode.kind != FileType::Directory {
             return fail(libc::ENOTDIR);
         }
-        let reply = Reply::attr(Attr { ino: node.inode.ino, ..Attr::default() });
-        call.context.allow_base(node.inode);
-        Ok(reply)
+        let ino = inode.ino;
+        call.context.allow_base(inode);
+        self.remember_base(call.context, ino, inside);
+        Ok(Reply::attr(Attr { ino, ..Attr::default() }))
     }
 
     fn access(&self, call: &Call<'_>) -> Served {

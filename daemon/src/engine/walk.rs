@@ -45,6 +45,18 @@ pub(crate) enum Last {
     Missing(Arc<Inode>, Box<OsStr>),
 }
 
+/// Where a path leads, for those who watch.
+pub(crate) struct Place {
+    /// The directory that the walk began in.
+    pub(crate) base: u64,
+    /// The directories above the last one, as far as the walk came through them.
+    pub(crate) through: Vec<Arc<Inode>>,
+    /// The directory in which the last name was looked up; `None` if the path ended without a name.
+    pub(crate) directory: Option<Arc<Inode>>,
+    /// What it names, if that exists.
+    pub(crate) inode: Option<Arc<Inode>>,
+}
+
 fn is_name(component: &[u8]) -> bool {
     !component.is_empty() && component != b"." && component != b".."
 }
@@ -285,11 +297,23 @@ impl<FS: Filesystem> Engine<FS> {
         path: &[u8],
         follow: bool,
     ) -> Result<Last, Stop> {
+        Ok(self.last_in(context, request, base, path, follow, &mut Progress::default())?.1)
+    }
+
+    /// As `last`, with the directory in which the last name was looked up; `None` if there was no name.
+    fn last_in(
+        &self,
+        context: &Context,
+        request: &Request,
+        base: u64,
+        path: &[u8],
+        follow: bool,
+        progress: &mut Progress,
+    ) -> Result<(Option<Arc<Inode>>, Last), Stop> {
         if path.is_empty() {
             return kernel(Fallback::BadPath);
         }
         let mut directory = self.base(context, base)?;
-        let mut progress = Progress::default();
         let mut replaced: Vec<u8>;
         let mut path = path;
         // A slash after a link's name counts for whatever the link leads to.
@@ -299,28 +323,50 @@ impl<FS: Filesystem> Engine<FS> {
             must_be_directory |= trailing_slash;
             if !is_name(name) {
                 // `.`, `..`, or slashes only
-                let inode = self.descend(context, request, directory, path, &mut progress)?;
-                return Ok(Last::There(Node { inode, attr: None }));
+                let inode = self.descend(context, request, directory, path, progress)?;
+                return Ok((None, Last::There(Node { inode, attr: None })));
             }
-            directory = self.descend(context, request, directory, above, &mut progress)?;
+            directory = self.descend(context, request, directory, above, progress)?;
             self.may_search(context, request, &directory)?;
             let name = OsStr::from_bytes(name);
             let Some(node) = self.child(context, request, &directory, name)? else {
                 if must_be_directory {
                     return fail(libc::ENOENT);
                 }
-                return Ok(Last::Missing(directory, name.into()));
+                return Ok((Some(directory.clone()), Last::Missing(directory, name.into())));
             };
             match node.inode.kind {
                 FileType::Symlink if follow || must_be_directory => {
-                    replaced = self.follow(context, request, &directory, &node.inode, b"", &mut progress)?;
+                    replaced = self.follow(context, request, &directory, &node.inode, b"", progress)?;
                     path = &replaced;
                 }
-                FileType::Directory => return Ok(Last::There(node)),
+                FileType::Directory => return Ok((Some(directory), Last::There(node))),
                 _ if must_be_directory => return fail(libc::ENOTDIR),
-                _ => return Ok(Last::There(node)),
+                _ => return Ok((Some(directory), Last::There(node))),
             }
         }
+    }
+
+    /// Where a path leads. An empty one leads to the base.
+    pub(crate) fn place(
+        &self,
+        context: &Context,
+        request: &Request,
+        base: u64,
+        path: &[u8],
+        follow: bool,
+    ) -> Result<Place, Stop> {
+        if path.is_empty() {
+            let inode = self.base(context, base)?;
+            return Ok(Place { base, through: Vec::new(), directory: None, inode: Some(inode) });
+        }
+        let mut progress = Progress::default();
+        let (directory, last) = self.last_in(context, request, base, path, follow, &mut progress)?;
+        let inode = match last {
+            Last::There(node) => Some(node.inode),
+            Last::Missing(..) => None,
+        };
+        Ok(Place { base, through: progress.trail, directory, inode })
     }
 
     /// The directory of a path's last component (`filename_parentat`). Paths that end in `.`, `..` or at the

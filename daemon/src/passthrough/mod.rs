@@ -109,6 +109,8 @@ pub struct Options {
     /// How many directories may be held open to be at hand. Less if the process may not open four times as many
     /// files.
     pub open_directories: usize,
+    /// Directories, relative to the root, whose changes are made through the kernel.
+    pub left_to_kernel: Vec<PathBuf>,
     /// Find inodes again by file handle where that works. Off: by name, as it is for ordinary users.
     pub file_handles: bool,
 }
@@ -122,6 +124,7 @@ impl Default for Options {
             kernel_checked: true,
             owner_uid: credentials::daemon_uid(),
             open_directories: 4096,
+            left_to_kernel: Vec::new(),
             file_handles: true,
         }
     }
@@ -404,6 +407,10 @@ impl Filesystem for PassthroughFs {
             .with_checks_types(true)
             .with_acts_as_caller(true)
             .with_applies_umask(true)
+    }
+
+    fn left_to_kernel(&self) -> Vec<PathBuf> {
+        self.options.left_to_kernel.clone()
     }
 
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {

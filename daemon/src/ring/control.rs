@@ -274,6 +274,7 @@ impl Desk {
     fn part(&mut self, token: u64, peer: &Peer) {
         let _ = epoll::delete(&self.poll, &peer.socket);
         self.peers.remove(&token);
+        self.hand_over(Job::Parted);
         peer.close();
         self.pool.remove(peer);
     }

@@ -6,6 +6,7 @@
 //! | [`reception`] | what may block: admits clients, answers `finesse status`, learns what is mounted below |
 //! | [`peer`] | one client, as the daemon sees it |
 //! | [`pool`] | the workers: who looks at which bitmap, who sleeps, who is woken |
+//! | [`watchers`] | who watches the mount, by the kernel's word |
 //! | [`introduction`] | who a connecting process is, by the kernel's word |
 //!
 //! Nothing here knows the type of the file system: [`Service`] is the engine, seen from the ring.
@@ -17,6 +18,7 @@ mod peer;
 mod pool;
 mod reception;
 mod sys;
+mod watchers;
 
 use std::io;
 use std::sync::Arc;
@@ -25,6 +27,7 @@ use finesse_ipc::frame::Reply;
 use finesse_ipc::handshake;
 
 use crate::engine::serve::{Asked, Malformed, Output};
+use crate::engine::watch::Held;
 use crate::engine::{Context, Engine};
 use crate::filesystem::Filesystem;
 use crate::session::Core;
@@ -34,7 +37,13 @@ pub(crate) trait Service: Send + Sync + 'static {
     /// Serves one request.
     fn serve(&self, asked: &Asked<'_>, output: &mut Output) -> Result<Reply, Malformed>;
     /// Makes a directory usable as a base.
-    fn prove(&self, context: &Context, ino: u64);
+    ///
+    /// `path` is where it is below the mount's root, if that is known.
+    fn prove(&self, context: &Context, ino: u64, path: Option<&[u8]>);
+    /// Whether there are watches of clients that are gone.
+    fn has_orphaned_watches(&self) -> bool;
+    /// Forgets those of them that nobody holds.
+    fn keep_watches(&self, held: &Held);
     /// Sets the directories below which other file systems are mounted.
     fn set_covered(&self, paths: &[Vec<u8>]);
     /// A client is about to be served. Returns when the kernel holds nothing that could grow stale.
@@ -69,8 +78,17 @@ impl<FS: Filesystem> Service for Engine<FS> {
         Engine::serve(self, asked, output)
     }
 
-    fn prove(&self, context: &Context, ino: u64) {
+    fn prove(&self, context: &Context, ino: u64, path: Option<&[u8]>) {
         Engine::prove(self, context, ino);
+        self.proven_at(context, ino, path);
+    }
+
+    fn has_orphaned_watches(&self) -> bool {
+        self.watches().has_orphans()
+    }
+
+    fn keep_watches(&self, held: &Held) {
+        self.watches().keep(held);
     }
 
     fn set_covered(&self, paths: &[Vec<u8>]) {

@@ -18,7 +18,7 @@ use rustix::thread::futex;
 
 use crate::engine::Context;
 use crate::engine::serve::{Asked, Malformed, Output};
-use crate::ring::Service;
+use crate::ring::{Service, watchers};
 
 /// Sums over clients that are gone.
 #[derive(Default)]
@@ -276,7 +276,8 @@ impl Peer {
                 if (stat.stx_dev_major, stat.stx_dev_minor) == self.dev
                     && u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR =>
             {
-                self.service.prove(&self.context, stat.stx_ino);
+                let path = self.service.mountpoint().and_then(|root| watchers::path_below(&directory, root));
+                self.service.prove(&self.context, stat.stx_ino, path.as_deref());
                 Reply::attr(Attr { ino: stat.stx_ino, ..Attr::default() })
             }
             _ => Reply::kernel(Fallback::UnknownBase),

@@ -4,7 +4,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
 
 use finesse_ipc::handshake::{self, Answer, ClientStatus, MountStatus, Refusal, Welcome};
 use finesse_ipc::segment::Segment;
@@ -15,7 +16,39 @@ use rustix::io::Errno;
 use crate::engine::Context;
 use crate::ring::peer::{Past, Peer};
 use crate::ring::pool::Pool;
-use crate::ring::{Service, introduction, mounts, sys};
+use crate::ring::{Service, introduction, mounts, sys, watchers};
+
+/// When to look whether anybody holds the watches of clients that are gone: soon after one has left, and ever less often
+/// while somebody does.
+#[derive(Default)]
+struct Sweeps(Option<(Instant, Duration)>);
+
+impl Sweeps {
+    const SOON: Duration = Duration::from_secs(1);
+    const SELDOM: Duration = Duration::from_secs(30);
+
+    /// A client has left. Its last operation may still be under way.
+    fn begin(&mut self) {
+        let soon = Instant::now() + Self::SOON;
+        let next = self.0.map_or(soon, |(next, _)| next.min(soon));
+        self.0 = Some((next, Self::SOON));
+    }
+
+    /// How long to wait for something else to do; without end if there is nothing to look for.
+    fn pause(&self) -> Option<Duration> {
+        self.0.map(|(next, _)| next.saturating_duration_since(Instant::now()))
+    }
+
+    fn done(&mut self, some_left: bool) {
+        self.0 = match self.0 {
+            Some((_, pause)) if some_left => {
+                let pause = (pause * 2).min(Self::SELDOM);
+                Some((Instant::now() + pause, pause))
+            }
+            _ => None,
+        };
+    }
+}
 
 /// What the control thread hands over.
 pub(crate) enum Job {
@@ -25,6 +58,8 @@ pub(crate) enum Job {
     Report(OwnedFd),
     /// The mount table has changed.
     MountsChanged,
+    /// A client is leaving.
+    Parted,
 }
 
 /// The reception's thread.
@@ -45,8 +80,22 @@ impl Reception {
     /// Works until the control thread hangs up.
     pub(crate) fn run(&self, jobs: &Receiver<Job>) {
         self.learn_mounts();
-        for job in jobs {
+        let mut sweeps = Sweeps::default();
+        loop {
+            let job = match sweeps.pause() {
+                None => jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(pause) => jobs.recv_timeout(pause),
+            };
+            let job = match job {
+                Ok(job) => job,
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => {
+                    sweeps.done(self.sweep());
+                    continue;
+                }
+            };
             match job {
+                Job::Parted => sweeps.begin(),
                 Job::Attach(socket, program) => {
                     if let Err((socket, refusal)) = self.attach(socket, program) {
                         tracing::info!("a client was refused: {refusal}");
@@ -73,6 +122,16 @@ impl Reception {
                 }
             }
         }
+    }
+
+    /// Forgets the watches that nobody holds any more; whether some are left whose clients are gone.
+    fn sweep(&self) -> bool {
+        if self.service.has_orphaned_watches()
+            && let Ok(dev) = self.device()
+        {
+            self.service.keep_watches(&watchers::held(dev));
+        }
+        self.service.has_orphaned_watches()
     }
 
     fn attach(&self, socket: OwnedFd, program: String) -> Result<(), (OwnedFd, Refusal)> {
@@ -147,7 +206,7 @@ impl Reception {
 
     fn report(&self, socket: &OwnedFd) -> Result<(), handshake::Error> {
         // A reader that does not read must not hold up the reception for long.
-        let timeout = Some(std::time::Duration::from_secs(2));
+        let timeout = Some(Duration::from_secs(2));
         rustix::net::sockopt::set_socket_timeout(socket, rustix::net::sockopt::Timeout::Send, timeout)?;
         rustix::io::ioctl_fionbio(socket, false)?;
         // A client that is no longer watched may have its last operation under way.

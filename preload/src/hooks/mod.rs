@@ -24,6 +24,7 @@ mod stat;
 mod streams;
 mod system_call;
 mod temporary;
+mod watch;
 
 /// Defines hooks: `fn [name, alias, …](arguments) -> result, next => body`. In the body, `next` calls the next
 /// definition of the same name.

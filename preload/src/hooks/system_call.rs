@@ -21,6 +21,7 @@ use crate::dirstreams::{self, Before};
 use crate::process::{self, FDS};
 use crate::route;
 use crate::sys::{PathArg, Word};
+use crate::watch;
 
 /// Takes a call's road: 0, or -1 and errno.
 fn take(road: Road<()>, next: impl FnOnce() -> Word) -> Word {
@@ -132,6 +133,9 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
             }
             result
         }
+        libc::SYS_inotify_add_watch => word(watch::add(a.int(), &b.path(), c.unsigned(), next_int)),
+        libc::SYS_inotify_rm_watch => word(watch::remove(a.int(), b.int(), next_int)),
+        libc::SYS_fanotify_mark => word(watch::mark(b.unsigned(), d.int(), &e.path(), next_int)),
         libc::SYS_umask => Word(process::set_mask(a.unsigned(), || next_int() as u32).into()),
         libc::SYS_setuid
         | libc::SYS_setgid
