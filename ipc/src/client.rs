@@ -175,17 +175,35 @@ impl Client {
         path2: &[u8],
         fill: impl FnOnce(&mut Data<'_>),
     ) -> Result<Call<'_>, Fallback> {
-        if path.len() > PATH_MAX || path2.len() > PATH_MAX {
-            return Err(Fallback::BadPath);
-        }
-        let slot = self.claim()?;
+        let prepared = self.prepare()?;
+        fill(&mut Data { segment: &self.segment, slot: prepared.slot, len: 0 });
+        prepared.submit(op, request, path, path2)
+    }
+
+    /// Claims a slot, so that its data buffer can be filled before the operation is submitted.
+    ///
+    /// # Errors
+    /// [`Fallback::NoSlot`], [`Fallback::Disconnected`].
+    #[inline]
+    pub fn prepare(&self) -> Result<Prepared<'_>, Fallback> {
+        Ok(Prepared { client: self, slot: self.claim()? })
+    }
+
+    #[inline]
+    fn submit(
+        &self,
+        slot: u32,
+        op: Op,
+        request: &Request,
+        path: &[u8],
+        path2: &[u8],
+    ) -> Result<Call<'_>, Fallback> {
         let request = Request { op: op as u32, len: path.len() as u32, len2: path2.len() as u32, ..*request };
         self.segment.write_request(slot, &request);
         self.segment.write_path(slot, 0, path);
         if !path2.is_empty() {
             self.segment.write_path(slot, 1, path2);
         }
-        fill(&mut Data { segment: &self.segment, slot, len: 0 });
         let cpu = rustix::thread::sched_getcpu() as u32;
         let header = self.segment.header();
         let words = self.segment.slot(slot);
@@ -396,6 +414,44 @@ impl Data<'_> {
     }
 }
 
+/// A slot that nothing has been submitted in; free again when dropped.
+pub struct Prepared<'c> {
+    client: &'c Client,
+    slot: u32,
+}
+
+impl<'c> Prepared<'c> {
+    /// Where the data buffer begins, [`crate::layout::DATA_BYTES`] long.
+    pub fn data_start(&self) -> *mut u8 {
+        self.client.segment.data_start(self.slot)
+    }
+
+    /// The data buffer, to be filled.
+    pub fn data(&mut self) -> Data<'c> {
+        Data { segment: &self.client.segment, slot: self.slot, len: 0 }
+    }
+
+    /// Submits the operation and waits, as [`Client::call`].
+    ///
+    /// # Errors
+    /// As for [`Client::call`].
+    #[inline]
+    pub fn submit(self, op: Op, request: &Request, path: &[u8], path2: &[u8]) -> Result<Call<'c>, Fallback> {
+        if path.len() > PATH_MAX || path2.len() > PATH_MAX {
+            return Err(Fallback::BadPath);
+        }
+        // From here on the slot belongs to the operation, even if that never ends.
+        let this = ManuallyDrop::new(self);
+        this.client.submit(this.slot, op, request, path, path2)
+    }
+}
+
+impl Drop for Prepared<'_> {
+    fn drop(&mut self) {
+        self.client.release(self.slot);
+    }
+}
+
 /// A slot that holds a reply; free again when dropped.
 pub struct Call<'c> {
     client: &'c Client,
@@ -415,6 +471,11 @@ impl Call<'_> {
     pub fn data_at<'b>(&self, offset: usize, out: &'b mut [u8]) -> &'b [u8] {
         let len = out.len().min((self.reply.len as usize).saturating_sub(offset));
         self.client.segment.read_data_at(self.slot, offset, &mut out[..len])
+    }
+
+    /// Where the reply's data begins, for the kernel to copy from.
+    pub fn data_start(&self) -> *const u8 {
+        self.client.segment.data_start(self.slot)
     }
 
     /// Takes the descriptor that the reply grants ([`crate::frame::REPLY_GRANT`]); it is close-on-exec.

@@ -206,6 +206,11 @@ impl Segment {
         out
     }
 
+    /// Where the data buffer of a slot begins, [`DATA_BYTES`] long: for the kernel to copy to and from.
+    pub fn data_start(&self, slot: u32) -> *mut u8 {
+        self.data_words(slot).as_ptr().cast_mut().cast()
+    }
+
     /// Writes the data buffer of a slot; at most [`DATA_BYTES`] bytes are written.
     pub fn write_data(&self, slot: u32, data: &[u8]) {
         store_bytes(self.data_words(slot), data);

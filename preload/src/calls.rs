@@ -9,7 +9,10 @@ use std::os::fd::{AsFd, IntoRawFd, RawFd};
 
 use finesse_ipc::client::Call;
 use finesse_ipc::environment::MOUNT_PATH_MAX;
-use finesse_ipc::frame::{Attr, Fallback, Op, Outcome, REPLY_END, REPLY_GRANT, ROOT, Request, Statfs, Time};
+use finesse_ipc::frame::{
+    Attr, Fallback, Op, Outcome, REPLY_END, REPLY_GRANT, REPLY_GRANTABLE, REPLY_VIRTUAL, ROOT, Request,
+    Statfs, Time,
+};
 use finesse_ipc::layout::DATA_BYTES;
 use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW};
 use rustix::process::Resource;
@@ -18,9 +21,11 @@ use crate::attr::{self, MountFacts};
 use crate::connection::{self, Guard};
 use crate::dirstreams::Opened;
 use crate::fds::{Directory, Kind};
+use crate::files;
 use crate::process::{self, FDS};
 use crate::route::{self, Target, locate};
 use crate::sys::{self, Data, PathArg, Vector};
+use crate::virtuals;
 
 /// The road that a call takes.
 pub(crate) enum Road<T> {
@@ -210,6 +215,9 @@ pub(crate) fn names_descriptor(path: &PathArg) -> bool {
 
 /// `fstat` of a directory of ours. What is not accepted by the daemon yet is left to the kernel.
 pub(crate) fn stat_fd(fd: RawFd) -> Road<Found> {
+    if let road @ Road::Bypass(_) = files::stat(fd) {
+        return road;
+    }
     let Some((node, mount)) = route::known_directory(fd) else { return Road::Kernel };
     let request = Request { base: node, flags: AT_EMPTY_PATH as u32, ..Request::default() };
     let counters = mount.client().counters();
@@ -254,6 +262,9 @@ pub(crate) fn statfs(path: &PathArg) -> Road<(Statfs, i64)> {
 
 /// `fstatfs` and `fstatvfs` of a granted descriptor: the kernel would describe the backing file system.
 pub(crate) fn fstatfs(fd: RawFd) -> Road<(Statfs, i64)> {
+    if let road @ Road::Bypass(_) = files::statfs(fd) {
+        return road;
+    }
     let Some((dev, _)) = granted(fd) else { return Road::Kernel };
     let Some(mount) = connection::by_dev((libc::major(dev), libc::minor(dev))).and_then(connection::enter)
     else {
@@ -725,14 +736,16 @@ fn open_target(target: &Target<'_>, flags: i32, mode: u32) -> Result<Opening<'st
         return Err(Fallback::OpenDirectory);
     }
     let client = target.mount.client();
-    if !client.welcome().backing_attrs {
+    if !client.welcome().backing_attrs && !target.mount.has_virtual() {
         return Err(Fallback::NotGranted);
     }
     let creates = flags & libc::O_CREAT != 0;
     let umask = if creates { process::mask().ok_or(Fallback::Unsupported)? } else { 0 };
     let mode = if creates { mode } else { 0 };
     // Natively nothing is created or truncated before the number is found (`do_sys_openat2`).
-    if flags & (libc::O_CREAT | libc::O_TRUNC) != 0 && !sys::has_free_number(client.as_fd()) {
+    let reserves = flags & (libc::O_CREAT | libc::O_TRUNC) != 0;
+    let reserved = Reserved::new(target, reserves)?;
+    if reserves && reserved.0.is_none() && !sys::has_free_number(client.as_fd()) {
         client.counters().served(Op::Open);
         return Ok(Opening::Done(Err(libc::EMFILE)));
     }
@@ -746,6 +759,20 @@ fn open_target(target: &Target<'_>, flags: i32, mode: u32) -> Result<Opening<'st
         }
         Outcome::Ok => {}
     }
+    if call.reply.flags & REPLY_VIRTUAL != 0 {
+        let opened = virtuals::Opened {
+            file: call.reply.file(),
+            ino: call.reply.to_attr().ino,
+            flags,
+            is_grantable: call.reply.flags & REPLY_GRANTABLE != 0,
+        };
+        drop(call);
+        client.counters().served(Op::Open);
+        target.mount.opened_virtually(true);
+        return Ok(Opening::Done(files::opened(&target.mount, &opened, reserved.number())));
+    }
+    drop(reserved);
+    target.mount.opened_virtually(false);
     if call.reply.flags & REPLY_GRANT == 0 {
         return Err(Fallback::NotGranted);
     }
@@ -774,6 +801,35 @@ fn open_target(target: &Target<'_>, flags: i32, mode: u32) -> Result<Opening<'st
         let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty());
     }
     Ok(Opening::Done(Ok(fd)))
+}
+
+/// The number of a virtual descriptor that may come of an `open`: made before, where the file may be created or cut, because
+/// the kernel has a number, or fails for want of one, before it does that.
+struct Reserved(Option<RawFd>);
+
+impl Reserved {
+    fn new(target: &Target<'_>, wanted: bool) -> Result<Self, Fallback> {
+        if !wanted || !target.mount.opens_virtually() {
+            return Ok(Self(None));
+        }
+        match target.mount.virtual_number() {
+            Ok(number) => Ok(Self(Some(number))),
+            // The kernel has no number either.
+            Err(_) => Err(Fallback::Unsupported),
+        }
+    }
+
+    fn number(mut self) -> Option<RawFd> {
+        self.0.take()
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        if let Some(number) = self.0.take() {
+            sys::close(number);
+        }
+    }
 }
 
 /// The kernel has opened what the bypass did not.

@@ -76,6 +76,10 @@ pub(crate) struct Mount {
     same_ids: AtomicBool,
     /// The connection's descriptors; -1 if there is none.
     own: [AtomicI32; 2],
+    /// The last file that was opened was opened virtually.
+    opens_virtually: AtomicBool,
+    /// What virtual descriptors are duplicates of; -1 if there is none yet.
+    placeholder: AtomicI32,
     socket: [AtomicU8; SOCKET_MAX],
     socket_len: AtomicU32,
     /// The generation that came with the hint in the environment.
@@ -100,18 +104,30 @@ impl Mount {
             statfs_flags: AtomicI64::new(-1),
             same_ids: AtomicBool::new(false),
             own: [const { AtomicI32::new(-1) }; 2],
+            opens_virtually: AtomicBool::new(false),
+            placeholder: AtomicI32::new(-1),
             socket: [const { AtomicU8::new(0) }; SOCKET_MAX],
             socket_len: AtomicU32::new(0),
             hinted: AtomicU64::new(NOT_HINTED),
         }
     }
 
-    /// Tries to be alone with the connection, and does something then.
+    /// Tries to be alone with the connection, and does something then. No signal handler may come in between: it might have
+    /// to wait for that ([`enter_again`]).
     fn alone<R>(&self, f: impl FnOnce() -> R) -> Option<R> {
-        self.users.compare_exchange(0, ALONE, Ordering::AcqRel, Ordering::Relaxed).ok()?;
-        let result = f();
-        self.users.fetch_sub(ALONE, Ordering::Release);
-        Some(result)
+        sys::without_signals(|| {
+            self.users.compare_exchange(0, ALONE, Ordering::AcqRel, Ordering::Relaxed).ok()?;
+            let result = f();
+            self.users.fetch_sub(ALONE, Ordering::Release);
+            Some(result)
+        })
+    }
+
+    /// Gives up the placeholder.
+    fn drop_placeholder(&self) {
+        let fd = self.placeholder.swap(-1, Ordering::AcqRel);
+        FDS.clear(fd);
+        sys::close(fd);
     }
 
     fn change(&self, from: u32, to: u32) -> bool {
@@ -137,6 +153,7 @@ impl Mount {
     fn reclaim(&self) {
         self.alone(|| {
             self.unprotect();
+            self.drop_placeholder();
             drop(take(self.client.swap(std::ptr::null_mut(), Ordering::AcqRel)));
             let _ = self.change(RETIRED, CANDIDATE) || self.change(DEAD, REFUSED);
         });
@@ -230,6 +247,79 @@ impl Guard {
         Some(flags)
     }
 
+    /// Whether files can be opened virtually.
+    pub(crate) fn has_virtual(&self) -> bool {
+        self.client.welcome().hidden.first().is_some_and(|first| *first != 0)
+    }
+
+    /// Whether a file that is opened next will probably be opened virtually.
+    pub(crate) fn opens_virtually(&self) -> bool {
+        self.mount.opens_virtually.load(Ordering::Relaxed)
+    }
+
+    /// How the last file was opened.
+    pub(crate) fn opened_virtually(&self, virtually: bool) {
+        if self.opens_virtually() != virtually {
+            self.mount.opens_virtually.store(virtually, Ordering::Relaxed);
+        }
+    }
+
+    /// A duplicate of the placeholder, at the lowest free number: what a virtual descriptor is. Not close-on-exec.
+    ///
+    /// # Errors
+    /// `EMFILE`; another errno if the mount has none.
+    pub(crate) fn virtual_number(&self) -> Result<RawFd, i32> {
+        let mut attempt = 0;
+        loop {
+            let placeholder = self.mount.placeholder.load(Ordering::Acquire);
+            if placeholder < 0 {
+                self.open_placeholder()?;
+                continue;
+            }
+            match sys::duplicate(placeholder) {
+                // It has just been moved elsewhere ([`vacate`]).
+                Err(libc::EBADF) if attempt < 3 => attempt += 1,
+                number => return number,
+            }
+        }
+    }
+
+    #[cold]
+    fn open_placeholder(&self) -> Result<(), i32> {
+        let mut path = [0; HIDDEN_PATH];
+        let path = self.hidden_path(handshake::PLACEHOLDER.as_bytes(), &mut path).ok_or(libc::ENOENT)?;
+        let low = sys::try_open_hidden(path, OFlags::PATH | OFlags::NOFOLLOW)?;
+        let low = low.fd().ok_or(libc::EBADF)?;
+        let high = rustix::io::fcntl_dupfd_cloexec(low, self.client.first_fd())
+            .map_err(|errno| errno.raw_os_error())?;
+        let high = std::os::fd::IntoRawFd::into_raw_fd(high);
+        FDS.set(high, Kind::Own);
+        let stored = self.mount.placeholder.compare_exchange(-1, high, Ordering::AcqRel, Ordering::Acquire);
+        if stored.is_err() {
+            // Another thread was faster.
+            FDS.clear(high);
+            sys::close(high);
+        }
+        Ok(())
+    }
+
+    /// The path of a name in the mount's hidden directory.
+    pub(crate) fn hidden_path<'b>(&self, name: &[u8], buffer: &'b mut [u8; HIDDEN_PATH]) -> Option<&'b CStr> {
+        let mut root = [0; MOUNT_PATH_MAX + 1];
+        if !TABLE.path_of(self.index, &mut root) {
+            return None;
+        }
+        let root = CStr::from_bytes_until_nul(&root).ok()?.to_bytes();
+        let hidden = &self.client.welcome().hidden;
+        let hidden = hidden.split(|byte| *byte == 0).next().filter(|name| !name.is_empty())?;
+        let mut len = 0;
+        for part in [root, b"/", hidden, b"/", name, b"\0"] {
+            buffer.get_mut(len..)?.get_mut(..part.len())?.copy_from_slice(part);
+            len += part.len();
+        }
+        CStr::from_bytes_with_nul(buffer.get(..len)?).ok()
+    }
+
     /// The connection is of no use any more: whoever comes next drops it.
     pub(crate) fn is_lost(&self) {
         self.mount.change(ATTACHED, DEAD);
@@ -268,6 +358,34 @@ pub(crate) fn enter(index: usize) -> Option<Guard> {
         }
     }
     None
+}
+
+/// Room for the path of a name in a mount's hidden directory.
+pub(crate) const HIDDEN_PATH: usize = MOUNT_PATH_MAX + 128;
+
+/// Uses a connection on which something is open; `None` if it has ended. Unlike [`enter`] it asks neither for the paths of
+/// mounts nor whether the bypass is on, because nobody else can serve what is open.
+pub(crate) fn enter_again(index: usize, connection: u32) -> Option<Guard> {
+    let mount = ALL.get(index)?;
+    let mut turn = 0;
+    loop {
+        let forks = process::forks();
+        if mount.users.fetch_add(1, Ordering::AcqRel) & ALONE == 0 {
+            // SAFETY: as in `try_enter`: nobody takes the client away while we are counted, in whatever state.
+            let client = unsafe { mount.client.load(Ordering::Acquire).as_ref() };
+            if let Some(client) = client
+                && mount.connection.load(Ordering::Relaxed) == connection
+                && !client.is_closed()
+            {
+                return Some(Guard { mount, index, client, forks });
+            }
+            mount.users.fetch_sub(1, Ordering::Release);
+            return None;
+        }
+        mount.users.fetch_sub(1, Ordering::Release);
+        sys::pause(turn);
+        turn = turn.saturating_add(1);
+    }
 }
 
 /// How often the mount table may change under a call before the kernel serves it.
@@ -518,6 +636,7 @@ pub(crate) fn after_fork() {
         // SAFETY: null or a client that this child alone knows: no other thread came along.
         if let Some(reference) = unsafe { client.as_ref() } {
             mount.unprotect();
+            mount.drop_placeholder();
             if users == 0 {
                 if let Some(client) = take(client) {
                     client.forget();
@@ -542,6 +661,21 @@ pub(crate) fn after_fork() {
 /// `EBUSY` if it is in use this very moment (which `dup2` may answer on Linux), `EMFILE` if there is no other
 /// number.
 pub(crate) fn vacate(fd: RawFd) -> Result<(), i32> {
+    let stands = |mount: &&Mount| mount.placeholder.load(Ordering::Acquire) == fd;
+    if let Some(mount) = ALL.iter().find(stands) {
+        let Some(old) = sys::borrow(fd) else { return Ok(()) };
+        let new = rustix::io::fcntl_dupfd_cloexec(old, first_fd()).map_err(|errno| errno.raw_os_error())?;
+        let new = std::os::fd::IntoRawFd::into_raw_fd(new);
+        FDS.set(new, Kind::Own);
+        match mount.placeholder.compare_exchange(fd, new, Ordering::AcqRel, Ordering::Relaxed) {
+            Ok(_) => FDS.clear(fd),
+            Err(_) => {
+                FDS.clear(new);
+                sys::close(new);
+            }
+        }
+        return Ok(());
+    }
     let is_its = |mount: &&Mount| mount.own.iter().any(|own| own.load(Ordering::Relaxed) == fd);
     let Some(mount) = ALL.iter().find(is_its) else { return Ok(()) };
     let moved = mount.alone(|| {

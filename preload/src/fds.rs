@@ -31,6 +31,17 @@ pub(crate) enum Kind {
     },
     /// A connection's own, which the program must not touch.
     Own,
+    /// A placeholder, which stands for an open file description in the daemon.
+    Virtual(Virtual),
+}
+
+/// One use of a place in [`crate::virtuals`]' table of open file descriptions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Virtual {
+    /// The place.
+    pub(crate) index: u16,
+    /// How often the place has been used.
+    pub(crate) generation: u32,
 }
 
 /// A directory on a mount of ours.
@@ -45,7 +56,8 @@ pub(crate) struct Directory {
 }
 
 /// A [`Kind`] in two words: kind (8 bits), mount (8), version (16), connection (32); and the inode. For a granted
-/// file everything but the kind is `st_dev`, of which Linux uses 32 bits.
+/// file everything but the kind is `st_dev`, of which Linux uses 32 bits; for a virtual descriptor, the place is in the
+/// bits of mount and version, and the generation in those of the connection.
 struct Entry {
     word: AtomicU64,
     ino: AtomicU64,
@@ -56,6 +68,7 @@ const OTHER: u64 = 1;
 const DIRECTORY: u64 = 2;
 const GRANTED: u64 = 3;
 const OWN: u64 = 4;
+const VIRTUAL: u64 = 5;
 const KIND: u64 = 0xff;
 /// The version of the current directory's entry, counted up by every change.
 const VERSION_STEP: u64 = 1 << 16;
@@ -70,6 +83,9 @@ fn encode(kind: Kind) -> (u64, u64) {
         }
         Kind::Granted { dev, ino } => (GRANTED | (dev & 0xffff_ffff) << 32, ino),
         Kind::Own => (OWN, 0),
+        Kind::Virtual(Virtual { index, generation }) => {
+            (VIRTUAL | u64::from(index) << 8 | u64::from(generation) << 32, 0)
+        }
     }
 }
 
@@ -83,6 +99,7 @@ fn decode(word: u64, ino: u64) -> Kind {
         }),
         GRANTED => Kind::Granted { dev: word >> 32, ino },
         OWN => Kind::Own,
+        VIRTUAL => Kind::Virtual(Virtual { index: (word >> 8) as u16, generation: (word >> 32) as u32 }),
         _ => Kind::Unknown,
     }
 }
@@ -90,7 +107,7 @@ fn decode(word: u64, ino: u64) -> Kind {
 /// The table of descriptors. Pages of it that are never touched take no memory.
 pub(crate) struct Table {
     entries: [Entry; KNOWN],
-    /// No granted or own descriptor has this number or a greater one. (Not the highest, which would be -1 at first: all
+    /// No granted, virtual or own descriptor has this number or a greater one. (Not the highest, which would be -1 at first: all
     /// zeroes, the table takes no room in the library's file.)
     end: AtomicI32,
 }
@@ -115,11 +132,17 @@ impl Table {
         if word == UNKNOWN { Kind::Unknown } else { decode(word, entry.ino.load(Ordering::Relaxed)) }
     }
 
+    /// Whether a descriptor is virtual.
+    #[inline]
+    pub(crate) fn is_virtual(&self, fd: RawFd) -> bool {
+        self.entry(fd).is_some_and(|entry| entry.word.load(Ordering::Relaxed) & KIND == VIRTUAL)
+    }
+
     /// Says what a descriptor is; `false` if its number is beyond the table.
     pub(crate) fn set(&self, fd: RawFd, kind: Kind) -> bool {
         let Some(entry) = self.entry(fd) else { return false };
-        if matches!(kind, Kind::Granted { .. } | Kind::Own) {
-            self.end.fetch_max(fd + 1, Ordering::Relaxed);
+        if matches!(kind, Kind::Granted { .. } | Kind::Own | Kind::Virtual(_)) {
+            self.end.fetch_max(fd + 1, Ordering::SeqCst);
         }
         let (word, ino) = encode(kind);
         // A reader between the two stores sees an unknown descriptor.
@@ -139,10 +162,18 @@ impl Table {
         }
     }
 
-    /// Makes `to` what `from` is.
+    /// The virtual descriptor of this number ends; `false` if it is another one's, or none, by now.
+    pub(crate) fn take(&self, fd: RawFd, token: Virtual) -> bool {
+        let (word, _) = encode(Kind::Virtual(token));
+        self.entry(fd).is_some_and(|entry| {
+            entry.word.compare_exchange(word, UNKNOWN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
+    }
+
+    /// Makes `to` what `from` is. (Virtual descriptors are counted: see [`crate::virtuals`].)
     pub(crate) fn copy(&self, from: RawFd, to: RawFd) {
         match self.get(from) {
-            Kind::Unknown | Kind::Own => self.clear(to),
+            Kind::Unknown | Kind::Own | Kind::Virtual(_) => self.clear(to),
             kind => {
                 self.set(to, kind);
             }
@@ -153,6 +184,14 @@ impl Table {
     pub(crate) fn granted(&self) -> impl Iterator<Item = (RawFd, u64, u64)> {
         (0..self.end.load(Ordering::Relaxed)).filter_map(|fd| match self.get(fd) {
             Kind::Granted { dev, ino } => Some((fd, dev, ino)),
+            _ => None,
+        })
+    }
+
+    /// The virtual descriptors, from a number upwards.
+    pub(crate) fn virtuals(&self, first: RawFd) -> impl Iterator<Item = (RawFd, Virtual)> {
+        (first.max(0)..self.end.load(Ordering::SeqCst)).filter_map(|fd| match self.get(fd) {
+            Kind::Virtual(token) => Some((fd, token)),
             _ => None,
         })
     }
@@ -267,10 +306,12 @@ mod tests {
 
     const DIRECTORY: Kind = Kind::Directory(Directory { mount: 63, node: u64::MAX, proven: u32::MAX });
     const GRANTED: Kind = Kind::Granted { dev: 0xfff0_00ff, ino: 77 };
+    const TOKEN: Virtual = Virtual { index: u16::MAX, generation: 0x8000_0001 };
+    const VIRTUAL: Kind = Kind::Virtual(TOKEN);
 
     #[test]
     fn descriptors_are_remembered_copied_and_forgotten() {
-        for kind in [DIRECTORY, GRANTED, Kind::Other, Kind::Own] {
+        for kind in [DIRECTORY, GRANTED, Kind::Other, Kind::Own, VIRTUAL] {
             assert!(TABLE.set(1000, kind));
             assert_eq!(TABLE.get(1000), kind);
         }
@@ -281,6 +322,16 @@ mod tests {
         assert!(TABLE.granted().any(|granted| granted == (1001, 0xfff0_00ff, 77)));
         TABLE.copy(1000, 1001);
         assert_eq!(TABLE.get(1001), Kind::Unknown);
+    }
+
+    #[test]
+    fn a_virtual_descriptor_is_taken_once_and_never_copied() {
+        TABLE.set(3000, VIRTUAL);
+        TABLE.copy(3000, 3001);
+        assert_eq!(TABLE.get(3001), Kind::Unknown);
+        assert!(TABLE.virtuals(2990).any(|found| found == (3000, TOKEN)));
+        assert!(!TABLE.take(3000, Virtual { generation: 1, ..TOKEN }));
+        assert!(TABLE.take(3000, TOKEN) && !TABLE.take(3000, TOKEN));
     }
 
     #[test]

@@ -13,13 +13,18 @@
 //! opens, finds, makes, changes or removes a file by its path, in all its variants, and what libc makes of them without
 //! calling them: `fopen`, `mkstemp`, `realpath`, `glob`; directory streams. `syscall` takes the road of the function that a number means.
 //!
+//! So is everything by a *virtual descriptor*, one whose file the daemon keeps open because the file system grants no
+//! descriptor of its own (or not yet): reads, writes, positions, attributes, flags, durability, duplicates. Where only the kernel
+//! can serve (mapping, locks, copying, waiting, other processes, libc's own streams), the descriptor is *promoted* first: it
+//! becomes a kernel descriptor with the same offset and flags, and so do its duplicates.
+//!
 //! *Followed*, because other calls depend on it: descriptors of directories and of granted files, the current directory, the file mode
 //! creation mask, credentials, forks.
 //!
 //! *Kept up* across `exec` and `posix_spawn`: the library itself, the list of mounts, what was granted.
 //!
-//! *Left to the kernel*: everything by a descriptor (read, write, mmap, locks: a granted descriptor is
-//! the backing file's own), opening directories by `open`, listing them by `getdents64`; paths that reach a mount
+//! *Left to the kernel*: everything by a granted descriptor, which is the backing file's own; opening directories by `open`,
+//! listing them by `getdents64`; paths that reach a mount
 //! through a symbolic link from outside, through `//`, `/./` or `/../` before the mount's path, or through a bind
 //! mount of a part of it; programs that make system calls without libc; statically linked and setuid programs.
 //!
@@ -29,7 +34,10 @@
 //! The descriptor of a directory stream (`dirfd`) is opened when it is asked for: if the directory has been moved or
 //! removed since `opendir`, or can no longer be reached, there is none. `getdirentries` on it begins where it is itself.
 //! Moving a directory above a mount point is not noticed before the mount table changes. A signal handler that leaves a call
-//! by `siglongjmp` keeps the call's slot; after 64 of them the kernel serves the process.
+//! by `siglongjmp` keeps the call's slot; after 64 of them the kernel serves the process; if the call used a virtual
+//! descriptor, promoting that takes a second longer. A virtual descriptor is unknown to whoever makes system calls without libc
+//! (`EBADF`), and `dup2` of one onto the number of one of libc's streams beyond standard error leaves that stream without
+//! a file. What it has written is with the file system at once, but its end is noticed a moment after the process's.
 //!
 //! *Switched off* for good is the library in a process that changes its root directory or one of its name spaces, that has
 //! threads with credentials of their own (`setfsuid`, raw `setresuid`), or that forbids itself system calls (seccomp(2)).
@@ -48,6 +56,8 @@
 //! | `mounts` | which paths are on which mount | |
 //! | `connection` | when to connect, when to give up | mounts and connections |
 //! | `fds` | what a descriptor, the current directory is | |
+//! | `virtuals` | who uses an open file, who must wait | |
+//! | `files` | what is asked of the daemon by descriptor | promotes |
 //! | `dirstreams` | which road a directory stream is on | opens, reads, closes them |
 //! | `process` | whether the library is on | fork, mask, what was inherited |
 //! | `exec` | what environment a program gets | |
@@ -66,6 +76,7 @@ mod connection;
 mod dirstreams;
 mod exec;
 mod fds;
+mod files;
 #[allow(unsafe_code)]
 mod hooks;
 mod mounts;
@@ -77,6 +88,7 @@ mod streams;
 pub mod surface;
 mod sys;
 mod temporary;
+mod virtuals;
 mod watch;
 
 /// Runs before the program, and before hooks do anything but pass calls on.

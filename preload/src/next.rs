@@ -14,11 +14,11 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_char, c_int, c_long, c_uint, c_ulong, c_void};
-use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use libc::{AT_EACCESS, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, gid_t, mode_t, off_t, pid_t, uid_t};
 
-use crate::sys::{self, Data, Out, PathArg, Text, Vector, Word};
+use crate::sys::{self, Aio, Aios, Data, FdSet, Iovecs, Message, Out, PathArg, PollFds, Text, Vector, Word};
 
 /// Where a symbol's next definition is; null until looked up, [`MISSING`] if there is none.
 pub(crate) struct Symbol {
@@ -94,6 +94,8 @@ macro_rules! table {
 
         $(
             /// Calls the next definition of the function of this name.
+            // Those with any number of arguments are reached by their addresses.
+            #[allow(dead_code)]
             ///
             /// # Safety
             /// As for the C function.
@@ -153,11 +155,21 @@ fn no_text() -> Text {
     Text::NULL
 }
 
+/// Whether every symbol has been looked up.
+static RESOLVED: AtomicBool = AtomicBool::new(false);
+
+/// Whether looking a symbol up could be what allocates memory, and so calls the function that is looked up: another library's
+/// allocator begins before our constructor.
+pub(crate) fn is_early() -> bool {
+    !RESOLVED.load(Ordering::Relaxed)
+}
+
 /// Looks every symbol up, so that no hook has to: `dlsym` takes locks and may allocate.
 pub(crate) fn resolve_all() {
     for symbol in TABLE {
         symbol.get();
     }
+    RESOLVED.store(true, Ordering::Relaxed);
 }
 
 /// `FILE`, which only libc looks into.
@@ -352,6 +364,175 @@ table! {
         else raw!(SYS_fsetxattr, fd, name, value, size, flags);
     fn fremovexattr(fd: c_int, name: PathArg) -> c_int; else raw!(SYS_fremovexattr, fd, name);
 
+    fn read(fd: c_int, out: Data, len: usize) -> isize;
+        else raw!(SYS_read, fd, out, len);
+    fn __read(fd: c_int, out: Data, len: usize) -> isize;
+        else raw!(SYS_read, fd, out, len);
+    fn pread(fd: c_int, out: Data, len: usize, offset: off_t) -> isize;
+        else raw!(SYS_pread64, fd, out, len, offset);
+    fn pread64(fd: c_int, out: Data, len: usize, offset: off_t) -> isize;
+        else raw!(SYS_pread64, fd, out, len, offset);
+    fn __pread64(fd: c_int, out: Data, len: usize, offset: off_t) -> isize;
+        else raw!(SYS_pread64, fd, out, len, offset);
+    fn write(fd: c_int, data: Data, len: usize) -> isize;
+        else raw!(SYS_write, fd, data, len);
+    fn __write(fd: c_int, data: Data, len: usize) -> isize;
+        else raw!(SYS_write, fd, data, len);
+    fn pwrite(fd: c_int, data: Data, len: usize, offset: off_t) -> isize;
+        else raw!(SYS_pwrite64, fd, data, len, offset);
+    fn pwrite64(fd: c_int, data: Data, len: usize, offset: off_t) -> isize;
+        else raw!(SYS_pwrite64, fd, data, len, offset);
+    fn __pwrite64(fd: c_int, data: Data, len: usize, offset: off_t) -> isize;
+        else raw!(SYS_pwrite64, fd, data, len, offset);
+    fn __read_chk(fd: c_int, out: Data, len: usize, room: usize) -> isize;
+        else { let _ = (fd, out, len, room); no_symbol() };
+    fn __pread_chk(fd: c_int, out: Data, len: usize, offset: off_t, room: usize) -> isize;
+        else { let _ = (fd, out, len, offset, room); no_symbol() };
+    fn __pread64_chk(fd: c_int, out: Data, len: usize, offset: off_t, room: usize) -> isize;
+        else { let _ = (fd, out, len, offset, room); no_symbol() };
+    fn readv(fd: c_int, out: Iovecs, count: c_int) -> isize;
+        else raw!(SYS_readv, fd, out, count);
+    fn writev(fd: c_int, data: Iovecs, count: c_int) -> isize;
+        else raw!(SYS_writev, fd, data, count);
+    fn preadv(fd: c_int, out: Iovecs, count: c_int, offset: off_t) -> isize;
+        else raw!(SYS_preadv, fd, out, count, offset, 0);
+    fn preadv64(fd: c_int, out: Iovecs, count: c_int, offset: off_t) -> isize;
+        else raw!(SYS_preadv, fd, out, count, offset, 0);
+    fn pwritev(fd: c_int, data: Iovecs, count: c_int, offset: off_t) -> isize;
+        else raw!(SYS_pwritev, fd, data, count, offset, 0);
+    fn pwritev64(fd: c_int, data: Iovecs, count: c_int, offset: off_t) -> isize;
+        else raw!(SYS_pwritev, fd, data, count, offset, 0);
+    fn preadv2(fd: c_int, out: Iovecs, count: c_int, offset: off_t, flags: c_int) -> isize;
+        else raw!(SYS_preadv2, fd, out, count, offset, 0, flags);
+    fn preadv64v2(fd: c_int, out: Iovecs, count: c_int, offset: off_t, flags: c_int) -> isize;
+        else raw!(SYS_preadv2, fd, out, count, offset, 0, flags);
+    fn pwritev2(fd: c_int, data: Iovecs, count: c_int, offset: off_t, flags: c_int) -> isize;
+        else raw!(SYS_pwritev2, fd, data, count, offset, 0, flags);
+    fn pwritev64v2(fd: c_int, data: Iovecs, count: c_int, offset: off_t, flags: c_int) -> isize;
+        else raw!(SYS_pwritev2, fd, data, count, offset, 0, flags);
+    fn lseek(fd: c_int, offset: off_t, whence: c_int) -> off_t;
+        else raw!(SYS_lseek, fd, offset, whence);
+    fn lseek64(fd: c_int, offset: off_t, whence: c_int) -> off_t;
+        else raw!(SYS_lseek, fd, offset, whence);
+    fn __lseek(fd: c_int, offset: off_t, whence: c_int) -> off_t;
+        else raw!(SYS_lseek, fd, offset, whence);
+    fn ftruncate(fd: c_int, size: off_t) -> c_int;
+        else raw!(SYS_ftruncate, fd, size);
+    fn ftruncate64(fd: c_int, size: off_t) -> c_int;
+        else raw!(SYS_ftruncate, fd, size);
+    fn fsync(fd: c_int) -> c_int;
+        else raw!(SYS_fsync, fd);
+    fn fdatasync(fd: c_int) -> c_int;
+        else raw!(SYS_fdatasync, fd);
+    fn fallocate(fd: c_int, mode: c_int, offset: off_t, len: off_t) -> c_int;
+        else raw!(SYS_fallocate, fd, mode, offset, len);
+    fn fallocate64(fd: c_int, mode: c_int, offset: off_t, len: off_t) -> c_int;
+        else raw!(SYS_fallocate, fd, mode, offset, len);
+    fn posix_fallocate(fd: c_int, offset: off_t, len: off_t) -> c_int;
+        else { let _ = (fd, offset, len); libc::ENOSYS };
+    fn posix_fallocate64(fd: c_int, offset: off_t, len: off_t) -> c_int;
+        else { let _ = (fd, offset, len); libc::ENOSYS };
+    fn posix_fadvise(fd: c_int, offset: off_t, len: off_t, advice: c_int) -> c_int;
+        else { let _ = (fd, offset, len, advice); libc::ENOSYS };
+    fn posix_fadvise64(fd: c_int, offset: off_t, len: off_t, advice: c_int) -> c_int;
+        else { let _ = (fd, offset, len, advice); libc::ENOSYS };
+    fn sync_file_range(fd: c_int, offset: off_t, len: off_t, flags: c_uint) -> c_int;
+        else raw!(SYS_sync_file_range, fd, offset, len, flags);
+    fn readahead(fd: c_int, offset: off_t, len: usize) -> isize;
+        else raw!(SYS_readahead, fd, offset, len);
+    fn isatty(fd: c_int) -> c_int;
+        else { let _ = fd; sys::set_errno(libc::ENOSYS); 0 };
+    fn tcgetattr(fd: c_int, out: *mut c_void) -> c_int;
+        else { let _ = (fd, out); no_symbol() };
+    fn fgetxattr(fd: c_int, name: PathArg, out: Data, size: usize) -> isize;
+        else raw!(SYS_fgetxattr, fd, name, out, size);
+    fn flistxattr(fd: c_int, out: Data, size: usize) -> isize;
+        else raw!(SYS_flistxattr, fd, out, size);
+
+    fn mmap(
+        start: *mut c_void, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: off_t
+    ) -> *mut c_void;
+        else sys::raw_mmap(start, len, protection, flags, fd, offset);
+    fn mmap64(
+        start: *mut c_void, len: usize, protection: c_int, flags: c_int, fd: c_int, offset: off_t
+    ) -> *mut c_void;
+        else sys::raw_mmap(start, len, protection, flags, fd, offset);
+    fn sendfile(out: c_int, from: c_int, offset: *mut off_t, count: usize) -> isize;
+        else raw!(SYS_sendfile, out, from, offset, count);
+    fn sendfile64(out: c_int, from: c_int, offset: *mut off_t, count: usize) -> isize;
+        else raw!(SYS_sendfile, out, from, offset, count);
+    fn splice(from: c_int, from_offset: *mut off_t, to: c_int, to_offset: *mut off_t, len: usize, flags: c_uint) -> isize;
+        else raw!(SYS_splice, from, from_offset, to, to_offset, len, flags);
+    fn tee(from: c_int, to: c_int, len: usize, flags: c_uint) -> isize;
+        else raw!(SYS_tee, from, to, len, flags);
+    fn vmsplice(fd: c_int, buffers: *const c_void, count: usize, flags: c_uint) -> isize;
+        else raw!(SYS_vmsplice, fd, buffers, count, flags);
+    fn copy_file_range(from: c_int, from_offset: *mut off_t, to: c_int, to_offset: *mut off_t, len: usize, flags: c_uint) -> isize;
+        else raw!(SYS_copy_file_range, from, from_offset, to, to_offset, len, flags);
+    fn ioctl(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int;
+        else raw!(SYS_ioctl, fd, request, argument);
+    fn flock(fd: c_int, operation: c_int) -> c_int;
+        else raw!(SYS_flock, fd, operation);
+    fn lockf(fd: c_int, command: c_int, len: off_t) -> c_int;
+        else { let _ = (fd, command, len); no_symbol() };
+    fn lockf64(fd: c_int, command: c_int, len: off_t) -> c_int;
+        else { let _ = (fd, command, len); no_symbol() };
+    fn syncfs(fd: c_int) -> c_int;
+        else raw!(SYS_syncfs, fd);
+    fn name_to_handle_at(dirfd: c_int, path: PathArg, handle: *mut c_void, mount: *mut c_int, flags: c_int) -> c_int;
+        else raw!(SYS_name_to_handle_at, dirfd, path, handle, mount, flags);
+    fn poll(fds: PollFds, count: c_ulong, timeout: c_int) -> c_int;
+        else { let _ = (fds, count, timeout); no_symbol() };
+    fn __poll(fds: PollFds, count: c_ulong, timeout: c_int) -> c_int;
+        else { let _ = (fds, count, timeout); no_symbol() };
+    fn __poll_chk(fds: PollFds, count: c_ulong, timeout: c_int, room: usize) -> c_int;
+        else { let _ = (fds, count, timeout, room); no_symbol() };
+    fn ppoll(fds: PollFds, count: c_ulong, timeout: *const c_void, mask: *const c_void) -> c_int;
+        else { let _ = (fds, count, timeout, mask); no_symbol() };
+    fn __ppoll_chk(fds: PollFds, count: c_ulong, timeout: *const c_void, mask: *const c_void, room: usize) -> c_int;
+        else { let _ = (fds, count, timeout, mask, room); no_symbol() };
+    fn select(count: c_int, reads: FdSet, writes: FdSet, others: FdSet, timeout: *mut c_void) -> c_int;
+        else { let _ = (count, reads, writes, others, timeout); no_symbol() };
+    fn __select(count: c_int, reads: FdSet, writes: FdSet, others: FdSet, timeout: *mut c_void) -> c_int;
+        else { let _ = (count, reads, writes, others, timeout); no_symbol() };
+    fn pselect(count: c_int, reads: FdSet, writes: FdSet, others: FdSet, timeout: *const c_void, mask: *const c_void) -> c_int;
+        else { let _ = (count, reads, writes, others, timeout, mask); no_symbol() };
+    fn epoll_ctl(epoll: c_int, operation: c_int, fd: c_int, event: *mut c_void) -> c_int;
+        else raw!(SYS_epoll_ctl, epoll, operation, fd, event);
+    fn sendmsg(fd: c_int, message: Message, flags: c_int) -> isize;
+        else raw!(SYS_sendmsg, fd, message, flags);
+    fn sendmmsg(fd: c_int, messages: Message, count: c_uint, flags: c_int) -> c_int;
+        else raw!(SYS_sendmmsg, fd, messages, count, flags);
+    fn aio_read(block: Aio) -> c_int, c"GLIBC_2.34";
+        else { let _ = block; no_symbol() };
+    fn aio_read64(block: Aio) -> c_int, c"GLIBC_2.34";
+        else { let _ = block; no_symbol() };
+    fn aio_write(block: Aio) -> c_int, c"GLIBC_2.34";
+        else { let _ = block; no_symbol() };
+    fn aio_write64(block: Aio) -> c_int, c"GLIBC_2.34";
+        else { let _ = block; no_symbol() };
+    fn aio_fsync(operation: c_int, block: Aio) -> c_int, c"GLIBC_2.34";
+        else { let _ = (operation, block); no_symbol() };
+    fn aio_fsync64(operation: c_int, block: Aio) -> c_int, c"GLIBC_2.34";
+        else { let _ = (operation, block); no_symbol() };
+    fn lio_listio(mode: c_int, blocks: Aios, count: c_int, event: *mut c_void) -> c_int, c"GLIBC_2.34";
+        else { let _ = (mode, blocks, count, event); no_symbol() };
+    fn lio_listio64(mode: c_int, blocks: Aios, count: c_int, event: *mut c_void) -> c_int, c"GLIBC_2.34";
+        else { let _ = (mode, blocks, count, event); no_symbol() };
+    fn fdopen(fd: c_int, mode: PathArg) -> *mut Stream;
+        else { let _ = (fd, mode); no_pointer() };
+    fn _IO_fdopen(fd: c_int, mode: PathArg) -> *mut Stream;
+        else { let _ = (fd, mode); no_pointer() };
+    fn vdprintf(fd: c_int, format: *const c_char, arguments: *mut c_void) -> c_int;
+        else { let _ = (fd, format, arguments); no_symbol() };
+    fn __vdprintf_chk(fd: c_int, flag: c_int, format: *const c_char, arguments: *mut c_void) -> c_int;
+        else { let _ = (fd, flag, format, arguments); no_symbol() };
+    // These two are variadic, and reached only by their addresses.
+    fn dprintf(fd: c_int, format: *const c_char) -> c_int;
+        else { let _ = (fd, format); no_symbol() };
+    fn __dprintf_chk(fd: c_int, flag: c_int) -> c_int;
+        else { let _ = (fd, flag); no_symbol() };
+
     fn chdir(path: PathArg) -> c_int; else raw!(SYS_chdir, path);
     fn fchdir(fd: c_int) -> c_int; else raw!(SYS_fchdir, fd);
     fn opendir(path: PathArg) -> *mut libc::DIR; else { let _ = path; no_pointer() };
@@ -428,6 +609,28 @@ table! {
     fn fanotify_mark(fanotify: c_int, flags: c_uint, mask: u64, dirfd: c_int, path: PathArg) -> c_int;
         else raw!(SYS_fanotify_mark, fanotify, flags, mask, dirfd, path);
     fn fork() -> pid_t; else no_symbol();
+    fn __fork() -> pid_t;
+        else no_symbol();
+    fn _Fork() -> pid_t;
+        else no_symbol();
+    fn clone(run: *const c_void, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent: *mut c_void, tls: *mut c_void, child: *mut c_void) -> c_int;
+        else { let _ = (run, stack, flags, argument, parent, tls, child); no_symbol() };
+    fn __clone(run: *const c_void, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent: *mut c_void, tls: *mut c_void, child: *mut c_void) -> c_int;
+        else { let _ = (run, stack, flags, argument, parent, tls, child); no_symbol() };
+    fn system(command: PathArg) -> c_int;
+        else { let _ = command; no_symbol() };
+    fn popen(command: PathArg, mode: PathArg) -> *mut Stream;
+        else { let _ = (command, mode); no_pointer() };
+    fn _IO_popen(command: PathArg, mode: PathArg) -> *mut Stream;
+        else { let _ = (command, mode); no_pointer() };
+    fn setrlimit(resource: c_uint, limit: *const c_void) -> c_int;
+        else raw!(SYS_setrlimit, resource, limit);
+    fn setrlimit64(resource: c_uint, limit: *const c_void) -> c_int;
+        else raw!(SYS_setrlimit, resource, limit);
+    fn prlimit(pid: pid_t, resource: c_uint, limit: *const c_void, before: *mut c_void) -> c_int;
+        else raw!(SYS_prlimit64, pid, resource, limit, before);
+    fn prlimit64(pid: pid_t, resource: c_uint, limit: *const c_void, before: *mut c_void) -> c_int;
+        else raw!(SYS_prlimit64, pid, resource, limit, before);
     fn daemon(stay: c_int, keep: c_int) -> c_int; else { let _ = (stay, keep); no_symbol() };
     fn login_tty(fd: c_int) -> c_int; else { let _ = fd; no_symbol() };
     fn forkpty(terminal: Out<c_int>, name: Text, modes: *const c_void, size: *const c_void) -> pid_t;
@@ -472,4 +675,19 @@ table! {
     fn chroot(path: PathArg) -> c_int; else raw!(SYS_chroot, path);
     fn unshare(flags: c_int) -> c_int; else raw!(SYS_unshare, flags);
     fn setns(fd: c_int, kind: c_int) -> c_int; else raw!(SYS_setns, fd, kind);
+}
+
+/// Fails with `ENOSYS`.
+extern "C" fn no_dprintf() -> c_int {
+    no_symbol()
+}
+
+/// The next `dprintf`, to be jumped to with the arguments that only it knows.
+pub(crate) fn dprintf_address() -> *const c_void {
+    symbols::dprintf.get().map_or(no_dprintf as *const () as *const c_void, <*mut c_void>::cast_const)
+}
+
+/// The next `__dprintf_chk`.
+pub(crate) fn dprintf_chk_address() -> *const c_void {
+    symbols::__dprintf_chk.get().map_or(no_dprintf as *const () as *const c_void, <*mut c_void>::cast_const)
 }

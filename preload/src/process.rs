@@ -12,7 +12,9 @@ use rustix::fs::OFlags;
 use crate::connection;
 use crate::dirstreams::{self, Before};
 use crate::fds::{Cwd, Kind, Table};
+use crate::files;
 use crate::sys::{self, ForkMark, Strings};
+use crate::virtuals;
 
 /// The process's descriptors.
 pub(crate) static FDS: Table = Table::new();
@@ -43,7 +45,8 @@ pub(crate) fn start(environment: Strings) {
         environment.remove(environment::DESCRIPTORS);
     }
     MARK.start();
-    sys::at_fork(before_fork, forked);
+    sys::learn_heap();
+    sys::at_fork(forking, forked_from, forked);
     connection::start(environment);
     ON.store(true, Ordering::Release);
 }
@@ -57,6 +60,16 @@ pub(crate) fn is_on() -> bool {
     match MARK.get() {
         Some(mark) if mark.load(Ordering::Relaxed) != KNOWN => put_child_in_order(mark),
         _ => true,
+    }
+}
+
+/// Puts a forked child in order.
+#[inline]
+pub(crate) fn notice_fork() {
+    if let Some(mark) = MARK.get()
+        && mark.load(Ordering::Relaxed) != KNOWN
+    {
+        put_child_in_order(mark);
     }
 }
 
@@ -79,9 +92,16 @@ pub(crate) fn forks() -> u32 {
     FORKS.load(Ordering::Relaxed)
 }
 
-/// `fork`'s handler, before it.
-extern "C" fn before_fork() {
+/// `fork`'s handler, before it: what the child shares with us must be the kernel's.
+extern "C" fn forking() {
     dirstreams::settle(Before::Process);
+    virtuals::close_gate();
+    files::promote_what_can_be();
+}
+
+/// `fork`'s handler, in the parent.
+extern "C" fn forked_from() {
+    virtuals::open_gate();
 }
 
 /// `fork`'s handler, in the child.
@@ -107,6 +127,7 @@ fn put_child_in_order(mark: &AtomicU32) -> bool {
 fn after_fork() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     CWD.after_fork();
+    virtuals::after_fork();
     connection::after_fork();
     dirstreams::after_fork();
 }

@@ -10,8 +10,10 @@ use rustix::fs::OFlags;
 
 use crate::connection::{self, Attempt, Entry, Guard};
 use crate::fds::{Directory, Kind};
+use crate::files;
 use crate::process::{self, CWD, FDS};
 use crate::sys::{self, CPath, Identity, Object, PathArg};
+use crate::virtuals;
 
 /// Where a path begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +82,12 @@ pub(crate) fn locate(dirfd: RawFd, path: &PathArg) -> Option<Target<'_>> {
 
 fn locate_below_root(path: CPath<'_>) -> Option<Target<'_>> {
     for attempt in Attempt::ALL {
-        let (index, rest) = connection::table().find(path)?;
+        let Some((index, rest)) = connection::table().find(path) else {
+            if virtuals::any() {
+                files::named_by(path.bytes());
+            }
+            return None;
+        };
         match connection::try_enter(index, attempt) {
             Entry::Inside(mount) => {
                 let path = if rest.first() == 0 { HERE } else { rest.bytes() };

@@ -111,6 +111,10 @@ const fn followed(what: &'static str, why: &'static str, names: &'static str) ->
     Entry { scope: Scope::Followed, what, why, names }
 }
 
+const fn promotes(what: &'static str, why: &'static str, names: &'static str) -> Entry {
+    Entry { scope: Scope::Promotes, what, why, names }
+}
+
 const fn kernel(what: &'static str, why: &'static str, names: &'static str) -> Entry {
     Entry { scope: Scope::Kernel, what, why, names }
 }
@@ -195,11 +199,58 @@ pub const SURFACE: &[Entry] = &[
          change the process are followed; all others are passed on",
         "syscall",
     ),
-    followed(
+    bypassed(
+        "read and write",
+        "a virtual descriptor; a granted one is the backing file's own, and all others the kernel's",
+        "read write pread pread64 pwrite pwrite64 readv writev preadv preadv64 pwritev pwritev64 preadv2 \
+         preadv64v2 pwritev2 pwritev64v2 __read? __write? __pread64? __pwrite64? __read_chk __pread_chk \
+         __pread64_chk lseek lseek64 __lseek?",
+    ),
+    bypassed(
+        "size, storage, advice, durability of an open file",
+        "as for reading",
+        "ftruncate ftruncate64 fallocate fallocate64 posix_fallocate posix_fallocate64 posix_fadvise \
+         posix_fadvise64 readahead sync_file_range fsync fdatasync",
+    ),
+    bypassed("extended attributes of a descriptor, read", "as for reading", "fgetxattr flistxattr"),
+    bypassed(
         "change attributes of a descriptor",
-        "a granted file is changed behind the daemon's back, which is told",
+        "of a virtual one; a granted file is changed behind the daemon's back, which is told",
         "fchmod fchown futimens futimes fsetxattr fremovexattr",
     ),
+    bypassed("whether it is a terminal", "a virtual descriptor is none", "isatty tcgetattr"),
+    promotes("copy between descriptors", "", "sendfile sendfile64 splice tee vmsplice copy_file_range"),
+    promotes("map a file", "", "mmap mmap64"),
+    promotes(
+        "lock a file",
+        "locks are the kernel's, so that they exclude whoever comes by either road",
+        "flock lockf lockf64",
+    ),
+    promotes("device control", "", "ioctl"),
+    promotes(
+        "wait for descriptors",
+        "a regular file is always ready, but only the kernel can wait for others beside it",
+        "poll ppoll __poll? __poll_chk __ppoll_chk select __select? pselect epoll_ctl",
+    ),
+    promotes(
+        "asynchronous reads and writes",
+        "libc's threads do them by calls of their own",
+        "aio_read aio_read64 aio_write aio_write64 aio_fsync aio_fsync64 lio_listio lio_listio64",
+    ),
+    promotes("synchronise the file system of a descriptor", "", "syncfs"),
+    promotes("file handles", "", "name_to_handle_at"),
+    promotes("pass descriptors to other processes", "", "sendmsg sendmmsg"),
+    promotes(
+        "make a stream of a descriptor, print to one",
+        "libc reads and writes by calls of its own",
+        "fdopen _IO_fdopen? dprintf __dprintf_chk vdprintf __vdprintf_chk",
+    ),
+    promotes(
+        "fork",
+        "both processes share what is open; the child finds out by a page that it gets empty",
+        "fork __fork? _Fork? clone __clone?",
+    ),
+    promotes("start a shell", "libc forks by calls of its own", "system popen _IO_popen?"),
     followed(
         "limits of a descriptor",
         "of a granted file those of the mount, not of the backing",
@@ -239,6 +290,11 @@ pub const SURFACE: &[Entry] = &[
         "libc forks, changes directory and duplicates descriptors by calls of its own",
         "daemon login_tty forkpty",
     ),
+    followed(
+        "change limits",
+        "that of files' sizes is looked at again",
+        "setrlimit setrlimit64? prlimit prlimit64",
+    ),
     followed("the file mode creation mask", "", "umask"),
     followed(
         "watch for changes",
@@ -266,54 +322,28 @@ pub const SURFACE: &[Entry] = &[
         "chroot unshare setns",
     ),
     kernel(
-        "read and write",
-        "a granted descriptor is the backing file's own, and all others the kernel's",
-        "read write pread pread64 pwrite pwrite64 readv writev preadv preadv64 pwritev pwritev64 preadv2 \
-         preadv64v2 pwritev2 pwritev64v2 __read? __write? __pread64? __pwrite64? __read_chk __pread_chk \
-         __pread64_chk lseek lseek64 __lseek? llseek?",
-    ),
-    kernel(
-        "size, storage, advice, durability of an open file",
-        "as for reading",
-        "ftruncate ftruncate64 fallocate fallocate64 posix_fallocate posix_fallocate64 posix_fadvise \
-         posix_fadvise64 readahead sync_file_range fsync fdatasync",
-    ),
-    kernel(
         "synchronise file systems",
         "the kernel writes back what it caches of the backing files, and asks the daemon for the rest",
-        "sync syncfs",
+        "sync",
     ),
-    kernel("extended attributes of a descriptor, read", "as for reading", "fgetxattr flistxattr"),
+    kernel("what is mapped", "the kernel's", "mremap msync munmap remap_file_pages llseek?"),
     kernel(
-        "copy between descriptors",
-        "as for reading",
-        "sendfile sendfile64 splice tee vmsplice copy_file_range",
-    ),
-    kernel("map a file", "as for reading", "mmap mmap64 mremap msync munmap remap_file_pages"),
-    kernel(
-        "lock a file",
-        "locks are the kernel's, so that they exclude whoever comes by either road",
-        "flock lockf lockf64",
-    ),
-    kernel(
-        "device control, terminals",
+        "terminals",
         "the kernel's",
-        "ioctl isatty ttyname ttyname_r __ttyname_r_chk ttyslot tcgetattr tcsetattr tcsendbreak tcdrain tcflush tcflow \
+        "ttyname ttyname_r __ttyname_r_chk ttyslot tcsetattr tcsendbreak tcdrain tcflush tcflow \
          tcgetpgrp tcsetpgrp tcgetsid gtty? stty? vhangup ptsname ptsname_r __ptsname_r_chk grantpt unlockpt getpt \
          posix_openpt openpty ctermid getpass revoke isastream fattach fdetach getmsg? getpmsg? \
          putmsg? putpmsg?",
     ),
     kernel(
-        "wait for descriptors",
-        "a regular file is always ready",
-        "poll ppoll __poll? __poll_chk __ppoll_chk select __select? pselect epoll_create epoll_create1 epoll_ctl epoll_wait \
-         epoll_pwait epoll_pwait2?",
+        "wait by epoll",
+        "its descriptors have been looked at when they were added",
+        "epoll_create epoll_create1 epoll_wait epoll_pwait epoll_pwait2?",
     ),
     kernel(
-        "asynchronous reads and writes",
+        "asynchronous reads and writes that have begun",
         "libc's threads do them by calls of their own",
-        "aio_read aio_read64 aio_write aio_write64 aio_fsync aio_fsync64 aio_cancel aio_cancel64 aio_error \
-         aio_error64 aio_return aio_return64 aio_suspend aio_suspend64 aio_init lio_listio lio_listio64",
+        "aio_cancel aio_cancel64 aio_error aio_error64 aio_return aio_return64 aio_suspend aio_suspend64 aio_init",
     ),
     kernel("read a directory's descriptor at a position", "rare", "getdirentries getdirentries64"),
     kernel("order a directory", "no file is touched", "alphasort alphasort64 versionsort versionsort64"),
@@ -339,18 +369,9 @@ pub const SURFACE: &[Entry] = &[
         "libc globs, and starts shells, by calls of its own",
         "wordexp wordfree globfree globfree64 glob_pattern_p fnmatch",
     ),
-    kernel(
-        "file handles",
-        "the kernel's, as long as the inode lives there",
-        "name_to_handle_at open_by_handle_at",
-    ),
+    kernel("file handles", "the kernel's, as long as the inode lives there", "open_by_handle_at"),
     kernel("make an instance that watches", "", "inotify_init inotify_init1 fanotify_init"),
-    kernel("fork", "noticed by a page that the child gets empty", "fork __fork? _Fork? clone __clone?"),
-    kernel(
-        "start a shell",
-        "libc starts it by calls of its own, with the process's environment",
-        "system popen pclose _IO_popen? _IO_proc_open? _IO_proc_close?",
-    ),
+    kernel("wait for a shell", "", "pclose _IO_proc_open? _IO_proc_close?"),
     kernel(
         "descriptions of what a spawned program gets",
         "no file is touched",
@@ -364,14 +385,14 @@ pub const SURFACE: &[Entry] = &[
     kernel(
         "streams",
         "libc reads and writes by calls of its own; a granted descriptor is the backing file's own",
-        "fdopen _IO_fdopen? fileno fileno_unlocked fcloseall fopencookie fmemopen open_memstream open_wmemstream fflush \
+        "fileno fileno_unlocked fcloseall fopencookie fmemopen open_memstream open_wmemstream fflush \
          fflush_unlocked fread fread_unlocked __fread_chk __fread_unlocked_chk fwrite fwrite_unlocked fgetc fgetc_unlocked getc \
          getc_unlocked getchar getchar_unlocked fgets fgets_unlocked __fgets_chk __fgets_unlocked_chk gets __gets_chk fputc \
          fputc_unlocked putc putc_unlocked putchar putchar_unlocked fputs fputs_unlocked puts ungetc fgetwc \
          fgetwc_unlocked getwc getwc_unlocked getwchar getwchar_unlocked fgetws fgetws_unlocked __fgetws_chk \
          __fgetws_unlocked_chk fputwc fputwc_unlocked putwc putwc_unlocked putwchar putwchar_unlocked fputws \
          fputws_unlocked ungetwc getw putw getdelim __getdelim getline fprintf __fprintf_chk printf __printf_chk vfprintf \
-         __vfprintf_chk vprintf __vprintf_chk dprintf __dprintf_chk vdprintf __vdprintf_chk fwprintf __fwprintf_chk \
+         __vfprintf_chk vprintf __vprintf_chk fwprintf __fwprintf_chk \
          wprintf __wprintf_chk vfwprintf __vfwprintf_chk vwprintf __vwprintf_chk fscanf scanf vfscanf vscanf __vfscanf? fwscanf \
          wscanf vfwscanf vwscanf __isoc99_fscanf __isoc99_scanf __isoc99_vfscanf __isoc99_vscanf \
          __isoc99_fwscanf __isoc99_wscanf __isoc99_vfwscanf __isoc99_vwscanf fseek fseeko fseeko64 ftell ftello \
@@ -392,7 +413,7 @@ pub const SURFACE: &[Entry] = &[
     kernel(
         "sockets",
         "the kernel's; binding and connecting make and look up names through it",
-        "socket __socket? socketpair bind connect __connect? listen accept accept4 shutdown send __send? sendto sendmsg sendmmsg \
+        "socket __socket? socketpair bind connect __connect? listen accept accept4 shutdown send __send? sendto \
          recv __recv_chk recvfrom __recvfrom_chk recvmsg recvmmsg getsockname getpeername getsockopt setsockopt sockatmark \
          bindresvport __cmsg_nxthdr",
     ),
@@ -497,13 +518,13 @@ pub const UNRELATED: &[Group] = &[
     ),
     group(
         "processes, identities, limits, scheduling",
-        "sched_* __sched_* prlimit* _Exit __arch_prctl __bsd_getpgrp __cxa_at_quick_exit __cxa_atexit \
+        "sched_* __sched_* _Exit __arch_prctl __bsd_getpgrp __cxa_at_quick_exit __cxa_atexit \
          __cxa_finalize __cxa_thread_atexit_impl __environ __getauxval __getgroups_chk __getpgid __getpid \
          __register_atfork __secure_getenv __setpgid __wait __waitpid _environ _exit abort arch_prctl capget \
          clearenv environ exit getauxval getcpu getdtablesize getegid getenv geteuid getgid getgroups getpgid \
          getpgrp getpid getppid getpriority getresgid getresuid getrlimit getrlimit64 getrusage getsid gettid \
          getuid group_member nice on_exit personality ptrace putenv quick_exit secure_getenv setenv \
-         setpgid setpgrp setpriority setrlimit setrlimit64 setsid ulimit unsetenv vlimit vtimes wait3 wait4 \
+         setpgid setpgrp setpriority setsid ulimit unsetenv vlimit vtimes wait3 wait4 \
          wait waitid waitpid",
     ),
     group(

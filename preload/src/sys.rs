@@ -10,9 +10,9 @@ pub(crate) mod arena;
 use std::ffi::{CStr, c_char, c_int, c_long};
 use std::fmt::{self, Write};
 use std::marker::PhantomData;
-use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::mm::{MapFlags, ProtFlags};
@@ -34,6 +34,9 @@ fn is_suspicious(address: usize) -> bool {
 pub(crate) struct PathArg(*const c_char);
 
 impl PathArg {
+    /// No path.
+    pub(crate) const NULL: Self = Self(std::ptr::null());
+
     /// The path, unless the pointer is null or looks bad.
     #[inline]
     pub(crate) fn get(&self) -> Option<CPath<'_>> {
@@ -654,8 +657,14 @@ pub(crate) fn yield_now() {
 
 /// Opens a file for reading, out of the program's sight; closed on drop by [`Hidden`].
 pub(crate) fn open_hidden(path: &CStr, flags: OFlags) -> Option<Hidden> {
-    let fd = rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::empty()).ok()?;
-    Some(Hidden(Some(fd)))
+    try_open_hidden(path, flags).ok()
+}
+
+/// As [`open_hidden`], with the errno.
+pub(crate) fn try_open_hidden(path: &CStr, flags: OFlags) -> Result<Hidden, c_int> {
+    // A mode only for files that are created, which none is that exists already.
+    let fd = rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    fd.map(|fd| Hidden(Some(fd))).map_err(|errno| errno.raw_os_error())
 }
 
 /// A descriptor that is closed by the system call itself and not through the hooked `close`.
@@ -667,6 +676,13 @@ impl Hidden {
     pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         use std::os::fd::AsFd;
         self.0.as_ref().map(AsFd::as_fd)
+    }
+}
+
+impl Hidden {
+    /// A descriptor that is ours to close.
+    pub(crate) fn new(fd: OwnedFd) -> Self {
+        Self(Some(fd))
     }
 }
 
@@ -888,17 +904,17 @@ pub(crate) fn library_path() -> Option<&'static [u8]> {
     }
 }
 
-/// Runs `before` before every `fork`, and `child` in every child that it makes.
-pub(crate) fn at_fork(before: extern "C" fn(), child: extern "C" fn()) {
+/// Runs functions around every `fork`, libc's own forks included: before it, and afterwards in the parent and in the child.
+pub(crate) fn at_fork(before: extern "C" fn(), parent: extern "C" fn(), child: extern "C" fn()) {
     unsafe extern "C" {
         fn pthread_atfork(
-            prepare: Option<unsafe extern "C" fn()>,
-            parent: Option<unsafe extern "C" fn()>,
-            child: Option<unsafe extern "C" fn()>,
+            prepare: Option<extern "C" fn()>,
+            parent: Option<extern "C" fn()>,
+            child: Option<extern "C" fn()>,
         ) -> c_int;
     }
     // SAFETY: the handlers live as long as the library. ENOMEM means that only the fork mark is left.
-    unsafe { pthread_atfork(Some(before), None, Some(child)) };
+    unsafe { pthread_atfork(Some(before), Some(parent), Some(child)) };
 }
 
 /// Descriptor of a stream, with errno kept; -1 if it has none.
@@ -955,4 +971,349 @@ pub(crate) fn current_directory(buffer: &mut [u8]) -> Option<usize> {
     // With the NUL. "(unreachable)" is no path.
     let len = usize::try_from(len).ok()?.checked_sub(1)?;
     (buffer.first() == Some(&b'/')).then_some(len)
+}
+
+// --- the program's memory, where a bad pointer must be `EFAULT` and not the end of the program ---
+
+/// The end of the program's heap (`brk`) when the library started.
+static HEAP: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Remembers where the heap begins.
+pub(crate) fn learn_heap() {
+    HEAP.store(program_break(), Ordering::Relaxed);
+}
+
+fn program_break() -> usize {
+    // SAFETY: an increment of zero changes nothing; glibc answers from a variable.
+    unsafe { libc::sbrk(0) }.addr()
+}
+
+/// Whether memory is surely there and writable: on the first thread's stack or on the heap. Anything else may be, too,
+/// but only the kernel knows.
+fn is_sound(start: usize, len: usize) -> bool {
+    unsafe extern "C" {
+        static __libc_stack_end: *const u8;
+    }
+    let Some(end) = start.checked_add(len) else { return false };
+    let here = (&raw const end).addr();
+    // SAFETY: the dynamic linker's variable, written before any code of ours ran.
+    let stack_end = unsafe { (&raw const __libc_stack_end).read() }.addr();
+    (start > here && end <= stack_end) || (start >= HEAP.load(Ordering::Relaxed) && end <= program_break())
+}
+
+/// The kernel copies nothing between a process and itself for us (a seccomp filter forbids it).
+static UNCHECKED: AtomicBool = AtomicBool::new(false);
+
+/// Most buffers of a `readv` or `writev` that are served without the kernel.
+pub(crate) const BUFFERS_MAX: usize = 32;
+
+/// The program's buffers of one transfer. Like [`PathArg`], only ever made of arguments.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Buffers<'b>(&'b [libc::iovec]);
+
+/// The place for a transfer's list of buffers.
+pub(crate) type Places = [libc::iovec; BUFFERS_MAX];
+
+/// A list without buffers.
+pub(crate) const NO_PLACES: Places =
+    [const { libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 } }; BUFFERS_MAX];
+
+impl Data {
+    /// The buffer as the only one of a transfer.
+    pub(crate) fn buffer(self, len: usize) -> libc::iovec {
+        libc::iovec { iov_base: self.0.cast(), iov_len: len }
+    }
+}
+
+/// An array of buffers that a program passes to `readv` or `writev`.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct Iovecs(*const libc::iovec);
+
+impl Iovecs {
+    /// Copies the array. `None` if it is too long for us or can only be judged by the kernel.
+    pub(crate) fn get(self, count: c_int, places: &mut Places) -> Option<Buffers<'_>> {
+        let places = places.get_mut(..usize::try_from(count).ok()?)?;
+        let len = size_of_val(places);
+        if len > 0 && copy_in(self.0.cast(), places.as_mut_ptr().cast(), len) != len {
+            return None;
+        }
+        Some(Buffers(places))
+    }
+}
+
+impl<'b> Buffers<'b> {
+    /// One buffer.
+    pub(crate) fn one(buffer: &'b libc::iovec) -> Self {
+        Self(std::slice::from_ref(buffer))
+    }
+
+    /// Bytes in all; `None` if one of the lengths is not one (`import_iovec`: `EINVAL`).
+    pub(crate) fn total(self) -> Option<usize> {
+        self.0.iter().try_fold(0_usize, |total, buffer| {
+            total.checked_add(buffer.iov_len).filter(|total| isize::try_from(*total).is_ok())
+        })
+    }
+
+    /// Calls `copy` for each buffer's part of the transfer's bytes `skip..skip + len`, with the position in the part, until
+    /// it copies less than it should; the number of bytes copied.
+    fn each(
+        self,
+        mut skip: usize,
+        len: usize,
+        mut copy: impl FnMut(*mut u8, usize, usize) -> usize,
+    ) -> usize {
+        let mut done = 0;
+        for buffer in self.0 {
+            if skip >= buffer.iov_len {
+                skip -= buffer.iov_len;
+                continue;
+            }
+            let part = (buffer.iov_len - skip).min(len - done);
+            let start = buffer.iov_base.cast::<u8>().wrapping_add(skip);
+            let copied = if part == 0 { 0 } else { copy(start, done, part) };
+            done += copied;
+            skip = 0;
+            if copied < part || done == len {
+                break;
+            }
+        }
+        done
+    }
+
+    /// Fills the bytes `skip..skip + len` from memory of ours; the number that could be written.
+    pub(crate) fn fill(self, skip: usize, from: *const u8, len: usize) -> usize {
+        self.each(skip, len, |start, done, part| copy_out(from.wrapping_add(done), start, part))
+    }
+
+    /// Copies the bytes `skip..skip + len` to memory of ours; the number that could be read.
+    pub(crate) fn take(self, skip: usize, to: *mut u8, len: usize) -> usize {
+        self.each(skip, len, |start, done, part| copy_in(start, to.wrapping_add(done), part))
+    }
+}
+
+/// Copies from memory of ours to the program's; the number of bytes that could be written.
+fn copy_out(from: *const u8, to: *mut u8, len: usize) -> usize {
+    if is_sound(to.addr(), len) {
+        // SAFETY: callers pass memory of ours, or of a segment, of this length; the rest by `is_sound`. What the daemon
+        // changes meanwhile is read as some bytes, which is all that a buffer of the program's promises.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, len) };
+        return len;
+    }
+    let local = libc::iovec { iov_base: from.cast_mut().cast(), iov_len: len };
+    let remote = libc::iovec { iov_base: to.cast(), iov_len: len };
+    // SAFETY: the kernel checks the addresses.
+    let copied =
+        || unsafe { libc::process_vm_writev(this_process(), &raw const local, 1, &raw const remote, 1, 0) };
+    checked(copied).unwrap_or_else(|| {
+        // SAFETY: as above; the program's pointer has to be trusted.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, len) };
+        len
+    })
+}
+
+/// Copies from the program's memory to ours; the number of bytes that could be read.
+fn copy_in(from: *const u8, to: *mut u8, len: usize) -> usize {
+    if is_sound(from.addr(), len) {
+        // SAFETY: callers pass memory of ours, or of a segment, of this length; the rest by `is_sound`.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, len) };
+        return len;
+    }
+    let local = libc::iovec { iov_base: to.cast(), iov_len: len };
+    let remote = libc::iovec { iov_base: from.cast_mut().cast(), iov_len: len };
+    // SAFETY: the kernel checks the addresses.
+    let copied =
+        || unsafe { libc::process_vm_readv(this_process(), &raw const local, 1, &raw const remote, 1, 0) };
+    checked(copied).unwrap_or_else(|| {
+        // SAFETY: as above; the program's pointer has to be trusted.
+        unsafe { std::ptr::copy_nonoverlapping(from, to, len) };
+        len
+    })
+}
+
+fn this_process() -> libc::pid_t {
+    rustix::process::getpid().as_raw_nonzero().get()
+}
+
+/// Bytes that the kernel copied; `None` if it copies nothing for this process.
+fn checked(copy: impl FnOnce() -> isize) -> Option<usize> {
+    if UNCHECKED.load(Ordering::Relaxed) {
+        return None;
+    }
+    let before = errno();
+    let copied = copy();
+    let failure = errno();
+    set_errno(before);
+    match usize::try_from(copied) {
+        Ok(copied) => Some(copied),
+        Err(_) if matches!(failure, libc::ENOSYS | libc::EPERM) => {
+            UNCHECKED.store(true, Ordering::Relaxed);
+            None
+        }
+        Err(_) => Some(0),
+    }
+}
+
+/// Copies a plain value out of the program's memory; `None` for a bad pointer.
+fn look_at<T: Copy>(place: *const T) -> Option<T> {
+    let mut value = std::mem::MaybeUninit::<T>::uninit();
+    let copied = copy_in(place.cast(), value.as_mut_ptr().cast(), size_of::<T>());
+    // SAFETY: all of its bytes have been copied from a value of this type.
+    (copied == size_of::<T>()).then(|| unsafe { value.assume_init() })
+}
+
+/// An array of `pollfd` that a program passes. Like [`PathArg`], only ever an argument.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct PollFds(*const libc::pollfd);
+
+impl PollFds {
+    /// The descriptors, as far as they can be read.
+    pub(crate) fn fds(self, count: u64) -> impl Iterator<Item = RawFd> {
+        (0..count as usize).map_while(move |index| Some(look_at(self.0.wrapping_add(index))?.fd))
+    }
+}
+
+/// A `fd_set` that a program passes, or null. Like [`PathArg`], only ever an argument.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct FdSet(*const u64);
+
+impl FdSet {
+    /// The descriptors below `count` that are in the set.
+    pub(crate) fn fds(self, count: c_int) -> impl Iterator<Item = RawFd> {
+        let words = if self.0.is_null() { 0 } else { count.max(0) };
+        (0..words)
+            .step_by(64)
+            .map_while(move |first| {
+                let word = look_at(self.0.wrapping_add(first as usize / 64))?;
+                Some(
+                    (0..64.min(words - first))
+                        .filter(move |bit| word >> bit & 1 != 0)
+                        .map(move |bit| first + bit),
+                )
+            })
+            .flatten()
+    }
+}
+
+/// A message that a program sends. Like [`PathArg`], only ever an argument.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct Message(*const libc::msghdr);
+
+impl Message {
+    /// The descriptors that travel with it.
+    pub(crate) fn fds(self) -> impl Iterator<Item = RawFd> {
+        let control = look_at(self.0).map_or((std::ptr::null(), 0), |message| {
+            (message.msg_control.cast::<u8>().cast_const(), message.msg_controllen)
+        });
+        let mut offset = 0_usize;
+        std::iter::from_fn(move || {
+            let (start, len) = control;
+            let end = offset.checked_add(size_of::<libc::cmsghdr>()).filter(|end| *end <= len)?;
+            let header: libc::cmsghdr = look_at(start.wrapping_add(offset).cast())?;
+            let next = offset.checked_add(header.cmsg_len).filter(|next| *next >= end && *next <= len)?;
+            offset = next.next_multiple_of(align_of::<libc::cmsghdr>());
+            let carries = header.cmsg_level == libc::SOL_SOCKET && header.cmsg_type == libc::SCM_RIGHTS;
+            let count = if carries { (next - end) / size_of::<RawFd>() } else { 0 };
+            let first = start.wrapping_add(end).cast::<RawFd>();
+            Some((0..count).filter_map(move |index| look_at(first.wrapping_add(index))))
+        })
+        .flatten()
+    }
+
+    /// The messages of `sendmmsg`.
+    pub(crate) fn several(self, count: u32) -> impl Iterator<Item = Self> {
+        let first = self.0.cast::<libc::mmsghdr>();
+        (0..count as usize).map(move |index| Self(first.wrapping_add(index).cast()))
+    }
+}
+
+/// A control block of asynchronous I/O. Like [`PathArg`], only ever an argument.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct Aio(*const libc::aiocb);
+
+impl Aio {
+    /// The descriptor that it is about.
+    pub(crate) fn fd(self) -> RawFd {
+        look_at(self.0.cast::<c_int>()).unwrap_or(-1)
+    }
+}
+
+/// An array of control blocks. Like [`PathArg`], only ever an argument.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct Aios(*const Aio);
+
+impl Aios {
+    /// The descriptors that they are about.
+    pub(crate) fn fds(self, count: c_int) -> impl Iterator<Item = RawFd> {
+        (0..count.max(0) as usize)
+            .map_while(move |index| look_at(self.0.wrapping_add(index)))
+            .filter(|one| !one.0.is_null())
+            .map(Aio::fd)
+    }
+}
+
+/// Duplicates a descriptor onto a number, by the system call itself.
+pub(crate) fn replace(from: RawFd, to: RawFd, close_on_exec: bool) -> bool {
+    use rustix::io::DupFlags;
+    let flags = if close_on_exec { DupFlags::CLOEXEC } else { DupFlags::empty() };
+    let Some(from) = borrow(from).filter(|_| to >= 0) else { return false };
+    // SAFETY: callers own the number: it is the placeholder of a description that they are alone with. It is not closed
+    // here.
+    let mut number = std::mem::ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(to) });
+    rustix::io::dup3(from, &mut number, flags).is_ok()
+}
+
+/// Acts upon a cancellation of this thread, as libc does where a function may wait; may not return.
+pub(crate) fn cancellation_point() {
+    unsafe extern "C-unwind" {
+        fn pthread_testcancel();
+    }
+    // SAFETY: nothing is held here that unwinding would not give back.
+    unsafe { pthread_testcancel() }
+}
+
+/// A little time for another thread.
+pub(crate) fn pause(turn: u32) {
+    if turn < 64 {
+        rustix::thread::sched_yield();
+    } else {
+        let time = rustix::thread::Timespec { tv_sec: 0, tv_nsec: 200_000 };
+        let _ = rustix::thread::nanosleep(&time);
+    }
+}
+
+/// Duplicates a descriptor to the lowest free number, out of the hooks' sight.
+pub(crate) fn duplicate(fd: RawFd) -> Result<RawFd, c_int> {
+    let fd = borrow(fd).ok_or(libc::EBADF)?;
+    rustix::io::dup(fd).map(std::os::fd::IntoRawFd::into_raw_fd).map_err(|errno| errno.raw_os_error())
+}
+
+/// `mmap`, by the system call itself.
+pub(crate) fn raw_mmap(
+    start: *mut libc::c_void,
+    len: usize,
+    protection: c_int,
+    flags: c_int,
+    fd: RawFd,
+    offset: libc::off_t,
+) -> *mut libc::c_void {
+    let (protection, flags_) = (protection.cast_unsigned(), flags.cast_unsigned());
+    let (protection, kind) = (ProtFlags::from_bits_retain(protection), MapFlags::from_bits_retain(flags_));
+    // SAFETY: the program's own arguments, passed on to the function that it meant.
+    let mapped = unsafe {
+        match borrow(fd).filter(|_| flags & libc::MAP_ANONYMOUS == 0) {
+            Some(fd) => rustix::mm::mmap(start, len, protection, kind, fd, offset.cast_unsigned()),
+            None if flags & libc::MAP_ANONYMOUS == 0 => Err(rustix::io::Errno::BADF),
+            None => rustix::mm::mmap_anonymous(start, len, protection, kind),
+        }
+    };
+    mapped.unwrap_or_else(|errno| {
+        set_errno(errno.raw_os_error());
+        libc::MAP_FAILED
+    })
 }

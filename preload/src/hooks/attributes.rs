@@ -4,17 +4,21 @@ use std::ffi::c_int;
 
 use libc::{AT_FDCWD, AT_SYMLINK_NOFOLLOW, gid_t, mode_t, off_t, uid_t};
 
+use super::promote::itself;
 use super::{hook, take};
-use crate::calls::{self, Times};
+use crate::calls::{self, Road, Times};
+use crate::files;
 use crate::sys::{Data, PathArg, Vector};
 
-/// Runs a call that changes a descriptor's attributes.
-fn by_descriptor(fd: c_int, next: impl FnOnce() -> c_int) -> c_int {
-    let result = next();
-    if result == 0 {
-        calls::attributes_changed(fd);
-    }
-    result
+/// Runs a call that changes a descriptor's attributes: a virtual one's past the kernel, by `road`.
+fn by_descriptor(fd: c_int, road: Road<()>, next: impl FnOnce() -> c_int) -> c_int {
+    take(road, || {
+        let result = next();
+        if result == 0 {
+            calls::attributes_changed(fd);
+        }
+        result
+    })
 }
 
 hook! {
@@ -29,7 +33,10 @@ hook! {
     fn [lchown](path: PathArg, uid: uid_t, gid: gid_t) -> c_int, next =>
         take(calls::chown(AT_FDCWD, &path, uid, gid, AT_SYMLINK_NOFOLLOW), || next(path, uid, gid));
     fn [fchownat](dirfd: c_int, path: PathArg, uid: uid_t, gid: gid_t, flags: c_int) -> c_int, next =>
-        take(calls::chown(dirfd, &path, uid, gid, flags), || next(dirfd, path, uid, gid, flags));
+        itself(
+            dirfd, &path, flags,
+            || take(calls::chown(dirfd, &path, uid, gid, flags), || next(dirfd, path, uid, gid, flags)),
+        );
     fn [truncate, truncate64](path: PathArg, size: off_t) -> c_int, next =>
         take(calls::truncate(&path, size), || next(path, size));
 
@@ -54,25 +61,36 @@ hook! {
     // A null path means the descriptor.
     fn [futimesat](dirfd: c_int, path: PathArg, times: Vector<libc::timeval, 2>) -> c_int, next =>
         match path.is_null() {
-            true => by_descriptor(dirfd, || next(dirfd, path, times)),
+            true => by_descriptor(
+                dirfd,
+                files::utimens(dirfd, &Times::coarse(times)),
+                || next(dirfd, path, times),
+            ),
             false => take(calls::utimens(dirfd, &path, Times::coarse(times), 0), || next(dirfd, path, times)),
         };
     fn [utimensat](dirfd: c_int, path: PathArg, times: Vector<libc::timespec, 2>, flags: c_int) -> c_int, next =>
         match path.is_null() {
-            true => by_descriptor(dirfd, || next(dirfd, path, times, flags)),
-            false => take(
+            // `EINVAL`, by libc.
+            true => next(dirfd, path, times, flags),
+            false => itself(dirfd, &path, flags, || take(
                 calls::utimens(dirfd, &path, Times::precise(times), flags),
                 || next(dirfd, path, times, flags),
-            ),
+            )),
         };
 
-    fn [fchmod](fd: c_int, mode: mode_t) -> c_int, next => by_descriptor(fd, || next(fd, mode));
-    fn [fchown](fd: c_int, uid: uid_t, gid: gid_t) -> c_int, next => by_descriptor(fd, || next(fd, uid, gid));
+    fn [fchmod](fd: c_int, mode: mode_t) -> c_int, next => by_descriptor(fd, files::chmod(fd, mode), || next(fd, mode));
+    fn [fchown](fd: c_int, uid: uid_t, gid: gid_t) -> c_int, next =>
+        by_descriptor(fd, files::chown(fd, uid, gid), || next(fd, uid, gid));
     fn [futimens](fd: c_int, times: Vector<libc::timespec, 2>) -> c_int, next =>
-        by_descriptor(fd, || next(fd, times));
+        by_descriptor(fd, files::utimens(fd, &Times::precise(times)), || next(fd, times));
     fn [futimes](fd: c_int, times: Vector<libc::timeval, 2>) -> c_int, next =>
-        by_descriptor(fd, || next(fd, times));
+        by_descriptor(fd, files::utimens(fd, &Times::coarse(times)), || next(fd, times));
     fn [fsetxattr](fd: c_int, name: PathArg, value: Data, size: usize, flags: c_int) -> c_int, next =>
-        by_descriptor(fd, || next(fd, name, value, size, flags));
-    fn [fremovexattr](fd: c_int, name: PathArg) -> c_int, next => by_descriptor(fd, || next(fd, name));
+        by_descriptor(
+            fd,
+            files::set_xattr(fd, &name, value, size, flags),
+            || next(fd, name, value, size, flags),
+        );
+    fn [fremovexattr](fd: c_int, name: PathArg) -> c_int, next =>
+        by_descriptor(fd, files::remove_xattr(fd, &name), || next(fd, name));
 }

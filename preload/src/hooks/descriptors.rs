@@ -2,12 +2,16 @@
 
 use std::ffi::{c_int, c_long, c_uint};
 
-use super::{fail, hook};
+use super::{fail, hook, take, take_with};
+use crate::calls::Road;
 use crate::connection::{self, is_own};
+use crate::files;
 use crate::process::FDS;
+use crate::sys;
+use crate::virtuals;
 
 /// Duplicates onto a number, which may be one of ours: then ours moves.
-pub(super) fn onto(from: c_int, to: c_int, next: impl FnOnce() -> c_int) -> c_int {
+pub(super) fn onto(from: c_int, to: c_int, next: impl Fn() -> c_int) -> c_int {
     if is_own(from) {
         return fail(libc::EBADF);
     }
@@ -18,6 +22,9 @@ pub(super) fn onto(from: c_int, to: c_int, next: impl FnOnce() -> c_int) -> c_in
         && let Err(errno) = connection::vacate(to)
     {
         return fail(errno);
+    }
+    if FDS.is_virtual(from) || FDS.is_virtual(to) {
+        return files::duplicate_onto(from, to, next);
     }
     let before = FDS.get(to);
     FDS.clear(to);
@@ -30,42 +37,59 @@ pub(super) fn onto(from: c_int, to: c_int, next: impl FnOnce() -> c_int) -> c_in
     result
 }
 
-pub(super) fn copied(from: c_int, result: c_int) -> c_int {
+/// Closes a descriptor.
+pub(super) fn close_one(fd: c_int, next: impl FnOnce() -> c_int) -> c_int {
+    if is_own(fd) {
+        return fail(libc::EBADF);
+    }
+    if FDS.is_virtual(fd) {
+        sys::cancellation_point();
+    }
+    take(files::close(fd), || {
+        FDS.clear(fd);
+        next()
+    })
+}
+
+/// Duplicates a descriptor onto a number of the kernel's choice.
+pub(super) fn duplicated(fd: c_int, next: impl Fn() -> c_int) -> c_int {
+    if is_own(fd) {
+        return fail(libc::EBADF);
+    }
+    match FDS.is_virtual(fd) {
+        true => files::duplicate(fd, next),
+        false => copied(fd, next()),
+    }
+}
+
+fn copied(from: c_int, result: c_int) -> c_int {
     if result >= 0 {
         FDS.copy(from, result);
     }
     result
 }
 
-pub(super) fn control(fd: c_int, command: c_int, next: impl FnOnce() -> c_int) -> c_int {
+pub(super) fn control(fd: c_int, command: c_int, argument: c_long, next: impl Fn() -> c_int) -> c_int {
     if is_own(fd) {
         return fail(libc::EBADF);
     }
-    let result = next();
     match command {
-        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => copied(fd, result),
-        _ => result,
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => duplicated(fd, next),
+        libc::F_GETFD | libc::F_SETFD => next(),
+        libc::F_GETFL => take_with(files::status_flags(fd), |flags| flags, next),
+        libc::F_SETFL => take(files::set_status_flags(fd, argument as c_int), next),
+        // Locks, leases, owners, hints: what the kernel has of an open file.
+        _ => take(files::kernel(fd), next),
     }
 }
 
 hook! {
-    fn [close, __close](fd: c_int) -> c_int, next => {
-        if is_own(fd) {
-            return fail(libc::EBADF);
-        }
-        FDS.clear(fd);
-        next(fd)
-    };
-    fn [dup](fd: c_int) -> c_int, next => {
-        if is_own(fd) {
-            return fail(libc::EBADF);
-        }
-        copied(fd, next(fd))
-    };
+    fn [close, __close](fd: c_int) -> c_int, next => close_one(fd, || next(fd));
+    fn [dup](fd: c_int) -> c_int, next => duplicated(fd, || next(fd));
     fn [dup2, __dup2](from: c_int, to: c_int) -> c_int, next => onto(from, to, || next(from, to));
     fn [dup3](from: c_int, to: c_int, flags: c_int) -> c_int, next => onto(from, to, || next(from, to, flags));
     fn [fcntl, fcntl64, __fcntl](fd: c_int, command: c_int, argument: c_long) -> c_int, next =>
-        control(fd, command, || next(fd, command, argument));
+        control(fd, command, argument, || next(fd, command, argument));
     fn [close_range](first: c_uint, last: c_uint, flags: c_int) -> c_int, next =>
         close_others(first, last, flags, |first, last| next(first, last, flags));
 }
@@ -81,6 +105,19 @@ pub(super) fn close_others(
         return next(first, last);
     }
     let only_marks = flags & CLOSE_RANGE_CLOEXEC != 0;
+    if virtuals::any() && !only_marks && flags == 0 {
+        let first = c_int::try_from(first).unwrap_or(c_int::MAX);
+        for (fd, _) in FDS.virtuals(first).take_while(|(fd, _)| *fd as c_uint <= last) {
+            // What it fails by is lost with the descriptor.
+            let _ = files::close(fd);
+        }
+    } else if virtuals::any()
+        && flags & CLOSE_RANGE_UNSHARE != 0
+        && let Err(errno) = files::promote_all()
+    {
+        // Other threads keep a table of descriptors of their own.
+        return fail(errno);
+    }
     let begin = c_int::try_from(first).unwrap_or(c_int::MAX);
     let mut from = first;
     for own in FDS.own(begin).map(|own| own as c_uint).take_while(|own| *own <= last) {
@@ -98,6 +135,7 @@ pub(super) fn close_others(
     close_part(from, last, only_marks, &next)
 }
 
+const CLOSE_RANGE_UNSHARE: c_int = 2;
 const CLOSE_RANGE_CLOEXEC: c_int = 4;
 
 fn close_part(
@@ -131,9 +169,9 @@ pub(crate) unsafe extern "C-unwind" fn closefrom(first: c_int) {
         // A kernel without `close_range` (before 5.9).
         for fd in first..FDS.end() as c_uint {
             let fd = fd as c_int;
-            if !is_own(fd) {
+            if !is_own(fd) && matches!(files::close(fd), Road::Kernel) {
                 FDS.clear(fd);
-                crate::sys::close(fd);
+                sys::close(fd);
             }
         }
     }

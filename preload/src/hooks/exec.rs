@@ -4,28 +4,43 @@ use std::ffi::{c_int, c_void};
 
 use libc::pid_t;
 
-use super::hook;
+use super::promote::{itself, sharing};
+use super::{fail, hook};
 use crate::exec::{Start, with_environment};
+use crate::files;
 use crate::next;
 use crate::sys::{PathArg, Strings};
 
+/// Replaces the program: it gets the descriptors that are not close-on-exec, which are the kernel's then.
+fn exec(environment: Strings, run: impl FnOnce(Strings) -> c_int) -> c_int {
+    match files::promote_inherited() {
+        Ok(()) => with_environment(environment, Start::Exec, run),
+        Err(errno) => fail(errno),
+    }
+}
+
+/// Starts a program, which may get any descriptor; answers the errno.
+fn spawn(environment: Strings, run: impl FnOnce(Strings) -> c_int) -> c_int {
+    sharing(|| with_environment(environment, Start::Spawn, run)).unwrap_or_else(|errno| errno)
+}
+
 hook! {
     fn [execve](path: PathArg, argv: Strings, envp: Strings) -> c_int, next =>
-        with_environment(envp, Start::Exec, |envp| next(path, argv, envp));
+        exec(envp, |envp| next(path, argv, envp));
     fn [execvpe](file: PathArg, argv: Strings, envp: Strings) -> c_int, next =>
-        with_environment(envp, Start::Exec, |envp| next(file, argv, envp));
+        exec(envp, |envp| next(file, argv, envp));
     fn [fexecve](fd: c_int, argv: Strings, envp: Strings) -> c_int, next =>
-        with_environment(envp, Start::Exec, |envp| next(fd, argv, envp));
+        itself(fd, &PathArg::NULL, libc::AT_EMPTY_PATH, || exec(envp, |envp| next(fd, argv, envp)));
     fn [execveat](dirfd: c_int, path: PathArg, argv: Strings, envp: Strings, flags: c_int) -> c_int, next =>
-        with_environment(envp, Start::Exec, |envp| next(dirfd, path, argv, envp, flags));
+        itself(dirfd, &path, flags, || exec(envp, |envp| next(dirfd, path, argv, envp, flags)));
     fn [posix_spawn](
         pid: *mut pid_t, path: PathArg, actions: *const c_void, attributes: *const c_void, argv: Strings, envp: Strings
     ) -> c_int, next =>
-        with_environment(envp, Start::Spawn, |envp| next(pid, path, actions, attributes, argv, envp));
+        spawn(envp, |envp| next(pid, path, actions, attributes, argv, envp));
     fn [posix_spawnp](
         pid: *mut pid_t, file: PathArg, actions: *const c_void, attributes: *const c_void, argv: Strings, envp: Strings
     ) -> c_int, next =>
-        with_environment(envp, Start::Spawn, |envp| next(pid, file, actions, attributes, argv, envp));
+        spawn(envp, |envp| next(pid, file, actions, attributes, argv, envp));
 }
 
 /// `execv`, which passes the process's own environment.
@@ -34,7 +49,7 @@ hook! {
 /// As the function of this name of libc.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub(crate) unsafe extern "C-unwind" fn execv(path: PathArg, argv: Strings) -> c_int {
-    with_environment(Strings::environ(), Start::Exec, |envp| {
+    exec(Strings::environ(), |envp| {
         // SAFETY: the program's own arguments, and an environment.
         unsafe { next::execve(path, argv, envp) }
     })
@@ -46,7 +61,7 @@ pub(crate) unsafe extern "C-unwind" fn execv(path: PathArg, argv: Strings) -> c_
 /// As the function of this name of libc.
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub(crate) unsafe extern "C-unwind" fn execvp(file: PathArg, argv: Strings) -> c_int {
-    with_environment(Strings::environ(), Start::Exec, |envp| {
+    exec(Strings::environ(), |envp| {
         // SAFETY: the program's own arguments, and an environment.
         unsafe { next::execvpe(file, argv, envp) }
     })
@@ -54,7 +69,7 @@ pub(crate) unsafe extern "C-unwind" fn execvp(file: PathArg, argv: Strings) -> c
 
 /// `execle`: the environment follows the arguments.
 unsafe extern "C-unwind" fn execve_behind(path: PathArg, argv: Strings) -> c_int {
-    with_environment(argv.behind(), Start::Exec, |envp| {
+    exec(argv.behind(), |envp| {
         // SAFETY: the program's own arguments, and an environment.
         unsafe { next::execve(path, argv, envp) }
     })

@@ -1,18 +1,21 @@
 //! Functions that change what the process is: forks, credentials, name spaces, the file mode creation mask.
 
-use std::ffi::{c_int, c_ulong, c_void};
+use std::ffi::{c_int, c_uint, c_ulong, c_void};
 
 use libc::{gid_t, mode_t, pid_t, uid_t};
 
 use super::hook;
+use super::promote::forking;
 use crate::connection;
 use crate::dirstreams::{self, Before};
+use crate::files;
 use crate::process::{self, CWD, FDS};
 use crate::sys::{self, Out, PathArg, Text, Word};
 
-/// The process has other credentials after a success.
+/// The process has other credentials after a success: what is open on its connections becomes the kernel's before.
 fn credentials(next: impl FnOnce() -> c_int) -> c_int {
     dirstreams::settle(Before::Process);
+    files::promote_what_can_be();
     let result = next();
     if result == 0 {
         connection::credentials_changed();
@@ -23,6 +26,7 @@ fn credentials(next: impl FnOnce() -> c_int) -> c_int {
 /// The thread has other credentials after a system call of its own; the process has if it is its only thread.
 pub(super) fn credentials_of_this_thread(next: impl FnOnce() -> Word) -> Word {
     dirstreams::settle(Before::Process);
+    files::promote_what_can_be();
     let result = next();
     if result.0 == 0 {
         match sys::is_single_threaded() {
@@ -36,6 +40,7 @@ pub(super) fn credentials_of_this_thread(next: impl FnOnce() -> Word) -> Word {
 /// The process is somewhere else after a success: neither its paths nor its users mean what they mean to the daemon.
 pub(super) fn elsewhere(next: impl FnOnce() -> c_int) -> c_int {
     dirstreams::settle(Before::Process);
+    files::promote_what_can_be();
     let result = next();
     if result == 0 {
         process::switch_off();
@@ -61,10 +66,12 @@ hook! {
     fn [capset](header: *mut c_void, data: *const c_void) -> c_int, next => credentials(|| next(header, data));
     // Per thread, and unknown to whoever looks at a socket's peer.
     fn [setfsuid](uid: uid_t) -> c_int, next => {
+        files::promote_what_can_be();
         process::switch_off();
         next(uid)
     };
     fn [setfsgid](gid: gid_t) -> c_int, next => {
+        files::promote_what_can_be();
         process::switch_off();
         next(gid)
     };
@@ -72,10 +79,22 @@ hook! {
     // A filter of system calls knows nothing of those that the bypass needs.
     fn [prctl](option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int, next => {
         if option == libc::PR_SET_SECCOMP {
+            files::promote_what_can_be();
             process::switch_off();
         }
         next(option, a, b, c, d)
     };
+    fn [setrlimit, setrlimit64](resource: c_uint, limit: *const c_void) -> c_int, next => {
+        let result = next(resource, limit);
+        files::limits_changed();
+        result
+    };
+    fn [prlimit, prlimit64](pid: pid_t, resource: c_uint, limit: *const c_void, before: *mut c_void) -> c_int, next => {
+        let result = next(pid, resource, limit, before);
+        files::limits_changed();
+        result
+    };
+
     fn [chroot](path: PathArg) -> c_int, next => elsewhere(|| next(path));
     fn [unshare](flags: c_int) -> c_int, next => elsewhere(|| next(flags));
     fn [setns](fd: c_int, kind: c_int) -> c_int, next => elsewhere(|| next(fd, kind));
@@ -121,7 +140,7 @@ hook! {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub(crate) unsafe extern "C-unwind" fn vfork() -> pid_t {
     // SAFETY: `fork` asks for nothing.
-    unsafe { crate::next::fork() }
+    forking(|| unsafe { crate::next::fork() })
 }
 
 /// libc's other name for it.
@@ -131,7 +150,7 @@ pub(crate) unsafe extern "C-unwind" fn vfork() -> pid_t {
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub(crate) unsafe extern "C-unwind" fn __vfork() -> pid_t {
     // SAFETY: `fork` asks for nothing.
-    unsafe { crate::next::fork() }
+    forking(|| unsafe { crate::next::fork() })
 }
 
 /// Threads that may be cancelled at any instruction need hooks that put that off: only at a call can the frames of this

@@ -4,12 +4,14 @@ use std::ffi::{c_int, c_long, c_uint};
 
 use libc::{AT_EACCESS, AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW};
 
+use super::promote::{itself, with};
 use super::{fail, hook, take, take_with};
 use crate::attr;
 use crate::calls::{self, Found, Road};
 use crate::connection::is_own;
+use crate::files;
 use crate::next::StatOut;
-use crate::process;
+use crate::process::{self, FDS};
 use crate::route;
 use crate::sys::{Data, Out, PathArg};
 
@@ -46,6 +48,16 @@ fn answer(road: Road<Found>, out: StatOut, next: impl FnOnce() -> c_int) -> c_in
 pub(super) fn stat_open(fd: c_int, out: StatOut, next: impl FnOnce() -> c_int) -> c_int {
     if is_own(fd) {
         return fail(libc::EBADF);
+    }
+    if FDS.is_virtual(fd) && !out.is_suspicious() {
+        return answer(files::stat(fd), out, || stat_kernel(fd, out, next));
+    }
+    stat_kernel(fd, out, next)
+}
+
+fn stat_kernel(fd: c_int, out: StatOut, next: impl FnOnce() -> c_int) -> c_int {
+    if let Road::Bypass(Err(errno)) = files::kernel::<()>(fd) {
+        return fail(errno);
     }
     if let Some((dev, ino)) = calls::granted(fd) {
         let result = next();
@@ -128,6 +140,18 @@ pub(super) fn statx_at(
     next: impl FnOnce() -> c_int,
 ) -> c_int {
     if flags & AT_EMPTY_PATH != 0 && calls::names_descriptor(&path) {
+        if FDS.is_virtual(dirfd) && attr::can_fill(mask) && !out.is_suspicious() {
+            let served = |found: Found| {
+                out.put(attr::statx(&found.attr, &found.mount));
+                0
+            };
+            if let road @ Road::Bypass(_) = calls::stat(dirfd, &path, flags) {
+                return take_with(road, served, next);
+            }
+        }
+        if let Road::Bypass(Err(errno)) = files::kernel::<()>(dirfd) {
+            return fail(errno);
+        }
         let known = calls::granted(dirfd);
         if known.is_some() || process::has_inherited() {
             let result = next();
@@ -203,15 +227,22 @@ hook! {
             // SAFETY: a C string.
             unsafe { crate::next::pathconf(*path, name) }
         });
-        of_mount.unwrap_or_else(|| next(fd, name))
+        of_mount.unwrap_or_else(|| with(fd, || next(fd, name)))
     };
+    fn [fgetxattr](fd: c_int, name: PathArg, out: Data, size: usize) -> isize, next =>
+        take_with(files::xattr(fd, Some(&name), out, size), |len| len as isize, || next(fd, name, out, size));
+    fn [flistxattr](fd: c_int, out: Data, size: usize) -> isize, next =>
+        take_with(files::xattr(fd, None, out, size), |len| len as isize, || next(fd, out, size));
 
     fn [access](path: PathArg, mode: c_int) -> c_int, next =>
         take(calls::access(AT_FDCWD, &path, mode, 0), || next(path, mode));
     fn [eaccess, euidaccess](path: PathArg, mode: c_int) -> c_int, next =>
         take(calls::access(AT_FDCWD, &path, mode, AT_EACCESS), || next(path, mode));
     fn [faccessat](dirfd: c_int, path: PathArg, mode: c_int, flags: c_int) -> c_int, next =>
-        take(calls::access(dirfd, &path, mode, flags), || next(dirfd, path, mode, flags));
+        itself(
+            dirfd, &path, flags,
+            || take(calls::access(dirfd, &path, mode, flags), || next(dirfd, path, mode, flags)),
+        );
 
     fn [readlink](path: PathArg, out: Data, size: usize) -> isize, next =>
         take_with(calls::readlink(AT_FDCWD, &path, out, size), |len| len as isize, || next(path, out, size));

@@ -10,7 +10,7 @@ use std::ffi::c_int;
 
 use libc::{AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, S_IFIFO, S_IFMT};
 
-use super::descriptors::{close_others, control, copied, onto};
+use super::descriptors::{close_others, control, duplicated, onto};
 use super::open::{CREAT, open_at};
 use super::process::{credentials_of_this_thread, elsewhere};
 use super::stat::{stat_at, stat_open, statx_at};
@@ -18,10 +18,20 @@ use super::{hook, take_with};
 use crate::calls::{self, Road, Times};
 use crate::connection::is_own;
 use crate::dirstreams::{self, Before};
+use crate::files::{self, At};
 use crate::process::{self, FDS};
 use crate::route;
-use crate::sys::{PathArg, Word};
+use crate::sys::{Buffers, PathArg, Word};
+use crate::virtuals;
 use crate::watch;
+
+/// A descriptor that is closed.
+fn closed(fd: c_int) -> Road<()> {
+    match is_own(fd) {
+        true => Road::Bypass(Err(libc::EBADF)),
+        false => files::close(fd),
+    }
+}
 
 /// Takes a call's road: 0, or -1 and errno.
 fn take(road: Road<()>, next: impl FnOnce() -> Word) -> Word {
@@ -52,6 +62,11 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
     let [a, b, c, d, e, _] = all;
     let next = || pass(number, all);
     let next_int = || pass(number, all).int();
+    if virtuals::any()
+        && let Some(served) = by_number(number, all, next)
+    {
+        return served;
+    }
     match number.0 {
         libc::SYS_openat => word(open_at(a.int(), b.path(), c.int(), d.unsigned(), |flags| {
             pass(number, [a, b, Word(flags.into()), d, e, all[5]]).int()
@@ -98,19 +113,17 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         libc::SYS_removexattr => take(calls::remove_xattr(&a.path(), &b.path(), 0), next),
         libc::SYS_lremovexattr => take(calls::remove_xattr(&a.path(), &b.path(), AT_SYMLINK_NOFOLLOW), next),
 
-        libc::SYS_close if is_own(a.int()) => super::fail(libc::EBADF),
-        libc::SYS_close => {
+        libc::SYS_close => take(closed(a.int()), || {
             FDS.clear(a.int());
             next()
-        }
+        }),
         libc::SYS_close_range => word(close_others(a.unsigned(), b.unsigned(), c.int(), |first, last| {
             let (first, last) = (Word(first.into()), Word(last.into()));
             pass(number, [first, last, c, d, e, all[5]]).int()
         })),
-        libc::SYS_dup if is_own(a.int()) => super::fail(libc::EBADF),
-        libc::SYS_dup => word(copied(a.int(), next_int())),
+        libc::SYS_dup => word(duplicated(a.int(), next_int)),
         libc::SYS_dup3 => word(onto(a.int(), b.int(), next_int)),
-        libc::SYS_fcntl => word(control(a.int(), b.int(), next_int)),
+        libc::SYS_fcntl => word(control(a.int(), b.int(), c.0, next_int)),
         libc::SYS_getdents64 => {
             dirstreams::used_directly(a.int());
             next()
@@ -146,10 +159,12 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         | libc::SYS_setgroups
         | libc::SYS_capset => credentials_of_this_thread(next),
         libc::SYS_setfsuid | libc::SYS_setfsgid | libc::SYS_seccomp => {
+            files::promote_what_can_be();
             process::switch_off();
             next()
         }
         libc::SYS_prctl if a.int() == libc::PR_SET_SECCOMP => {
+            files::promote_what_can_be();
             process::switch_off();
             next()
         }
@@ -169,6 +184,65 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         }
         _ => historical(number, all, pass),
     }
+}
+
+/// Calls on virtual descriptors: those that transfer data as the functions of their names, all others by the kernel, to
+/// which everything that could be such a descriptor is given over. `None` leaves the call to others.
+fn by_number(number: Word, all: [Word; 6], next: impl FnOnce() -> Word) -> Option<Word> {
+    let [a, b, c, d, ..] = all;
+    let buffer = b.data().buffer(c.size());
+    let buffers = Buffers::one(&buffer);
+    match number.0 {
+        libc::SYS_read => Some(count(files::read(a.int(), At::Own, buffers), next)),
+        libc::SYS_write => Some(count(files::write(a.int(), At::Own, buffers), next)),
+        libc::SYS_pread64 if d.0 >= 0 => Some(count(files::read(a.int(), At::given(d.0)?, buffers), next)),
+        libc::SYS_pwrite64 if d.0 >= 0 => Some(count(files::write(a.int(), At::given(d.0)?, buffers), next)),
+        libc::SYS_lseek => Some(take_with(files::seek(a.int(), b.0, c.int()), Word, next)),
+        libc::SYS_ftruncate => Some(take(files::truncate(a.int(), b.0), next)),
+        libc::SYS_fsync => Some(take(files::sync(a.int(), false), next)),
+        libc::SYS_fdatasync => Some(take(files::sync(a.int(), true), next)),
+        // No descriptors, or followed by number.
+        libc::SYS_futex
+        | libc::SYS_fstat
+        | libc::SYS_close
+        | libc::SYS_close_range
+        | libc::SYS_dup
+        | libc::SYS_dup3
+        | libc::SYS_fcntl => None,
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_dup2 => None,
+        // Another process, or the kernel itself, takes any.
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_fork | libc::SYS_vfork => everything(),
+        libc::SYS_clone
+        | libc::SYS_clone3
+        | libc::SYS_execve
+        | libc::SYS_execveat
+        | libc::SYS_sendmsg
+        | libc::SYS_sendmmsg
+        | libc::SYS_io_submit
+        | libc::SYS_io_uring_enter
+        | libc::SYS_io_uring_register
+        | libc::SYS_ppoll
+        | libc::SYS_pselect6 => everything(),
+        #[cfg(target_arch = "x86_64")]
+        libc::SYS_poll | libc::SYS_select => everything(),
+        _ => {
+            for word in all {
+                if FDS.is_virtual(word.int())
+                    && let Road::Bypass(Err(errno)) = files::kernel::<()>(word.int())
+                {
+                    return Some(super::fail(errno));
+                }
+            }
+            None
+        }
+    }
+}
+
+/// Everything becomes the kernel's; the call goes on.
+fn everything() -> Option<Word> {
+    files::promote_all().err().map(super::fail)
 }
 
 /// Calls that newer machines do not have.
