@@ -81,6 +81,7 @@ fn what_libc_does_by_calls_of_its_own_it_does_the_same() {
     let helpers = program("helpers", directory.path());
     // A story may end in the background: `cat` waits for it.
     for story in ["streams", "temporary", "resolve", "place", "globs", "numbers", "attributes", "modes"] {
+        // `cat` ends when the last process has that the program leaves behind.
         let line = format!(
             "mkdir -p directory deep/a/b/c many private; echo file > file; echo inner > directory/inner; \
              echo last > deep/a/b/c/last; ln -s file link; ln -s directory dirlink; ln -s nowhere dangling; \
