@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use finesse_tests::differential::compare::{Difference, compare};
 use finesse_tests::differential::performer;
 use finesse_tests::differential::script::{Script, scripts};
-use finesse_tests::differential::site::{Outcome, Programs, Roads, Site};
+use finesse_tests::differential::site::{Order, Outcome, Programs, Roads, Site};
 use finesse_tests::needs;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRng, TestRunner};
@@ -165,6 +165,63 @@ fn what_was_different_once_is_the_same() {
         if let Some((difference, outcomes)) = sites.differ(&script) {
             panic!("{}", described(&script, &difference, &outcomes));
         }
+    }
+}
+
+/// Several processes and threads at once, in no order: nothing that they append may be lost or torn, and of many that
+/// make the same name one succeeds.
+#[test]
+fn what_many_do_at_once_is_done_once_and_completely() {
+    const ACTORS: [usize; 4] = [0, 1, 10, 11];
+    const ROUNDS: usize = 40;
+    const RECORD: usize = 700;
+    if !needs::root("what_many_do_at_once_is_done_once_and_completely") {
+        return;
+    }
+    let append = libc::O_WRONLY | libc::O_CREAT | libc::O_APPEND;
+    let exclusive = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+    let mut text = String::from("ordinary=00 preloaded=10\n");
+    for (slot, actor) in ACTORS.iter().enumerate() {
+        let _ = writeln!(text, "{actor} create {} :log {append} 420", slot % 2);
+    }
+    for round in 0..ROUNDS {
+        for (slot, actor) in ACTORS.iter().enumerate() {
+            let own = format!(":d/own{actor}");
+            let _ = writeln!(
+                text,
+                "{actor} write {} {} {RECORD}\n{actor} create {} :once{round} {exclusive} 420\n\
+                 {actor} mkdir :both{round} 493\n{actor} creat {} {own} 420\n{actor} rename {own} :d/moved\n\
+                 {actor} close {}",
+                slot % 2,
+                slot + 1,
+                slot % 2 + 2,
+                slot % 2 + 4,
+                slot % 2 + 4,
+            );
+        }
+    }
+    let script = Script::parse(&text);
+    let mut sites = Sites::new(&[]);
+    for site in &mut sites.sites {
+        let roads = site.roads;
+        let outcome = site.perform_in(Order::None, &sites.programs, &script, |here| {
+            let log = std::fs::read(here.join("log")).unwrap();
+            assert_eq!(log.len(), ACTORS.len() * ROUNDS * RECORD, "{roads:?}: appended records");
+            let mut counts = std::collections::BTreeMap::new();
+            for record in log.chunks(RECORD) {
+                *counts.entry(record.to_vec()).or_insert(0) += 1;
+            }
+            let counts: Vec<_> = counts.into_values().collect();
+            assert_eq!(counts, [ROUNDS; ACTORS.len()], "{roads:?}: whole records of each");
+        });
+        let said = |what: &str| outcome.results.iter().filter(|result| *result == what).count();
+        let losers = 2 * ROUNDS * (ACTORS.len() - 1);
+        assert_eq!(said("-1 EEXIST"), losers, "{roads:?}: of those who make a name, all but one fail");
+        assert_eq!(said("700"), ROUNDS * ACTORS.len(), "{roads:?}");
+        let rest = script.steps.len() - losers - ROUNDS * ACTORS.len();
+        assert_eq!(said("0"), rest, "{roads:?}: everything else succeeds");
+        assert_eq!(outcome.results.len(), script.steps.len(), "{roads:?}: {:?}", outcome.results.last());
+        assert_eq!(outcome.tree, outcome.source, "{roads:?}");
     }
 }
 

@@ -414,6 +414,11 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     fn make(&self, call: &Call<'_>, op: Op) -> Served {
+        let kind = call.frame.mode & libc::S_IFMT;
+        if op == Op::Mknod && !matches!(kind, 0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK) {
+            // Device nodes ask for CAP_MKNOD; the rest is EPERM or EINVAL.
+            return kernel(Fallback::KernelByChoice);
+        }
         let parent = self.parent_of(call)?;
         if parent.trailing_slash && op != Op::Mkdir {
             return kernel(Fallback::KernelByChoice);
@@ -429,12 +434,7 @@ impl<FS: Filesystem> Engine<FS> {
                 fs.mkdir(request, directory, parent.name, mode, call.frame.umask, reply);
             }
             Op::Mknod => {
-                let kind = match call.frame.mode & libc::S_IFMT {
-                    0 => libc::S_IFREG,
-                    kind @ (libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK) => kind,
-                    // Device nodes ask for CAP_MKNOD; the rest is EPERM or EINVAL.
-                    _ => return kernel(Fallback::KernelByChoice),
-                };
+                let kind = if kind == 0 { libc::S_IFREG } else { kind };
                 let mode = mode & 0o7777 | kind;
                 fs.mknod(request, directory, parent.name, mode, call.frame.umask, 0, reply);
             }

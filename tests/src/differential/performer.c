@@ -540,8 +540,13 @@ static void report(long result)
     syscall(SYS_write, REPORT, line, size);
 }
 
+/* Whether every actor goes on as it can, in no order with the others. */
+static int unordered(void) { return turn[3]; }
+
 static void pass_to(unsigned next)
 {
+    if (unordered())
+        return;
     atomic_store(turn, next);
     syscall(SYS_futex, turn, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
@@ -550,6 +555,8 @@ static void pass_to(unsigned next)
 static void await(unsigned mine)
 {
     unsigned now;
+    if (unordered())
+        return;
     while ((now = atomic_load(turn)) != mine)
         syscall(SYS_futex, turn, FUTEX_WAIT, now, NULL, NULL, 0);
     int last = (int)atomic_exchange(turn + 1, 0);

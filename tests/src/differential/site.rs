@@ -45,6 +45,15 @@ impl Roads {
     pub const ALL: [Self; 4] = [Self::Native, Self::Kernel, Self::Bypass, Self::Mixed];
 }
 
+/// In which order the actors make their calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// That of the script.
+    OfTheScript,
+    /// Each goes through its own calls as fast as it can.
+    None,
+}
+
 /// What a script has led to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -64,6 +73,7 @@ pub struct Site {
     place: Place,
     outside: PathBuf,
     scripts: usize,
+    logged: usize,
 }
 
 impl Drop for Site {
@@ -108,7 +118,7 @@ impl Site {
         fs::create_dir(&outside).unwrap();
         // A file system of its own everywhere, as it is another one than the mount.
         rustix::mount::mount("tmpfs", &outside, "tmpfs", MountFlags::empty(), None).unwrap();
-        Self { roads, place, outside, scripts: 0 }
+        Self { roads, place, outside, scripts: 0, logged: 0 }
     }
 
     /// What the daemon has counted.
@@ -116,8 +126,19 @@ impl Site {
         &self.place
     }
 
-    /// Performs a script.
+    /// Performs a script, call by call.
     pub fn perform(&mut self, programs: &Programs, script: &Script) -> Outcome {
+        self.perform_in(Order::OfTheScript, programs, script, |_| ())
+    }
+
+    /// Performs a script; `look` sees the directory in which it was performed before that is removed.
+    pub fn perform_in(
+        &mut self,
+        order: Order,
+        programs: &Programs,
+        script: &Script,
+        look: impl FnOnce(&Path),
+    ) -> Outcome {
         self.scripts += 1;
         let name = format!("s{}", self.scripts);
         let source = self.place.source().join(&name).join("w");
@@ -126,7 +147,9 @@ impl Site {
         let here = self.place.path().join(&name).join("w");
         let state = tempfile::Builder::new().prefix("finesse-script-").tempdir().unwrap();
         fs::set_permissions(state.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let results = self.run(programs, script, &here, state.path());
+        let mut results = self.run(order, programs, script, &here, state.path());
+        results.extend(self.accidents());
+        look(&here);
         let tree = |root: &Path| {
             // What cannot be read is a finding, not an accident.
             catch_unwind(AssertUnwindSafe(|| tree::read(root, Times::Ignored)))
@@ -146,10 +169,34 @@ impl Site {
             .replace(&*self.outside.to_string_lossy(), "OUTSIDE")
     }
 
-    fn run(&self, programs: &Programs, script: &Script, here: &Path, state: &Path) -> Vec<String> {
+    /// What the daemon has logged that no script may make it log.
+    fn accidents(&mut self) -> Vec<String> {
+        if !self.place.is_mounted() {
+            return Vec::new();
+        }
+        let log = self.place.mount().log();
+        let lines: Vec<&str> = log.lines().collect();
+        let fresh = lines.get(self.logged..).unwrap_or_default();
+        let accidents =
+            fresh.iter().filter(|line| line.contains("dropped without") || line.contains("panicked"));
+        let accidents = accidents.map(|line| format!("daemon: {line}")).collect();
+        self.logged = lines.len();
+        accidents
+    }
+
+    fn run(
+        &self,
+        order: Order,
+        programs: &Programs,
+        script: &Script,
+        here: &Path,
+        state: &Path,
+    ) -> Vec<String> {
         let (steps, turns, report) = (state.join("steps"), state.join("turns"), state.join("report"));
         fs::write(&steps, script.for_performer()).unwrap();
-        fs::write(&turns, [0; 4096]).unwrap();
+        let mut words = [0; 4096];
+        words[12] = u8::from(order == Order::None);
+        fs::write(&turns, words).unwrap();
         fs::set_permissions(&turns, PermissionsExt::from_mode(0o666)).unwrap();
         let results = OpenOptions::new().create(true).append(true).mode(0o666).open(&report).unwrap();
         let (mut ends, held) = std::io::pipe().unwrap();
@@ -218,6 +265,7 @@ impl Site {
             .lines()
             .enumerate()
             .map(|(index, line)| match line.split_once(' ') {
+                Some((_, rest)) if order == Order::None => self.neutral(rest),
                 Some((number, rest)) if number == index.to_string() => self.neutral(rest),
                 _ => format!("out of turn: {line}"),
             })
