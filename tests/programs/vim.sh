@@ -15,4 +15,5 @@ edit dir/new 'inew\033:call mkdir("dir")\r:w\r:q\r'; cat dir/new; edit . ':q\r';
 vim -u vimrc -es -c '%s/2/two/g' -c 'w! script' -c 'q!' file < /dev/null; grep -c two script; vim -u NONE -es -c 'set nocompatible' -c 'args file saved script' -c 'argdo normal Goend' -c 'argdo w!' -c 'qa!' < /dev/null || true; tail -qn 1 file saved script
 chmod 400 file; edit file 'ggx:w!\r:q\r'; stat -c %a file; ls -A | grep -c 'sw[op]$' || echo 'no swap file left'
 $tmux kill-server
-rm -f viminfo .*.un~ keys errors status tmux.socket
+# Undo files hold the time of day.
+find . -name ".*.un~" -delete; rm -f viminfo keys errors status tmux.socket
