@@ -9,6 +9,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
 # Where `make test-linux` unpacks Debian's Linux sources; a tmpfs is fastest.
 LINUX ?= $(TARGET)/linux
+# The test files that `make test-long` runs at length.
+LONG ?= conformance differential real_programs kernel_build
 CARGO_DENY_VERSION := 0.20.2
 
 # What the tests and the demonstration use, by the program that shows whether the package is there.
@@ -21,7 +23,7 @@ HEADERS := /usr/include/stdio.h:libc6-dev /usr/lib/*/libjemalloc.so.2:libjemallo
 # What the sessions of large programs use besides: see `make programs`.
 LARGE := node:nodejs javac:default-jdk-headless
 
-.PHONY: all help deps build test test-linux linux programs programs-deps lint deny bench demo install uninstall clean
+.PHONY: all help deps build test test-linux test-long linux programs programs-deps lint deny bench demo install uninstall clean
 
 all: build
 
@@ -32,6 +34,7 @@ help:
 	@echo 'make test-linux   find, git, tar, cp and rm on a Linux source tree (10 GB in LINUX: $(LINUX))'
 	@echo 'make linux    a Linux kernel built natively, on the kernel road and on the bypass, compared'
 	@echo 'make programs sessions of real programs on all roads, also of large ones: a table of what was bypassed'
+	@echo 'make test-long    for hours: $(LONG)'
 	@echo 'make lint     formatting, clippy, and cargo-deny (which it installs)'
 	@echo 'make bench    the unlink benchmark with 1 000 000 files, and latencies'
 	@echo 'make install  into PREFIX ($(PREFIX)): command, preload library, manual pages'
@@ -86,10 +89,14 @@ $(LINUX)/Makefile: | deps
 test-linux: deps $(LINUX)/Makefile
 	FINESSE_LINUX_TREE=$(abspath $(LINUX)) $(CARGO) test --release --locked -p finesse-tests --test linux_tree -- --nocapture
 
-linux: deps $(LINUX)/Makefile
+# What builds a kernel, besides what `deps` installs.
+.PHONY: deps-linux
+deps-linux: deps
 	@for program in flex bison bc; do \
 	    command -v $$program >/dev/null || apt-get install -y --no-install-recommends $$program || exit 1; \
 	done
+
+linux: deps-linux $(LINUX)/Makefile
 	FINESSE_LINUX_TREE=$(abspath $(LINUX)) $(CARGO) test --release --locked -p finesse-tests --test kernel_build -- --nocapture
 
 # Python's tests are those of the machine's Python.
@@ -114,6 +121,11 @@ programs: programs-deps
 	echo '| --- | --- | --- | --- | --- | --- | --- |'; \
 	grep '^| ' $(TARGET)/programs.log; \
 	[ $$status = 0 ] || grep -vE '^\||^$$| ok$$' $(TARGET)/programs.log; exit $$status
+
+test-long: deps $(if $(filter kernel_build,$(LONG)),deps-linux $(LINUX)/Makefile) \
+    $(if $(filter real_programs,$(LONG)),programs-deps)
+	FINESSE_LONG=1 FINESSE_LINUX_TREE=$(abspath $(LINUX)) $(CARGO) test --profile checked --locked --no-fail-fast -p finesse-tests \
+	    $(patsubst %,--test %,$(LONG)) -- --nocapture
 
 lint: deny
 	$(CARGO) fmt --all --check

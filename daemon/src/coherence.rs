@@ -124,10 +124,12 @@ pub(crate) struct Opens {
     pub(crate) cached_writer: bool,
     /// While the kernel had writers, the bypass changed the file, so its end is not where the kernel thinks.
     resized: bool,
+    /// Since it had none, some were opened to be executed: nobody may write (`deny_write_access`).
+    pub(crate) executed: bool,
     /// How many files bypass clients have open virtually.
     virtuals: u32,
     /// How many of them can write.
-    virtual_writers: u32,
+    pub(crate) virtual_writers: u32,
 }
 
 impl Opens {
@@ -150,13 +152,18 @@ pub(crate) struct Access {
     pub(crate) writes: bool,
     /// Writes go to its end.
     pub(crate) appends: bool,
+    /// It is executed.
+    pub(crate) executes: bool,
 }
+
+/// `__FMODE_EXEC` among the flags of an open: the caller is execve(2) (`do_open_execat`).
+const FMODE_EXEC: i32 = 0x20;
 
 impl Access {
     /// What the flags of open(2) allow.
     pub(crate) fn of(flags: i32) -> Self {
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        Self { writes, appends: writes && flags & libc::O_APPEND != 0 }
+        Self { writes, appends: writes && flags & libc::O_APPEND != 0, executes: flags & FMODE_EXEC != 0 }
     }
 }
 
@@ -618,12 +625,13 @@ impl Coherence {
     #[cfg(test)]
     pub(crate) fn opened(&self, ino: u64, mode: OpenMode, writes: bool) {
         let mut shard = shard(&self.opens, ino).lock();
-        let access = Access { writes, appends: false };
+        let access = Access { writes, ..Access::default() };
         self.count_open(&mut shard.entry(ino).or_default().opens, mode, access);
     }
 
     fn count_open(&self, opens: &mut Opens, mode: OpenMode, access: Access) {
         opens.total = opens.total.saturating_add(1);
+        opens.executed |= access.executes;
         match mode {
             OpenMode::Cached => {
                 opens.cached = true;

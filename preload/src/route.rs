@@ -5,7 +5,7 @@
 
 use std::os::fd::RawFd;
 
-use finesse_ipc::frame::{Fallback, Op, ROOT, Request};
+use finesse_ipc::frame::{Fallback, Op, PATH_MAX, ROOT, Request};
 use rustix::fs::OFlags;
 
 use crate::connection::{self, Attempt, Entry, Guard};
@@ -90,6 +90,11 @@ fn locate_below_root(path: CPath<'_>) -> Option<Target<'_>> {
         };
         match connection::try_enter(index, attempt) {
             Entry::Inside(mount) => {
+                if path.len_with(rest) > PATH_MAX {
+                    // ENAMETOOLONG, although what remains would fit.
+                    mount.client().counters().fell_back(Fallback::BadPath);
+                    return None;
+                }
                 let path = if rest.first() == 0 { HERE } else { rest.bytes() };
                 return Some(Target { mount, base: ROOT, path, start: Start::Root });
             }

@@ -95,6 +95,11 @@ impl<'p> CPath<'p> {
         Some(Self { start: rest, ..self })
     }
 
+    /// The length of the path of which `rest` is a suffix.
+    pub(crate) fn len_with(self, rest: Self) -> usize {
+        rest.start.addr().get() - self.start.addr().get() + rest.bytes().len()
+    }
+
     /// The path's bytes.
     #[inline]
     pub(crate) fn bytes(self) -> &'p [u8] {

@@ -1,9 +1,11 @@
 //! The file system in memory (`finesse-memfs`) does what a plain directory does, on both roads.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use finesse_tests::build;
 use finesse_tests::mount::{Mount, Options, said, text};
+use finesse_tests::needs;
 use finesse_tests::road::{Place, Road};
 
 /// Runs a script in an empty place on each road, and compares what it says with what it says natively.
@@ -130,4 +132,39 @@ fn the_command_says_what_is_wrong_and_ends_cleanly() {
     let error = std::fs::write(home.path().join("f"), "").unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     mount.unmount();
+}
+
+#[test]
+fn who_is_not_in_a_directorys_group_makes_no_program_that_runs_as_it() {
+    if !needs::root("who_is_not_in_a_directorys_group_makes_no_program_that_runs_as_it") {
+        return;
+    }
+    let bin = build::for_all_users();
+    let script = "
+import os
+os.umask(0)
+os.close(os.open('d/opened', os.O_CREAT | os.O_WRONLY, 0o2775))
+os.mknod('d/made', 0o102775)
+os.mkfifo('d/pipe', 0o2775)
+os.mkdir('d/below', 0o775)
+os.close(os.open('d/locked', os.O_CREAT | os.O_WRONLY, 0o2765))
+for name in sorted(os.listdir('d')):
+    status = os.lstat('d/' + name)
+    print(name, oct(status.st_mode), status.st_uid, status.st_gid)";
+    let user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let said = Road::ALL.map(|road| {
+        let place = Place::of_memory(road, &Options::default());
+        let directory = place.path().join("d");
+        std::fs::create_dir(&directory).unwrap();
+        std::os::unix::fs::chown(&directory, Some(0), Some(1)).unwrap();
+        std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o2777)).unwrap();
+        std::fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let mut command = place.command_as(&bin.path().join(build::COMMAND), &user, "python3");
+        let output = command.args(["-c", script]).output().unwrap();
+        assert!(output.status.success(), "{road}: {}", said(&output));
+        text(&output.stdout)
+    });
+    assert!(said[0].contains("made 0o100775 65534 1"), "{}", said[0]);
+    assert_eq!(said[1], said[0], "kernel road");
+    assert_eq!(said[2], said[0], "bypass");
 }

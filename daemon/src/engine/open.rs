@@ -95,6 +95,10 @@ impl<FS: Filesystem> Engine<FS> {
             return kernel(Fallback::KernelByChoice);
         }
         let writes = mask & WRITE != 0;
+        if writes && self.core.coherence.kernel_opens(node.inode.ino).executed {
+            // ETXTBSY, if it still is.
+            return kernel(Fallback::KernelHasItOpen);
+        }
         let open = match giving {
             Giving::AtOnce if writes => {
                 self.before_writable_grant(&node.inode)?;
@@ -156,7 +160,7 @@ impl<FS: Filesystem> Engine<FS> {
         }
         self.may_create(call.context, &call.request, directory)?;
         let flags = call.frame.flags as i32 & !libc::O_NOCTTY;
-        let mode = self.masked(call) & 0o7777 | libc::S_IFREG;
+        let mode = self.masked(call, directory)? & 0o7777 | libc::S_IFREG;
         let mark = self.cache.mark();
         let (reply, answer) = ReplyCreate::local();
         let above = INodeNo(directory.ino);

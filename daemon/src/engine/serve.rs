@@ -424,7 +424,7 @@ impl<FS: Filesystem> Engine<FS> {
             return kernel(Fallback::KernelByChoice);
         }
         self.may_make(call, &parent)?;
-        let mode = self.masked(call);
+        let mode = self.masked(call, &parent.directory)?;
         let (reply, answer) = ReplyEntry::local();
         let mark = self.cache.mark();
         let (fs, request, directory) = (&self.core.fs, &call.request, INodeNo(parent.directory.ino));
@@ -450,8 +450,18 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     /// The mode that a new inode asks for: masked, unless the file system does it.
-    pub(super) fn masked(&self, call: &Call<'_>) -> u32 {
-        if self.bypass.applies_umask { call.frame.mode } else { call.frame.mode & !call.frame.umask }
+    pub(super) fn masked(&self, call: &Call<'_>, directory: &Inode) -> Result<u32, Stop> {
+        let umask = if self.bypass.applies_umask { 0 } else { call.frame.umask };
+        let mode = call.frame.mode & !umask;
+        let executable_as_group = libc::S_ISGID | libc::S_IXGRP;
+        if self.checks == Checks::Caller || mode & executable_as_group != executable_as_group {
+            return Ok(mode);
+        }
+        // `mode_strip_sgid`: the file will be of the directory's group, which must be the caller's, too.
+        let above = self.attr(&call.request, directory)?;
+        let inherits = u32::from(above.perm) & libc::S_ISGID != 0;
+        let keeps = !inherits || call.context.credentials.keeps_setgid(above.gid);
+        Ok(if keeps { mode } else { mode & !libc::S_ISGID })
     }
 
     /// The new name must not exist, and the caller may make it (`filename_create`, `may_create`).
@@ -669,8 +679,9 @@ impl<FS: Filesystem> Engine<FS> {
             return fail(libc::EINVAL);
         }
         self.may(call.context, &call.request, &node.inode, WRITE)?;
-        if self.core.coherence.kernel_opens(node.inode.ino).cached_writer {
-            // It appends where it thinks that the file ends.
+        let opens = self.core.coherence.kernel_opens(node.inode.ino);
+        if opens.cached_writer || opens.executed {
+            // A writer appends where it thinks that the file ends. A program's file is ETXTBSY.
             return kernel(Fallback::KernelHasItOpen);
         }
         self.shed_privileges(call, &node.inode, None)?;

@@ -16,7 +16,7 @@ use log::{error, warn};
 use super::hidden::{self, DIRECTORY};
 use super::hooks::{Effect, Hooks};
 use crate::answer;
-use crate::coherence::Turn;
+use crate::coherence::{Access, Turn};
 use crate::filesystem::Filesystem;
 use crate::reply::{
     ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
@@ -447,6 +447,10 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
         if hidden::owns(ino) {
             return reply.error(Errno::EACCES);
+        }
+        if Access::of(flags.0).executes && self.core().coherence.kernel_opens(ino.0).virtual_writers > 0 {
+            // `deny_write_access`, for those that the kernel does not know.
+            return reply.error(Errno::ETXTBSY);
         }
         let hooks = if flags.0 & libc::O_TRUNC != 0 { self.changes_attr(ino) } else { self.hooks(ino) };
         self.fs().open(&req.into(), ino, flags, ReplyOpen::kernel(reply, hooks.opens(flags.0)));

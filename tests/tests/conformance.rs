@@ -1,0 +1,300 @@
+//! pjdfstest and fsx, from crates.io, on all roads: what passes natively passes through Finesse.
+//!
+//! `FINESSE_LONG=1` makes fsx run ten times as long, with more seeds.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use finesse_tests::account::Calls;
+use finesse_tests::build;
+use finesse_tests::mount::{Options, said, text};
+use finesse_tests::needs;
+use finesse_tests::road::{Place, Road};
+use tempfile::TempDir;
+
+const PJDFSTEST: (&str, &str) = ("pjdfstest", "0.2.2");
+const FSX: (&str, &str) = ("fsx", "0.3.2");
+
+/// Installs a program from crates.io into the target directory, unless it is there.
+///
+/// # Panics
+/// Without a network the first time.
+fn tool((name, version): (&str, &str)) -> PathBuf {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let root = build::target().join("tools");
+    let program = root.join("bin").join(name);
+    let installed = fs::read_to_string(root.join(".crates.toml")).unwrap_or_default();
+    if program.is_file() && installed.contains(&format!("{name} {version} ")) {
+        return program;
+    }
+    let output = build::cargo()
+        .args(["install", "--quiet", "--locked", "--version", version, name, "--root"])
+        .arg(&root)
+        .arg("--target-dir")
+        .arg(root.join("build"))
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{name} {version} could not be installed from crates.io; is there a network? {}",
+        said(&output)
+    );
+    program
+}
+
+/// Where the files are, natively and behind the passthrough: in memory, because fsx waits for each of its changes to
+/// be written back.
+fn scratch() -> PathBuf {
+    let memory = Path::new("/dev/shm");
+    match tempfile::tempfile_in(memory) {
+        Ok(_) => memory.to_owned(),
+        Err(_) => std::env::temp_dir(),
+    }
+}
+
+/// A file system under test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Subject {
+    /// The passthrough, with options.
+    Passthrough(&'static [&'static str]),
+    /// The file system in memory.
+    Memory,
+}
+
+impl Subject {
+    /// A place on it. Set-user-ID bits and devices count, as they do natively.
+    fn place(self, road: Road) -> Place {
+        match self {
+            Self::Passthrough(more) => {
+                let arguments = [&["-o", "suid,dev"], more].concat();
+                let options = Options { arguments: &arguments, ..Options::default() };
+                Place::below(&scratch(), road, &options, |_| {})
+            }
+            Self::Memory => {
+                let arguments = ["-o", "suid,dev", "--size", "1G"];
+                Place::of_memory(road, &Options { arguments: &arguments, ..Options::default() })
+            }
+        }
+    }
+}
+
+/// Runs something in a place and says what was counted meanwhile.
+fn counted(place: &Place, run: impl FnOnce()) -> Calls {
+    let before = place.mount().account();
+    run();
+    place.mount().account().since(&before)
+}
+
+fn answered(calls: &Calls, operation: &str) -> u64 {
+    calls.answered.get(operation).copied().unwrap_or(0)
+}
+
+// --- pjdfstest ---
+
+/// The result of each of its tests, and what it said of those that failed.
+type Results = BTreeMap<String, (bool, String)>;
+
+fn pjdfstest(place: &Place) -> Results {
+    let tools: TempDir = tempfile::tempdir().unwrap();
+    let other = tempfile::tempdir().unwrap();
+    let configuration = tools.path().join("pjdfstest.toml");
+    // File flags and NFSv4 lists are not Linux's, and birth times not stat(2)'s; remounting would be for all tests.
+    fs::write(
+        &configuration,
+        "[features]\nposix_fallocate = {}\nrename_ctime = {}\nutime_now = {}\nutimensat = {}\n\
+         [settings]\nnaptime = 0.02\n\
+         [dummy_auth]\nentries = [[\"nobody\", \"nogroup\"], [\"daemon\", \"daemon\"], [\"bin\", \"bin\"]]\n",
+    )
+    .unwrap();
+    let mut command = place.command(tool(PJDFSTEST));
+    command.arg("--configuration-file").arg(&configuration).arg("--path").arg(place.path());
+    command.arg("--secondary-fs").arg(other.path()).env("NO_COLOR", "1");
+    let output = command.output().unwrap();
+    let mut results = Results::new();
+    let mut last = None;
+    for line in text(&output.stdout).lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            [name, result @ ("ok" | "FAILED")] if name.contains("::") => {
+                results.insert(name.to_owned(), (result == "ok", String::new()));
+                last = Some(name.to_owned());
+            }
+            [_, "skipped"] => last = None,
+            _ => {
+                if let Some(entry) = last.as_ref().and_then(|name| results.get_mut(name)) {
+                    entry.1 += &format!("{line}\n");
+                }
+            }
+        }
+    }
+    assert!(text(&output.stdout).contains("Summary"), "pjdfstest: {}", said(&output));
+    results
+}
+
+/// Tests that pass natively and cannot pass on a FUSE mount, and the kernel function that decides so.
+const KERNELS: [(&str, &str); 0] = [];
+
+/// Checks the road's results against those that count.
+fn no_worse(what: &str, expected: &Results, found: &Results) {
+    let excused: BTreeSet<_> = KERNELS.iter().map(|(name, _)| *name).collect();
+    let worse: Vec<_> = expected
+        .iter()
+        .filter(|(name, (passed, _))| *passed && !excused.contains(name.as_str()))
+        .filter(|(name, _)| !found.get(*name).is_some_and(|(passed, _)| *passed))
+        .map(|(name, _)| format!("{name}: {}", found.get(name).map_or("not run", |(_, said)| said)))
+        .collect();
+    assert!(worse.is_empty(), "{what}: {} tests fail:\n{}", worse.len(), worse.join("\n"));
+}
+
+/// Fewer would mean that something was not tested.
+const PJDFSTESTS: usize = 370;
+
+fn passed(results: &Results) -> usize {
+    results.values().filter(|(passed, _)| *passed).count()
+}
+
+fn conforms(subject: Subject, test: &str) {
+    if !needs::root(test) {
+        return;
+    }
+    let native = pjdfstest(&subject.place(Road::Native));
+    assert!(passed(&native) >= PJDFSTESTS, "only {} tests pass natively: {native:?}", passed(&native));
+    let kernel = pjdfstest(&subject.place(Road::Kernel));
+    no_worse(&format!("{subject:?}, kernel road"), &native, &kernel);
+    let place = subject.place(Road::Bypass);
+    let mut bypass = Results::new();
+    let calls = counted(&place, || bypass = pjdfstest(&place));
+    no_worse(&format!("{subject:?}, bypass"), &native, &bypass);
+    for operation in [
+        "open", "stat", "unlink", "rmdir", "mkdir", "mknod", "rename", "link", "symlink", "chmod", "chown",
+        "truncate", "utimens",
+    ] {
+        assert!(answered(&calls, operation) > 0, "no {operation} was bypassed: {calls:?}");
+    }
+    println!("{subject:?}: {} pass, {:.1} % bypassed: {calls:?}", passed(&bypass), calls.bypassed());
+    assert!(calls.bypassed() > 50.0, "{calls:?}");
+}
+
+#[test]
+fn the_passthrough_passes_every_pjdfstest_that_the_source_directory_passes() {
+    conforms(
+        Subject::Passthrough(&[]),
+        "the_passthrough_passes_every_pjdfstest_that_the_source_directory_passes",
+    );
+}
+
+#[test]
+fn the_file_system_in_memory_passes_every_pjdfstest_that_a_plain_directory_passes() {
+    let test = "the_file_system_in_memory_passes_every_pjdfstest_that_a_plain_directory_passes";
+    conforms(Subject::Memory, test);
+}
+
+// --- fsx ---
+
+/// All that it can do.
+const OPERATIONS: &str = "\
+flen = 262144
+[opsize]
+max = 65536
+[weights]
+close_open = 2
+read = 10
+write = 10
+mapread = 10
+mapwrite = 10
+invalidate = 1
+truncate = 10
+fsync = 1
+fdatasync = 1
+posix_fallocate = 2
+punch_hole = 2
+sendfile = 3
+posix_fadvise = 2
+copy_file_range = 3
+";
+
+/// Without what makes a file leave the ring for good.
+const READS_AND_WRITES: &str = "\
+flen = 262144
+[opsize]
+max = 65536
+[weights]
+close_open = 2
+read = 10
+write = 10
+mapread = 0
+mapwrite = 0
+truncate = 10
+fsync = 1
+fdatasync = 1
+posix_fallocate = 2
+punch_hole = 2
+";
+
+fn is_long() -> bool {
+    std::env::var_os("FINESSE_LONG").is_some_and(|long| long == "1")
+}
+
+/// One run: any difference between the file and what was written to it ends it.
+fn fsx(place: &Place, configuration: &str, seed: u64, operations: u64) {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("fsx.toml");
+    fs::write(&file, configuration).unwrap();
+    let mut command: Command = place.command(tool(FSX));
+    command.arg("-f").arg(&file).arg("-P").arg(home.path()).args(["-q", "-q"]);
+    command.args(["-S", &seed.to_string(), "-N", &operations.to_string()]);
+    let output = command.arg(place.path().join(format!("fsx-{seed}"))).output().unwrap();
+    assert!(
+        output.status.success() && text(&output.stdout).contains("A-OK"),
+        "fsx of {operations} operations, seed {seed}, {}:\n{configuration}\n{}",
+        place.road(),
+        said(&output)
+    );
+}
+
+/// Operations of a seed, and seeds: the first is always the same, the second never.
+fn effort() -> (u64, Vec<u64>) {
+    static RANDOM: OnceLock<u64> = OnceLock::new();
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    let random = *RANDOM.get_or_init(|| u64::from(since.subsec_nanos()));
+    if is_long() { (1_000_000, vec![1, 2, 3, random]) } else { (OPERATIONS_IN_CI, vec![1, random]) }
+}
+
+const OPERATIONS_IN_CI: u64 = 10_000;
+
+fn exercised(subject: Subject, through_the_ring: bool) {
+    let (operations, seeds) = effort();
+    for road in [Road::Kernel, Road::Bypass] {
+        let place = subject.place(road);
+        for &seed in &seeds {
+            for configuration in [OPERATIONS, READS_AND_WRITES] {
+                let calls = counted(&place, || fsx(&place, configuration, seed, operations));
+                if road == Road::Kernel {
+                    assert_eq!(calls.total_answered(), 0, "{calls:?}");
+                    continue;
+                }
+                println!("{subject:?}, seed {seed}: {calls:?}");
+                assert!(answered(&calls, "open") > 0, "{calls:?}");
+                if through_the_ring && configuration == READS_AND_WRITES {
+                    // Out of 47 operations 20 read or write.
+                    let moved = answered(&calls, "read") + answered(&calls, "write");
+                    assert!(moved > operations / 4, "{calls:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fsx_finds_nothing_in_files_that_are_granted() {
+    exercised(Subject::Passthrough(&[]), false);
+}
+
+#[test]
+fn fsx_finds_nothing_in_memory() {
+    exercised(Subject::Memory, false);
+}
