@@ -26,6 +26,7 @@ pub(crate) mod serve;
 mod walk;
 pub(crate) mod watch;
 
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -33,11 +34,14 @@ use std::sync::atomic::AtomicBool;
 use fuser::RequestId;
 use hashbrown::{HashMap, HashSet};
 use parking_lot::{Mutex, RwLock};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
 
 use crate::engine::cache::{Cache, Inode};
 use crate::engine::handles::{Closers, Handles};
 use crate::filesystem::{Bypass, Filesystem};
 use crate::request::{Credentials, Request};
+use crate::ring::mounts;
 use crate::session::Core;
 use finesse_ipc::frame::{Fallback, Reply};
 
@@ -153,6 +157,9 @@ pub(crate) struct Engine<FS: Filesystem> {
     security_modules: bool,
     /// Inodes on which something else is mounted, in the daemon's mount namespace.
     covered: RwLock<HashSet<u64>>,
+    /// The mount table, to be polled, and whether it named something below our mount when it last changed.
+    mounts: Option<OwnedFd>,
+    below: Mutex<bool>,
     /// The file system lists directories by `readdirplus` only.
     lists_plus: AtomicBool,
     /// The file system has no extended attributes.
@@ -190,6 +197,9 @@ impl<FS: Filesystem> Engine<FS> {
             root,
             security_modules,
             covered: RwLock::default(),
+            mounts: rustix::fs::open("/proc/self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .ok(),
+            below: Mutex::default(),
             lists_plus: AtomicBool::new(false),
             no_xattrs: AtomicBool::new(false),
             closers: Closers::default(),
@@ -246,6 +256,21 @@ impl<FS: Filesystem> Engine<FS> {
         let root =
             Credentials { uid: 0, gid: 0, groups: Box::default(), pid: std::process::id(), caps: u64::MAX };
         Context { sees_below: true, ..Context::new(root) }
+    }
+
+    /// Whether something is mounted below our mount that came after the engine was made: the set of covered directories
+    /// follows the mount table a little later.
+    fn mounts_are_below(&self) -> bool {
+        let (Some(mounts), Some(mountpoint)) = (&self.mounts, &self.core.mountpoint) else { return true };
+        let mut below = self.below.lock();
+        let mut poll = [PollFd::new(mounts, PollFlags::PRI)];
+        // `mounts_poll` tells each open file of a change once.
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if rustix::event::poll(&mut poll, Some(&now)) != Ok(0) {
+            let table = std::fs::read("/proc/self/mountinfo");
+            *below = table.is_err() || table.is_ok_and(|table| !mounts::below(&table, mountpoint).is_empty());
+        }
+        *below
     }
 
     fn is_covered(&self, ino: u64) -> bool {

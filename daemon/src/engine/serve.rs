@@ -275,6 +275,10 @@ impl<FS: Filesystem> Engine<FS> {
 
     fn remove_name(&self, call: &Call<'_>, parent: &Parent<'_>, directory: bool) -> Served {
         let in_the_kernel = if directory { self.directory_in_the_kernel(call, parent) } else { None };
+        if in_the_kernel.is_some() && self.mounts_are_below() {
+            // Perhaps a mount point: the kernel knows every one of those, and answers EBUSY.
+            return kernel(Fallback::CrossesMount);
+        }
         let (reply, answer) = ReplyEmpty::local();
         let ino = INodeNo(parent.directory.ino);
         match directory {

@@ -13,7 +13,7 @@
 
 mod control;
 mod introduction;
-mod mounts;
+pub(crate) mod mounts;
 mod peer;
 mod pool;
 mod reception;
