@@ -1128,6 +1128,77 @@ mod tests {
         );
     }
 
+    const READS: Access = Access { writes: false, appends: false, executes: false };
+    const WRITES: Access = Access { writes: true, appends: false, executes: false };
+
+    #[test]
+    fn a_file_is_opened_virtually_unless_the_kernel_writes_to_it_where_nobody_sees() {
+        let coherence = Arc::new(Coherence::new());
+        let opens = |mode, writes| {
+            coherence.opened(5, mode, writes);
+            let virtually = coherence.open_virtually(5, false).is_some();
+            coherence.released(5);
+            virtually
+        };
+        assert!(opens(OpenMode::Cached, false) && opens(OpenMode::Direct, true));
+        assert!(!opens(OpenMode::Cached, true) && !opens(OpenMode::Passthrough, false));
+        assert!(opens(OpenMode::Direct, true), "what the kernel has closed does not count");
+        assert!(coherence.opens.iter().all(|shard| shard.0.lock().is_empty()));
+    }
+
+    #[test]
+    fn while_a_file_is_open_virtually_the_kernel_writes_to_it_directly_and_never_to_its_backing_file() {
+        let coherence = Arc::new(Coherence::new());
+        let flags = |access, passthrough| {
+            let opened = coherence.gate().open_file(5, FopenFlags::empty(), passthrough, access);
+            coherence.released(5);
+            opened
+        };
+        assert_eq!(flags(WRITES, false), (FopenFlags::empty(), false));
+        assert_eq!(flags(WRITES, true), (FopenFlags::empty(), true));
+        let open = coherence.open_virtually(5, false);
+        assert_eq!(flags(WRITES, true), (FopenFlags::FOPEN_DIRECT_IO, false));
+        assert_eq!(flags(READS, true), (FopenFlags::empty(), false));
+        drop(open);
+        assert_eq!(flags(WRITES, true), (FopenFlags::empty(), true));
+        coherence.opened(5, OpenMode::Cached, false);
+        assert!(!flags(READS, true).1, "the kernel would fail the open");
+        coherence.released(5);
+    }
+
+    #[test]
+    fn files_are_appended_to_directly_while_a_client_is_connected() {
+        let coherence = Coherence::new();
+        let appends = Access::of(libc::O_WRONLY | libc::O_APPEND);
+        assert_eq!(Access::of(libc::O_RDONLY | libc::O_APPEND), READS);
+        let direct = |ino| {
+            let opened = coherence.gate().open_file(ino, FopenFlags::empty(), false, appends).0;
+            opened.contains(FopenFlags::FOPEN_DIRECT_IO)
+        };
+        assert!(!direct(5));
+        coherence.bypass_connected().unwrap();
+        assert!(direct(6));
+    }
+
+    #[test]
+    fn the_kernel_is_not_asked_for_a_files_end_that_the_bypass_moves() {
+        let coherence = Arc::new(Coherence::new());
+        coherence.opened(5, OpenMode::Direct, true);
+        coherence.opened(6, OpenMode::Direct, true);
+        assert!(coherence.append_turn(5).is_none());
+        let reader = coherence.open_virtually(5, false).unwrap();
+        assert!(coherence.append_turn(5).is_none());
+        let writer = coherence.open_virtually(5, true).unwrap();
+        assert!(Arc::ptr_eq(&coherence.append_turn(5).unwrap(), writer.turn()), "they take turns");
+        drop((reader, writer));
+        assert!(coherence.append_turn(5).is_none(), "nothing was written");
+        coherence.bypass_wrote(5, 0, 1).unwrap();
+        assert!(coherence.append_turn(5).is_some() && coherence.append_turn(6).is_none());
+        coherence.released(5);
+        coherence.opened(5, OpenMode::Direct, true);
+        assert!(coherence.append_turn(5).is_none(), "who opens it anew knows where it ends");
+    }
+
     #[test]
     fn very_many_writable_grants_stand_for_every_regular_file() {
         let coherence = Coherence::new();

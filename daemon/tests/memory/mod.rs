@@ -506,9 +506,17 @@ impl Mount {
         Client::connect(&name[..len], "test", 100).expect("the bypass accepts everybody")
     }
 
-    /// Unmounts, so that everything is released.
+    /// Unmounts, so that everything is released. Others may look at the mount for a moment.
     pub fn end(mut self) {
-        self.session.take().unwrap().umount_and_join().expect("unmount");
+        let flags = rustix::mount::UnmountFlags::empty();
+        eventually("nobody uses the mount", || match rustix::mount::unmount(self.path(), flags) {
+            Err(rustix::io::Errno::BUSY) => false,
+            unmounted => {
+                unmounted.expect("unmount");
+                true
+            }
+        });
+        self.session.take().unwrap().join().expect("the session ends with the mount");
     }
 }
 
