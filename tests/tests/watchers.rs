@@ -156,10 +156,7 @@ fn a_subtree_left_to_the_kernel_may_be_made_later_and_be_entered() {
     assert_eq!(counted("mkdir spool/in"), 0);
     assert!(counted("mkdir -p spool/in/deep; echo > spool/in/deep/f; rm spool/in/deep/f") >= 3);
     assert!(counted("cd spool/in/deep && mkdir k && rmdir k") >= 2);
-    assert!(
-        counted("cd spool/in && cd deep && exec 5<. && cd / && chmod 700 /proc/self/cwd; cd ~- && mkdir k")
-            >= 1
-    );
+    assert!(counted("cd spool/in && cd deep && exec 5<. && cd / && cd ~- && mkdir k") >= 1);
     assert_eq!(counted("mv spool/x e/x; echo > e/x/f; rm e/x/f"), 0);
 }
 
