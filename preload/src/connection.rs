@@ -306,8 +306,14 @@ impl Guard {
     /// The path of a name in the mount's hidden directory.
     pub(crate) fn hidden_path<'b>(&self, name: &[u8], buffer: &'b mut [u8; HIDDEN_PATH]) -> Option<&'b CStr> {
         let mut root = [0; MOUNT_PATH_MAX + 1];
-        if !TABLE.path_of(self.index, &mut root) {
-            return None;
+        // Another thread may be making the table of paths anew, because somebody has mounted something.
+        let mut turn = 0;
+        while !TABLE.path_of(self.index, &mut root) {
+            if turn == TABLE_PATIENCE {
+                return None;
+            }
+            sys::pause(turn);
+            turn += 1;
         }
         let root = CStr::from_bytes_until_nul(&root).ok()?.to_bytes();
         let hidden = &self.client.welcome().hidden;
@@ -360,6 +366,8 @@ pub(crate) fn enter(index: usize) -> Option<Guard> {
     None
 }
 
+/// How often a path is looked for in a table that is being made anew, in pauses (about a second).
+const TABLE_PATIENCE: u32 = 5000;
 /// Room for the path of a name in a mount's hidden directory.
 pub(crate) const HIDDEN_PATH: usize = MOUNT_PATH_MAX + 128;
 

@@ -324,7 +324,9 @@ pub(crate) fn allocate(fd: RawFd, mode: i32, offset: i64, len: i64) -> Road<()> 
             let request = Request { mode: mode.cast_unsigned(), base2: offset, size, ..Request::default() };
             ask(pin, Op::Allocate, request, |_, _| ())
         }
-        _ => Step::Kernel,
+        (Ok(_), Ok(1..)) => Step::Kernel,
+        // `vfs_fallocate`, before it looks at anything else.
+        _ => Step::Done(Err(libc::EINVAL)),
     })
 }
 
@@ -336,10 +338,9 @@ pub(crate) fn reserve(fd: RawFd, offset: i64, len: i64) -> Road<()> {
     }
 }
 
-/// `posix_fadvise`, `readahead`, `sync_file_range`: there are no pages of the kernel's to care for. What does not look
-/// right is the kernel's to judge.
+/// `posix_fadvise`, `readahead`, `sync_file_range`: there are no pages of the kernel's to care for.
 pub(crate) fn advise(fd: RawFd, is_valid: bool) -> Road<()> {
-    on(fd, |_| if is_valid { Step::Done(Ok(())) } else { Step::Kernel })
+    on(fd, |_| Step::Done(if is_valid { Ok(()) } else { Err(libc::EINVAL) }))
 }
 
 /// `readahead`, which asks for a file that can be read.
