@@ -125,7 +125,7 @@ programs: programs-deps
 test-long: deps $(if $(filter kernel_build,$(LONG)),deps-linux $(LINUX)/Makefile) \
     $(if $(filter real_programs,$(LONG)),programs-deps)
 	FINESSE_LONG=1 FINESSE_LINUX_TREE=$(abspath $(LINUX)) $(CARGO) test --profile checked --locked --no-fail-fast -p finesse-tests \
-	    $(patsubst %,--test %,$(LONG)) -- --nocapture
+	    $(patsubst %,--test %,$(LONG)) -- --nocapture --include-ignored --test-threads=1
 
 lint: deny
 	$(CARGO) fmt --all --check

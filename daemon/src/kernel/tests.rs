@@ -158,7 +158,9 @@ impl Mounted {
     fn end(self) {
         // The file system is destroyed only when nobody can reach it any more.
         drop(self.core);
-        self.session.umount_and_join().unwrap();
+        // Whoever looks at all mounts of the machine may be inside for a moment.
+        finesse_tests::mount::unmount(self.dir.path());
+        self.session.join().unwrap();
     }
 }
 
