@@ -136,7 +136,15 @@ impl Mount {
     /// # Panics
     /// The mount is busy or the daemon does not end.
     pub fn unmount(self) {
-        let output = Command::new(build::command()).arg("umount").arg(&self.mountpoint).output().unwrap();
+        let mut output = None;
+        crate::wait::eventually("the mount is not busy", || {
+            // Whoever looks at all mounts of the machine may be inside for a moment.
+            let said = Command::new(build::command()).arg("umount").arg(&self.mountpoint).output().unwrap();
+            let busy = text(&said.stderr).contains("it is in use");
+            output = Some(said);
+            !busy
+        });
+        let output = output.expect("it was tried");
         assert!(output.status.success(), "finesse umount: {}", text(&output.stderr));
         assert!(self.ended(crate::wait::PATIENCE), "the daemon of an unmounted file system lives on");
     }
