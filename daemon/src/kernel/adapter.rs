@@ -633,7 +633,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             };
         }
         if hidden::owns(ino) {
-            return reply.error(Errno::EOPNOTSUPP);
+            // Of any other error `__fuse_get_acl` would make one of the call: to all but root, whom `acl_permission_check`
+            // knows as the owner, nothing in the directory could be opened.
+            return reply.error(Errno::ENODATA);
         }
         self.fs().getxattr(&req.into(), ino, name, size, ReplyXattr::kernel(reply, self.hooks(ino)));
     }
