@@ -5,6 +5,7 @@
 //! | `FINESSE_DIFF_SEED` | the seed of the random part, which is otherwise made up and said |
 //! | `FINESSE_DIFF_FIRST` | the number of its first script |
 //! | `FINESSE_DIFF_SECONDS` | how long it makes scripts: `FINESSE_LONG_SECONDS`, or an hour |
+//! | `FINESSE_DIFF_SUBJECT` | which of `SUBJECTS` alone, by its number |
 //! | `FINESSE_DIFF_FAILURES` | how many failures it collects before it ends |
 //! | `FINESSE_DIFF_BRIEF` | listings without the helpers that make them programs |
 
@@ -21,6 +22,11 @@ use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRng, TestRunner};
 
 /// Longest search for the smallest script.
 const SHRINKING: Duration = Duration::from_secs(90);
+
+/// The passthrough with each way to decide which descriptors it grants.
+const SUBJECTS: [&[&str]; 3] = [&[], NEVER, &["-o", "grant=large"]];
+/// All descriptors are virtual.
+const NEVER: &[&str] = &["-o", "grant=never"];
 
 /// The places of one subject.
 struct Sites {
@@ -155,15 +161,23 @@ const FOUND: [&str; 3] = [
     "ordinary=00 preloaded=10\n0 renameat2 -1 :a -1 :h 1\n0 renameat2 -1 :a -1 :d 2\n0 renameat2 -1 :a -1 :d 1",
 ];
 
+/// The same with virtual descriptors.
+const FOUND_VIRTUAL: [&str; 1] = [
+    // Not only the daemon's user may open the placeholder.
+    "ordinary=10 preloaded=01\n0 open 0 :a 2 420",
+];
+
 #[test]
 fn what_was_different_once_is_the_same() {
     if !needs::root("what_was_different_once_is_the_same") {
         return;
     }
-    let mut sites = Sites::new(&[]);
-    for script in FOUND.map(Script::parse) {
-        if let Some((difference, outcomes)) = sites.differ(&script) {
-            panic!("{}", described(&script, &difference, &outcomes));
+    for (arguments, found) in [(&[][..], &FOUND[..]), (NEVER, &FOUND_VIRTUAL)] {
+        let mut sites = Sites::new(arguments);
+        for script in found.iter().map(|text| Script::parse(text)) {
+            if let Some((difference, outcomes)) = sites.differ(&script) {
+                panic!("{arguments:?}: {}", described(&script, &difference, &outcomes));
+            }
         }
     }
 }
@@ -239,6 +253,19 @@ fn scripts_do_the_same_on_all_roads() {
     explore(&mut Sites::new(&[]), FIXED, &extent);
 }
 
+/// Fewer, as what does not concern descriptors is the same as without the option.
+const FIXED_VIRTUAL_SCRIPTS: u64 = 40;
+
+#[test]
+fn scripts_do_the_same_on_all_roads_when_nothing_is_granted() {
+    if !needs::root("scripts_do_the_same_on_all_roads_when_nothing_is_granted") {
+        return;
+    }
+    let extent =
+        Extent { first: 0, scripts: FIXED_VIRTUAL_SCRIPTS, time: Duration::from_secs(40), failures: 1 };
+    explore(&mut Sites::new(NEVER), FIXED, &extent);
+}
+
 #[test]
 #[ignore = "random: make test-long"]
 fn random_scripts_do_the_same_on_all_roads() {
@@ -251,11 +278,18 @@ fn random_scripts_do_the_same_on_all_roads() {
     });
     println!("FINESSE_DIFF_SEED={seed}");
     let seconds = number("FINESSE_DIFF_SECONDS").or(number("FINESSE_LONG_SECONDS")).unwrap_or(3600);
+    let subjects = match number("FINESSE_DIFF_SUBJECT") {
+        Some(index) => &SUBJECTS[index as usize..=index as usize],
+        None => &SUBJECTS,
+    };
     let extent = Extent {
         first: number("FINESSE_DIFF_FIRST").unwrap_or(0),
         scripts: u64::MAX,
-        time: Duration::from_secs(seconds),
+        time: Duration::from_secs(seconds) / subjects.len() as u32,
         failures: number("FINESSE_DIFF_FAILURES").unwrap_or(1) as usize,
     };
-    explore(&mut Sites::new(&[]), seed, &extent);
+    for arguments in subjects {
+        println!("the passthrough with {arguments:?}:");
+        explore(&mut Sites::new(arguments), seed, &extent);
+    }
 }
