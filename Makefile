@@ -23,7 +23,7 @@ HEADERS := /usr/include/stdio.h:libc6-dev /usr/lib/*/libjemalloc.so.2:libjemallo
 # What the sessions of large programs use besides: see `make programs`.
 LARGE := node:nodejs javac:default-jdk-headless
 
-.PHONY: all help deps build test test-linux test-long linux programs programs-deps lint deny bench demo install uninstall clean
+.PHONY: all help deps build test test-linux test-long linux programs programs-deps lint deny bench upcalls demo install uninstall clean
 
 all: build
 
@@ -37,6 +37,7 @@ help:
 	@echo 'make test-long    for hours: $(LONG)'
 	@echo 'make lint     formatting, clippy, and cargo-deny (which it installs)'
 	@echo 'make bench    the unlink benchmark with 1 000 000 files, and latencies'
+	@echo 'make upcalls  what unmodified programs ask of the daemon, counted, and a Linux build timed, beside bindfs'
 	@echo 'make install  into PREFIX ($(PREFIX)): command, preload library, manual pages'
 
 # As root this installs what is missing; as an ordinary user it says what is.
@@ -72,6 +73,11 @@ demo: deps build
 bench: deps build
 	$(RELEASE)/finesse-bench unlink --files 1000000 --dirs 100 --json $(TARGET)/unlink.json
 	$(RELEASE)/finesse-bench latency
+
+# BEFORE names the `finesse` of an earlier build, to be compared with.
+upcalls: deps-linux build $(LINUX)/Makefile
+	unshare --mount --propagation private \
+	    $(RELEASE)/finesse-bench upcalls --linux $(LINUX) --json $(TARGET)/upcalls.json $(if $(BEFORE),--before $(BEFORE))
 
 test: deps
 	@CARGO='$(CARGO)' .ci/test

@@ -4,6 +4,8 @@
 //! ```text
 //! finesse-bench-calls unlink  ROOT DIRS FILES    removes every file of a tree
 //! finesse-bench-calls stat    ROOT DIRS FILES    looks at every file of a tree
+//! finesse-bench-calls read    ROOT DIRS FILES    opens, reads and closes every file of a tree
+//! finesse-bench-calls write   ROOT DIRS FILES    creates, writes and closes every file of a tree
 //! finesse-bench-calls each OP ROOT DIRS FILES N  times single calls: stat, open, unlink
 //! ```
 //!
@@ -13,7 +15,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -22,6 +24,8 @@ use finesse_bench::{PathWriter, Shape, Summary, as_nanos, clock_cost, nanos};
 
 /// Files between two reports of progress.
 const REPORT: u64 = 1 << 15;
+/// What is read or written of a file, in bytes.
+const BLOCK: usize = 4096;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -40,6 +44,12 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         ["unlink", root, dirs, files] => every(root, shape(dirs, files)?, |path| std::fs::remove_file(path)),
         ["stat", root, dirs, files] => {
             every(root, shape(dirs, files)?, |path| std::fs::symlink_metadata(path).map(drop))
+        }
+        ["read", root, dirs, files] => {
+            every(root, shape(dirs, files)?, |path| File::open(path)?.read(&mut [0; BLOCK]).map(drop))
+        }
+        ["write", root, dirs, files] => {
+            every(root, shape(dirs, files)?, |path| File::create_new(path)?.write_all(&[b'x'; BLOCK]))
         }
         ["each", op, root, dirs, files, count] => {
             let (shape, count) = (shape(dirs, files)?, count.parse()?);

@@ -52,7 +52,7 @@ pub(crate) fn program(name: &str) -> Outcome<PathBuf> {
 }
 
 /// Waits for a condition.
-fn eventually(what: &str, mut condition: impl FnMut() -> Outcome<bool>) -> Outcome {
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> Outcome<bool>) -> Outcome {
     let deadline = Instant::now() + PATIENCE;
     while !condition()? {
         if Instant::now() > deadline {
@@ -74,7 +74,12 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Mounts `source` at `mountpoint` with the longest caching, and waits until it is ready.
     pub(crate) fn start(source: &Path, mountpoint: &Path) -> Outcome<Self> {
-        let child = Command::new(program("finesse")?)
+        Self::start_with(&program("finesse")?, source, mountpoint)
+    }
+
+    /// As [`start`](Self::start), by a `finesse` command of another build.
+    pub(crate) fn start_with(finesse: &Path, source: &Path, mountpoint: &Path) -> Outcome<Self> {
+        let child = Command::new(finesse)
             .args(["mount", "--foreground", "--cache=always"])
             .args([source, mountpoint])
             .stdin(Stdio::null())

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `unlink` | removes a large tree natively, through the kernel and past it |
 //! | `latency` | times single calls, and an empty round trip beside a bare cache-line ping-pong |
+//! | `upcalls` | counts what unmodified programs ask of the daemon, beside other FUSE file systems |
 //! | `demo` | ordinary programs on a real tree, on all three roads |
 //! | `daemon` | starts and stops `finesse mount`, runs programs on a road |
 //! | `place` | where the trees lie: space, memory, cleaning up |
@@ -21,6 +22,7 @@ mod place;
 mod screen;
 mod tree;
 mod unlink;
+mod upcalls;
 
 use std::process::ExitCode;
 
@@ -41,6 +43,7 @@ Examples:
   finesse-bench unlink --files 1000000
   finesse-bench unlink --files 4000000 --backing /var/tmp --rounds 5 --json unlink.json
   finesse-bench latency
+  finesse-bench upcalls --linux target/linux --before ~/old/finesse
   finesse-bench demo
 
 Exit status: 0 if all went well, 1 if not, 2 for wrong usage."
@@ -54,6 +57,7 @@ struct Cli {
 enum Command {
     Unlink(unlink::Unlink),
     Latency(latency::Latency),
+    Upcalls(upcalls::Upcalls),
     Demo(demo::Demo),
     #[command(hide = true)]
     Pong,
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
     let outcome = screen::watch_signals().and_then(|()| match command {
         Command::Unlink(unlink) => unlink.run(),
         Command::Latency(latency) => latency.run(),
+        Command::Upcalls(upcalls) => upcalls.run(),
         Command::Demo(demo) => demo.run(),
         Command::Pong => latency::pong(),
     });
