@@ -33,6 +33,8 @@ pub(crate) trait Invalidate: Send + Sync {
     fn entry(&self, parent: u64, name: &OsStr);
     /// Forget the attributes of an inode.
     fn attr(&self, ino: u64);
+    /// Forget the time of last access of an inode.
+    fn atime(&self, ino: u64);
     /// Give up the references to inodes that were forgotten so far. The other methods do not, because they are called
     /// while the file system answers, perhaps under locks that its `forget` takes.
     fn pay(&self);
@@ -218,6 +220,8 @@ pub(crate) struct Coherence {
     opens: Shards<HashMap<u64, OpenInode>>,
     /// How many inodes the kernel writes to unseen.
     written_unseen: AtomicUsize,
+    /// How many it reads, or writes to, unseen.
+    used_unseen: AtomicUsize,
     granted: Shards<HashSet<u64>>,
     granted_count: AtomicUsize,
     cache: OnceLock<Arc<dyn Invalidate>>,
@@ -269,6 +273,7 @@ impl Coherence {
             known: shards(),
             opens: shards(),
             written_unseen: AtomicUsize::new(0),
+            used_unseen: AtomicUsize::new(0),
             granted: shards(),
             granted_count: AtomicUsize::new(0),
             cache: OnceLock::new(),
@@ -643,7 +648,10 @@ impl Coherence {
                 opens.writer |= access.writes;
             }
             OpenMode::Passthrough => {
-                opens.passthrough = true;
+                if !opens.passthrough {
+                    opens.passthrough = true;
+                    self.used_unseen.fetch_add(1, Ordering::Relaxed);
+                }
                 if access.writes && !opens.writes_unseen {
                     opens.writes_unseen = true;
                     self.written_unseen.fetch_add(1, Ordering::Relaxed);
@@ -654,12 +662,15 @@ impl Coherence {
 
     /// The kernel has released an open file.
     pub(crate) fn released(&self, ino: u64) {
-        // The last unseen write is done. What the bypass learned before must go while the file still counts as
+        // The last unseen write, or read, is done. What the bypass learned before must go while the file still counts as
         // changing unseen, so that nobody uses it in between.
-        if self.is_written_unseen(ino)
+        if self.is_used_unseen(ino)
             && let Some(cache) = self.cache()
         {
-            cache.attr(ino);
+            match self.is_written_unseen(ino) {
+                true => cache.attr(ino),
+                false => cache.atime(ino),
+            }
         }
         let mut shard = shard(&self.opens, ino).lock();
         if let Some(open) = shard.get_mut(&ino) {
@@ -667,6 +678,9 @@ impl Coherence {
             if open.opens.total == 0 {
                 if open.opens.writes_unseen {
                     self.written_unseen.fetch_sub(1, Ordering::Relaxed);
+                }
+                if open.opens.passthrough {
+                    self.used_unseen.fetch_sub(1, Ordering::Relaxed);
                 }
                 if open.opens.kernel_closed() {
                     shard.remove(&ino);
@@ -716,6 +730,11 @@ impl Coherence {
     /// Whether the kernel has the file open in a way that changes it unseen: for writing, with passthrough.
     pub(crate) fn is_written_unseen(&self, ino: u64) -> bool {
         self.written_unseen.load(Ordering::Relaxed) != 0 && self.kernel_opens(ino).writes_unseen
+    }
+
+    /// Whether the kernel has the file open in a way that reads it unseen: with passthrough.
+    pub(crate) fn is_used_unseen(&self, ino: u64) -> bool {
+        self.used_unseen.load(Ordering::Relaxed) != 0 && self.kernel_opens(ino).passthrough
     }
 
     /// The kernel's open files of an inode. An open that the program's death cut short may be counted for

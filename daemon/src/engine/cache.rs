@@ -94,6 +94,8 @@ pub(crate) struct Inode {
     dead: AtomicBool,
     /// Bumped when the attributes change.
     version: AtomicU64,
+    /// Somebody may read it through a descriptor that the daemon does not see.
+    granted: AtomicBool,
     attributes: Mutex<Attributes>,
     owner: Weak<Shared>,
 }
@@ -122,6 +124,16 @@ impl Inode {
     /// The directory was removed.
     pub(crate) fn bury(&self) {
         self.dead.store(true, Ordering::Release);
+    }
+
+    /// Whether it may be read, from some time on, through a descriptor that was granted.
+    pub(crate) fn is_granted(&self) -> bool {
+        self.granted.load(Ordering::Acquire)
+    }
+
+    /// A descriptor is granted.
+    pub(crate) fn grant(&self) {
+        self.granted.store(true, Ordering::Release);
     }
 
     /// Changes whenever the attributes may have.
@@ -318,6 +330,7 @@ impl Cache {
             generation: AtomicU64::new(generation),
             lookups: AtomicU64::new(lookups),
             dead: AtomicBool::new(false),
+            granted: AtomicBool::new(false),
             version: AtomicU64::new(0),
             attributes: Mutex::new(Attributes { attr: None, expiry: Instant::EXPIRED, unlinks: 0 }),
             owner: Arc::downgrade(&self.shared),
@@ -518,6 +531,16 @@ impl Invalidate for Cache {
         match self.known(ino) {
             Some(inode) => {
                 self.forget_attr(&inode);
+                self.shared.part(inode);
+            }
+            None => self.bump(),
+        }
+    }
+
+    fn atime(&self, ino: u64) {
+        match self.known(ino) {
+            Some(inode) => {
+                self.forget_atime(&inode);
                 self.shared.part(inode);
             }
             None => self.bump(),

@@ -200,7 +200,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     /// Attributes as `fuse_update_attributes` gets them: remembered ones while they are good, or else the open file's.
     pub(super) fn file_attr(&self, request: &Request, file: &OpenFile) -> Result<FileAttr, Stop> {
-        match file.inode.attr(&self.cache).filter(|_| !self.changes_unseen(&file.inode)) {
+        match self.known_attr(&file.inode) {
             Some(attr) => Ok(attr),
             None => self.fresh_file_attr(request, file),
         }
@@ -600,6 +600,7 @@ impl<FS: Filesystem> Engine<FS> {
             return Ok(None);
         }
         let Some(backing) = file.backing.lock().take() else { return Ok(None) };
+        file.inode.grant();
         let flags = OFlags::from_bits_retain((file.flags() & CHANGEABLE) as u32);
         let kept = OFlags::from_bits_retain(CHANGEABLE as u32);
         let set = fcntl_getfl(&backing)

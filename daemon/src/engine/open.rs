@@ -220,6 +220,7 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     fn grant(&self, inode: &Inode, mut opening: Opening<'_, FS>, output: &mut Output) -> Served {
+        inode.grant();
         output.grant = opening.opened.as_mut().and_then(|opened| opened.backing.take());
         let mut reply = Reply::attr(Attr { ino: inode.ino, ..Attr::default() });
         reply.flags |= frame::REPLY_GRANT;

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use fuser::{FileAttr, FileType, INodeNo};
 
@@ -18,6 +19,9 @@ use finesse_ipc::frame::{Fallback, PATH_MAX, ROOT};
 const LINKS_MAX: u32 = 40;
 /// Longest name that Linux file systems store; what is longer is the kernel's to refuse.
 const NAME_MAX: usize = 255;
+
+/// After this time reading a file changes when it was last accessed in any case (`relatime_need_update`).
+const ATIME_LASTS: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// An inode at the end of a walk.
 pub(crate) struct Node {
@@ -55,6 +59,13 @@ pub(crate) struct Place {
     pub(crate) directory: Option<Arc<Inode>>,
     /// What it names, if that exists.
     pub(crate) inode: Option<Arc<Inode>>,
+}
+
+/// As file systems are mounted by default, with `relatime` (`relatime_need_update`).
+fn reading_changes_atime(attr: &FileAttr, now: SystemTime) -> bool {
+    attr.atime <= attr.mtime
+        || attr.atime <= attr.ctime
+        || now.duration_since(attr.atime).is_ok_and(|age| age >= ATIME_LASTS)
 }
 
 fn is_name(component: &[u8]) -> bool {
@@ -105,10 +116,17 @@ impl<FS: Filesystem> Engine<FS> {
 
     /// Attributes, from the cache while they are good.
     pub(crate) fn attr(&self, request: &Request, inode: &Inode) -> Result<FileAttr, Stop> {
-        if let Some(attr) = inode.attr(&self.cache).filter(|_| !self.changes_unseen(inode)) {
-            return Ok(attr);
+        match self.known_attr(inode) {
+            Some(attr) => Ok(attr),
+            None => self.fresh_attr(request, inode),
         }
-        self.fresh_attr(request, inode)
+    }
+
+    /// Attributes that are remembered, and that nothing can have changed unseen.
+    pub(super) fn known_attr(&self, inode: &Inode) -> Option<FileAttr> {
+        inode
+            .attr(&self.cache)
+            .filter(|attr| !self.changes_unseen(inode) && !self.is_read_unseen(inode, attr))
     }
 
     /// Attributes from the file system.
@@ -126,6 +144,14 @@ impl<FS: Filesystem> Engine<FS> {
         let coherence = &self.core.coherence;
         inode.kind == FileType::RegularFile
             && (coherence.is_granted_write(inode.ino) || coherence.is_written_unseen(inode.ino))
+    }
+
+    /// Whether the file may be read through a descriptor that the daemon does not see, and reading it would change when
+    /// it was last accessed.
+    fn is_read_unseen(&self, inode: &Inode, attr: &FileAttr) -> bool {
+        inode.kind == FileType::RegularFile
+            && (inode.is_granted() || self.core.coherence.is_used_unseen(inode.ino))
+            && reading_changes_atime(attr, SystemTime::now())
     }
 
     /// Looks up one name; `None` if it does not exist.
@@ -395,6 +421,26 @@ impl<FS: Filesystem> Engine<FS> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn reading_changes_a_time_of_access_that_is_old_or_before_the_last_change() {
+        let at = |hours: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(hours * 3600);
+        let changed = |accessed, modified, status| {
+            let attr = FileAttr {
+                atime: at(accessed),
+                mtime: at(modified),
+                ctime: at(status),
+                ..crate::kernel::hidden::attr(INodeNo(2))
+            };
+            reading_changes_atime(&attr, at(100))
+        };
+        assert!(!changed(99, 98, 97));
+        assert!(changed(98, 98, 97), "read as late as written");
+        assert!(changed(98, 97, 98));
+        assert!(changed(76, 1, 1), "a day ago");
+        assert!(!changed(77, 1, 1));
+        assert!(!changed(101, 1, 1), "in the future");
+    }
 
     #[test]
     fn components_are_split_at_runs_of_slashes() {

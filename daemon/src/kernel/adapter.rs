@@ -467,7 +467,8 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         lock_owner: Option<LockOwner>,
         reply: fuser::ReplyData,
     ) {
-        let reply = ReplyData::kernel(reply, self.hooks(ino));
+        let hooks = self.changes(ino, || Effect::Atime(ino.0));
+        let reply = ReplyData::kernel(reply, hooks);
         self.fs().read(&req.into(), ino, fh, offset, size, flags, lock_owner, reply);
     }
 

@@ -10,6 +10,8 @@ use crate::coherence::{Access, Coherence};
 pub(crate) enum Effect {
     /// Nothing that anyone caches.
     None,
+    /// An inode's time of last access.
+    Atime(u64),
     /// An inode's attributes (or extended attributes).
     Attr(u64),
     /// An inode's attributes, in a way that the kernel does not foresee: it is to ask for them again.
@@ -54,6 +56,7 @@ impl Effect {
         let Some(cache) = coherence.cache() else { return };
         match self {
             Self::None => {}
+            Self::Atime(ino) => cache.atime(ino),
             Self::Unforeseen(ino) => cache.attr(ino),
             Self::Attr(ino) => cache.attr(ino),
             Self::Names(names) => {

@@ -360,6 +360,10 @@ impl Invalidate for Noted {
         self.0.lock().push(format!("{ino}"));
     }
 
+    fn atime(&self, ino: u64) {
+        self.0.lock().push(format!("read {ino}"));
+    }
+
     fn pay(&self) {}
 }
 
