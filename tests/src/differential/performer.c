@@ -79,6 +79,28 @@ static long keep(int slot, int fd)
     return fd < 0 ? -1 : 0;
 }
 
+/* Frees a number in all slots that have it. The library may use it before the program does: for a stream of a directory,
+ * which natively has a descriptor from the beginning. */
+static long release(int slot)
+{
+    int fd = d[slot], result = close(fd);
+    for (int i = 0; i < SLOTS; i++)
+        d[i] = d[i] == fd ? -1 : d[i];
+    return result;
+}
+
+/* What lies at a directory's end each file system says for itself. */
+static long seek(int fd, off_t offset, int whence)
+{
+    struct stat s;
+    long result = lseek(fd, offset, whence);
+    int old = errno;
+    if (whence > SEEK_CUR && syscall(SYS_fstat, fd, &s) == 0 && S_ISDIR(s.st_mode))
+        say(" in a directory");
+    errno = old;
+    return result;
+}
+
 /* Without O_NOFOLLOW, which says how a file was found: a backing descriptor was found in another way. */
 static long flags(int all) { return all < 0 ? -1 : all & ~O_NOFOLLOW; }
 
@@ -572,15 +594,22 @@ static void await(unsigned mine)
     }
 }
 
+static void forget_streams(void) { D[0] = D[1] = NULL; }
+
 static long become(int number)
 {
     pid_t child = fork();
     if (child == 0) {
         process = number;
+        /* Parent and child may not both go on with a stream (POSIX, `fork`): the second child does, the first does not. */
+        if (number % 2 == 0)
+            forget_streams();
         start_other(step + 1);
         act(step + 1);
         end();
     }
+    if (number % 2)
+        forget_streams();
     return child < 0 ? -1 : 0;
 }
 
@@ -662,8 +691,11 @@ int main(int count, char **list)
     process = atoi(list[2]);
     if (count > 4) {
         first = (unsigned)atoi(list[4]);
-        for (int i = 0; i < SLOTS; i++)
+        for (int i = 0; i < SLOTS; i++) {
             d[i] = atoi(list[5 + i]);
+            if (syscall(SYS_fcntl, d[i], F_GETFD) < 0)
+                d[i] = -1;
+        }
     } else {
         int fd = open(list[3], O_RDWR);
         if (fd < 0 || dup2(0, SCRIPT) < 0 || dup2(1, REPORT) < 0 || dup2(fd, TURNS) < 0)
