@@ -16,14 +16,15 @@ CARGO_DENY_VERSION := 0.20.2
 # What the tests and the demonstration use, by the program that shows whether the package is there.
 PACKAGES := fusermount3:fuse3 git:git gcc:gcc nm:binutils tar:tar setfacl:acl getfattr:attr strace:strace python3:python3 \
             rsync:rsync ps:procps make:make perl:perl sqlite3:sqlite3 c++:g++ setpriv:util-linux faketime:faketime \
-            inotifywait:inotify-tools flock:util-linux patch:patch vim:vim tmux:tmux
-# The same for packages without programs.
-HEADERS := /usr/include/stdio.h:libc6-dev /usr/lib/*/libjemalloc.so.2:libjemalloc2
+            inotifywait:inotify-tools flock:util-linux patch:patch vim:vim tmux:tmux clang:clang \
+            qemu-system-x86_64:qemu-system-x86
+# The same for packages without programs, by a file.
+HEADERS := /usr/share/doc/busybox-static/copyright:busybox-static /usr/include/stdio.h:libc6-dev /usr/lib/*/libjemalloc.so.2:libjemalloc2
 
 # What the sessions of large programs use besides: see `make programs`.
 LARGE := node:nodejs javac:default-jdk-headless
 
-.PHONY: all help deps build test test-linux test-long linux programs programs-deps lint deny bench upcalls demo install uninstall clean
+.PHONY: all help deps build test test-linux test-long kernels vm linux programs programs-deps lint deny bench upcalls demo install uninstall clean
 
 all: build
 
@@ -34,6 +35,7 @@ help:
 	@echo 'make test-linux   find, git, tar, cp and rm on a Linux source tree (10 GB in LINUX: $(LINUX))'
 	@echo 'make linux    a Linux kernel built natively, on the kernel road and on the bypass, compared'
 	@echo 'make programs sessions of real programs on all roads, also of large ones: a table of what was bypassed'
+	@echo 'make vm       the tests of BPF programs, here and in guest machines with other kernels (QEMU; 50 MB from Debian)'
 	@echo 'make test-long    for hours: $(LONG)'
 	@echo 'make lint     formatting, clippy, and cargo-deny (which it installs)'
 	@echo 'make bench    the unlink benchmark with 1 000 000 files, and latencies'
@@ -79,8 +81,16 @@ upcalls: deps-linux build $(LINUX)/Makefile
 	unshare --mount --propagation private \
 	    $(RELEASE)/finesse-bench upcalls --linux $(LINUX) --json $(TARGET)/upcalls.json $(if $(BEFORE),--before $(BEFORE))
 
-test: deps
+test: deps kernels
 	@CARGO='$(CARGO)' .ci/test
+
+# Kernels for guest machines, in which BPF programs are tested that not every kernel loads. Without them those tests are
+# skipped, and say so.
+kernels:
+	@tests/vm/kernels $(TARGET)/vm >/dev/null || echo 'no kernels for guests: see above'
+
+vm: deps kernels
+	$(CARGO) test --profile checked --locked -p finesse-tests --test bpf -- --nocapture
 
 # Debian's Linux sources, for the tests that need a large tree, and what a kernel build needs.
 $(LINUX)/Makefile: | deps

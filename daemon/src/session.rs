@@ -11,6 +11,7 @@ use fuser::{Config, INodeNo, MountOption, PollHandle, SessionACL};
 use log::warn;
 use parking_lot::Mutex;
 
+use crate::bpf::Bpf;
 use crate::coherence::Coherence;
 use crate::filesystem::Filesystem;
 use crate::kernel::adapter::{Adapter, Ended};
@@ -41,6 +42,8 @@ pub(crate) struct Core<FS: Filesystem> {
     pub(crate) no_exec: bool,
     /// How open files of bypass clients become the kernel's.
     pub(crate) hidden: Hidden,
+    /// Help in the kernel.
+    pub(crate) bpf: Bpf,
     rendezvous: OnceLock<Vec<u8>>,
 }
 
@@ -62,6 +65,7 @@ impl<FS: Filesystem> Core<FS> {
             read_only: has(&MountOption::RO, "ro"),
             no_exec: has(&MountOption::NoExec, "noexec"),
             hidden: Hidden::new(),
+            bpf: Bpf::default(),
             rendezvous: OnceLock::new(),
         }
     }
@@ -150,6 +154,18 @@ impl<FS: Filesystem> Session<FS> {
         let core = Core::new(filesystem, Some(mountpoint.canonicalize()?), options.acl, options);
         let (session, core) = Self::start(core, |adapter| fuser::Session::new(adapter, mountpoint, options))?;
         Ok((session, Arc::downgrade(&core)))
+    }
+
+    /// Loads BPF programs that help with programs on the kernel's road: they count its requests, for `finesse status`.
+    /// They are detached when the bypass ends, and with this process. What cannot be had is logged and done without.
+    ///
+    /// # Errors
+    /// There is no bypass, or the mount cannot be looked at.
+    pub fn attach_bpf(&self) -> io::Result<()> {
+        match &*self.ring.lock() {
+            Some(server) => server.attach_bpf(),
+            None => Err(io::Error::other("a mount without a bypass has no BPF programs")),
+        }
     }
 
     /// Serves in a background thread.

@@ -1,2 +1,52 @@
-//! In-kernel help for programs that are not preloaded: BPF programs and their loader. It holds none yet; the rest of the
-//! workspace works without it.
+//! In-kernel help for programs that are not preloaded: BPF programs and their loader.
+//!
+//! | module | program |
+//! | --- | --- |
+//! | [`requests`] | counts what the kernel asks a mount's daemon, and for whom |
+//!
+//! Everything is found out by trying, and everything works without: no clang when this crate was built, no privilege, a
+//! kernel that refuses. Nothing is pinned: what is attached goes with the value that holds it, and with the process.
+
+#![forbid(unsafe_code)]
+
+pub mod requests;
+
+/// Whether there was a clang when this crate was built. Otherwise nothing can be attached.
+pub const BUILT: bool = cfg!(programs);
+
+/// Why a program is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There was no clang when this crate was built.
+    #[error("built without BPF programs, for lack of clang")]
+    NotBuilt,
+    /// The kernel does not tell its types (`CONFIG_DEBUG_INFO_BTF`), or has none of those that the program needs.
+    #[error("the kernel's types: {0}")]
+    Types(#[from] aya::BtfError),
+    /// The object with the program cannot be loaded.
+    #[error("{}", whole(.0))]
+    Object(#[from] aya::EbpfError),
+    /// The kernel refuses the program.
+    #[error("{}", whole(.0))]
+    Program(#[from] aya::programs::ProgramError),
+    /// A map cannot be used.
+    #[error("{}", whole(.0))]
+    Map(#[from] aya::maps::MapError),
+}
+
+/// An error with its causes, on one line: the verifier's log is for those who write the programs.
+fn whole(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+/// How the kernel itself keeps a device number (`MKDEV`).
+#[cfg(programs)]
+fn kernel_device((major, minor): (u32, u32)) -> u32 {
+    major << 20 | minor
+}

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::counters::Counts;
 
 /// Version of everything in this crate that both sides must share: envelope bodies, layout, frames.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The extended attribute of a mount's root that names the daemon's socket.
 pub const SOCKET_XATTR: &std::ffi::CStr = c"system.finesse";
 /// Longest message, envelope included, in bytes.
@@ -63,6 +63,8 @@ pub enum Answer {
     Mount(MountStatus),
     /// Status: one client.
     Client(ClientStatus),
+    /// Status: one program on the kernel road.
+    Sender(SenderStatus),
     /// Status: that was all.
     End,
 }
@@ -134,6 +136,34 @@ pub struct MountStatus {
     pub resident_bytes: u64,
     /// Sum over all clients, past and present.
     pub counts: Counts,
+    /// What the kernel asked the daemon.
+    pub requests: Requests,
+}
+
+/// Requests by operation, as FUSE names it (`LOOKUP`).
+pub type Operations = Vec<(String, u64)>;
+
+/// What the kernel asked a daemon, counted in the kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Requests {
+    /// Nobody wanted them counted.
+    #[default]
+    Unwanted,
+    /// They cannot be counted; why.
+    Uncounted(String),
+    /// Since the mount was made.
+    Counted(Operations),
+}
+
+/// A program for which the kernel asked the daemon, for `finesse status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SenderStatus {
+    /// Process id in the first process name space; 0 for what the kernel sent later than it was asked for.
+    pub pid: u32,
+    /// Name of the thread that asked last.
+    pub command: String,
+    /// What for.
+    pub requests: Operations,
 }
 
 /// One client, for `finesse status`.
@@ -340,7 +370,7 @@ mod tests {
         buffer[4] = 9;
         let error = decode::<Ask>(&buffer[..len]).unwrap_err();
         assert!(matches!(error, Error::Version(9)));
-        assert!(error.to_string().contains("this side speaks 2, the other side 9"));
+        assert!(error.to_string().contains("this side speaks 3, the other side 9"));
     }
 
     #[test]

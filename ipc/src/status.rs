@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 use crate::handshake::{
-    self, Answer, Ask, ClientStatus, Error, MESSAGE_MAX, MountStatus, Refusal, SOCKET_XATTR,
+    self, Answer, Ask, ClientStatus, Error, MESSAGE_MAX, MountStatus, Refusal, SOCKET_XATTR, SenderStatus,
 };
 
 /// Longest name of an abstract socket (`sun_path` without its leading zero byte).
@@ -22,6 +22,8 @@ pub struct Report {
     pub mount: MountStatus,
     /// Its clients, connected at this moment.
     pub clients: Vec<ClientStatus>,
+    /// Programs for which the kernel asked the daemon, those that asked most first; not all of them.
+    pub senders: Vec<SenderStatus>,
 }
 
 /// Why there is no report.
@@ -64,7 +66,7 @@ pub fn ask(socket: &[u8], patience: Duration) -> Result<Report, NoReport> {
     let socket = handshake::connect(socket)?;
     handshake::send(&socket, &Ask::Status, &[])?;
     let mut buffer = vec![0; MESSAGE_MAX];
-    let (mut mount, mut clients) = (None, Vec::new());
+    let (mut mount, mut clients, mut senders) = (None, Vec::new(), Vec::new());
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
@@ -78,12 +80,13 @@ pub fn ask(socket: &[u8], patience: Duration) -> Result<Report, NoReport> {
         match handshake::decode(bytes)? {
             Answer::Mount(status) => mount = Some(status),
             Answer::Client(client) => clients.push(client),
+            Answer::Sender(sender) => senders.push(sender),
             Answer::Refused(refusal) => return Err(NoReport::Refused(refusal)),
             Answer::End => break,
             Answer::Welcome(_) | Answer::Grant { .. } => return Err(Error::Malformed.into()),
         }
     }
-    mount.map(|mount| Report { mount, clients }).ok_or(NoReport::Handshake(Error::Malformed))
+    mount.map(|mount| Report { mount, clients, senders }).ok_or(NoReport::Handshake(Error::Malformed))
 }
 
 #[cfg(test)]
@@ -117,6 +120,7 @@ mod tests {
             known_inodes: 3,
             resident_bytes: 4,
             counts: Counts::default(),
+            requests: handshake::Requests::Unwanted,
         })
     }
 

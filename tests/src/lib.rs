@@ -7,6 +7,7 @@
 //! | [`mount`] | a directory mounted with the command; unmounted, whatever happens |
 //! | [`road`] | one place per road, and programs run there |
 //! | [`account`] | what a daemon says of its clients, and what the kernel asked it |
+//! | [`guest`] | a guest machine with another kernel |
 //! | [`tree`] | what is in a directory, comparable |
 //! | [`needs`] | what a test cannot do without |
 //! | [`wait`] | waiting for a condition instead of for a time |
@@ -18,6 +19,7 @@
 pub mod account;
 pub mod build;
 pub mod differential;
+pub mod guest;
 pub mod mount;
 pub mod needs;
 pub mod road;

@@ -45,6 +45,8 @@ Mount options:
   grant=always|large|never     what preloaded programs get when they open a file: a descriptor of the source's
                                file; the same once large transfers make that worth it, which is faster for many
                                small files; or only descriptors of the mount (default: always)
+  bpf                          load BPF programs that help with programs on the kernel road, as far as the
+                               kernel allows: `finesse status` then shows what they ask for (needs root)
   kernel=SUBTREE               make every change below this directory through the kernel, for watchers that
                                are not preloaded; may be given several times
   They are separated by commas; of contradicting ones the last wins.")]
@@ -96,8 +98,11 @@ impl Mount {
                 .with_ansi(colours)
                 .with_writer(io::stderr)
                 .init();
-            start(&source, &mountpoint, &config, self.no_kernel_passthrough)
-                .map(|session| (session, mountpoint))
+            let session = start(&source, &mountpoint, &config, self.no_kernel_passthrough)?;
+            if config.bpf {
+                session.attach_bpf().map_err(|error| at(&mountpoint, &error))?;
+            }
+            Ok((session, mountpoint))
         })();
         let (mut session, mountpoint) = match prepared {
             Ok(prepared) => prepared,
@@ -163,6 +168,7 @@ struct Wanted {
     left_to_kernel: Vec<PathBuf>,
     cache: Cache,
     grant: Grant,
+    bpf: bool,
 }
 
 fn configure(
@@ -211,6 +217,7 @@ fn configure(
         left_to_kernel: options.left_to_kernel,
         cache: cache.or(options.cache).unwrap_or(Cache::Auto),
         grant: options.grant.unwrap_or(Grant::Always),
+        bpf: options.bpf,
     })
 }
 

@@ -39,6 +39,7 @@ enum Word {
     DefaultPermissions,
     Cache(Cache),
     Grant(Grant),
+    Bpf,
     LeftToKernel(PathBuf),
 }
 
@@ -53,6 +54,8 @@ pub(crate) struct Options {
     pub(crate) cache: Option<Cache>,
     /// What opening a file grants, if the list says so.
     pub(crate) grant: Option<Grant>,
+    /// Whether BPF programs shall help.
+    pub(crate) bpf: bool,
     /// Subtrees whose changes are made through the kernel.
     pub(crate) left_to_kernel: Vec<PathBuf>,
     /// Flags and names for the kernel, without contradictions.
@@ -61,7 +64,7 @@ pub(crate) struct Options {
 
 const KNOWN: &str = "allow_other, owner_only, default_permissions, ro, rw, suid, nosuid, dev, nodev, exec, \
                      noexec, atime, noatime, sync, async, dirsync, auto_unmount, fsname=NAME, subtype=NAME, \
-                     cache=never|auto|always, grant=always|large|never, kernel=SUBTREE";
+                     cache=never|auto|always, grant=always|large|never, bpf, kernel=SUBTREE";
 
 impl Options {
     /// Reads any number of lists.
@@ -76,6 +79,7 @@ impl Options {
                 Word::DefaultPermissions => options.default_permissions = true,
                 Word::Cache(cache) => options.cache = Some(cache),
                 Word::Grant(grant) => options.grant = Some(grant),
+                Word::Bpf => options.bpf = true,
                 Word::LeftToKernel(path) => options.left_to_kernel.push(path),
                 Word::Kernel(option) => options.set(option),
             }
@@ -174,6 +178,7 @@ impl FromStr for Word {
                     Failure::new(format!("-o grant={policy}: no such policy; one of always, large, never"))
                 });
             }
+            ("bpf", None) => return Ok(Self::Bpf),
             ("kernel", Some(path)) => return below(path).map(Self::LeftToKernel),
             ("ro", None) => MountOption::RO,
             ("rw", None) => MountOption::RW,
@@ -210,11 +215,11 @@ mod tests {
 
     #[test]
     fn words_are_sorted_by_whom_they_concern() {
-        let options = parse("allow_other,ro,cache=always,grant=large,default_permissions,fsname=disk");
+        let options = parse("allow_other,ro,cache=always,grant=large,bpf,default_permissions,fsname=disk");
         assert_eq!(options.allow_other, Some(true));
         assert_eq!(options.cache, Some(Cache::Always));
         assert_eq!(options.grant, Some(Grant::Large));
-        assert!(options.default_permissions);
+        assert!(options.default_permissions && options.bpf);
         assert_eq!(options.kernel, [MountOption::RO, MountOption::FSName("disk".into())]);
     }
 

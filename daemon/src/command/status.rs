@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use finesse_ipc::counters::Counts;
+use finesse_ipc::handshake::{Operations, Requests};
 use finesse_ipc::status::Report;
 use serde_json::{Map, Value, json};
 
@@ -76,6 +77,19 @@ fn counts_json(counts: &Counts) -> (Value, Value) {
     (answered.into(), to_kernel.into())
 }
 
+fn operations_json(operations: &Operations) -> Value {
+    named(operations.iter().map(|(name, count)| (name.as_str(), *count))).into()
+}
+
+/// Programs on the kernel road, if anybody wanted to know: the object of their sums, or why there are none.
+fn requests_json(requests: &Requests) -> Value {
+    match requests {
+        Requests::Unwanted => Value::Null,
+        Requests::Uncounted(why) => json!({ "error": why }),
+        Requests::Counted(operations) => operations_json(operations),
+    }
+}
+
 fn to_json(mount: &Found, report: &Result<Report, String>) -> Value {
     let place = json!({
         "mountpoint": mount.entry.mountpoint.to_string_lossy(),
@@ -99,6 +113,17 @@ fn to_json(mount: &Found, report: &Result<Report, String>) -> Value {
                     })
                 })
                 .collect();
+            let senders: Vec<_> = report
+                .senders
+                .iter()
+                .map(|sender| {
+                    json!({
+                        "pid": sender.pid,
+                        "command": sender.command,
+                        "requests": operations_json(&sender.requests),
+                    })
+                })
+                .collect();
             json!({
                 "pid": report.mount.pid,
                 "version": report.mount.daemon_version,
@@ -109,6 +134,8 @@ fn to_json(mount: &Found, report: &Result<Report, String>) -> Value {
                 "answered": answered,
                 "to_kernel": to_kernel,
                 "clients": clients,
+                "requests": requests_json(&report.mount.requests),
+                "senders": senders,
             })
         }
     };
@@ -203,14 +230,47 @@ fn to_text(mount: &Found, report: &Result<Report, String>) -> String {
             client.program.escape_debug(),
         );
     }
+    kernel_road(&mut text, report);
     text
+}
+
+/// What the kernel asked for programs that are not preloaded.
+fn kernel_road(text: &mut String, report: &Report) {
+    let operations = match &report.mount.requests {
+        Requests::Unwanted => return,
+        Requests::Uncounted(why) => {
+            let _ = writeln!(text, "  kernel road  requests are not counted: {why}");
+            return;
+        }
+        Requests::Counted(operations) => operations,
+    };
+    let total = |operations: &Operations| operations.iter().map(|(_, count)| count).sum::<u64>();
+    let listed = |operations: &Operations| {
+        list(operations.iter().map(|(name, count)| (name.as_str(), *count)).collect())
+    };
+    let _ = writeln!(text, "  kernel road  {} requests", grouped(total(operations)));
+    if !operations.is_empty() {
+        let _ = writeln!(text, "    asked for  {}", listed(operations));
+    }
+    if !report.senders.is_empty() {
+        let _ = writeln!(text, "  {:>10} {:>10}  PROGRAM", "PROCESS", "REQUESTS");
+    }
+    for sender in &report.senders {
+        // A process names its threads as it likes.
+        let (pid, program) = match sender.pid {
+            0 => ("-".to_owned(), "(the kernel, later)".to_owned()),
+            pid => (pid.to_string(), sender.command.escape_debug().to_string()),
+        };
+        let (total, listed) = (grouped(total(&sender.requests)), listed(&sender.requests));
+        let _ = writeln!(text, "  {pid:>10} {total:>10}  {program}: {listed}");
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use finesse_ipc::counters::Counters;
     use finesse_ipc::frame::{Fallback, Op};
-    use finesse_ipc::handshake::{ClientStatus, MountStatus};
+    use finesse_ipc::handshake::{ClientStatus, MountStatus, SenderStatus};
     use finesse_ipc::segment::Segment;
 
     use super::*;
@@ -245,8 +305,10 @@ mod tests {
             known_inodes: 12_345,
             resident_bytes: 3 << 20,
             counts,
+            requests: Requests::Counted(vec![("LOOKUP".into(), 1200), ("OPEN".into(), 2)]),
         };
-        Report { mount, clients: vec![client] }
+        let sender = SenderStatus { pid: 9, command: "ls".into(), requests: vec![("LOOKUP".into(), 1200)] };
+        Report { mount, clients: vec![client], senders: vec![sender] }
     }
 
     #[test]
@@ -259,6 +321,9 @@ mod tests {
             "answered   stat 1 999",
             "to kernel  open-directory 1",
             "a\\nb",
+            "kernel road  1 202 requests\n",
+            "asked for  LOOKUP 1 200 · OPEN 2\n",
+            "         9      1 200  ls: LOOKUP 1 200\n",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
@@ -271,6 +336,8 @@ mod tests {
         assert_eq!(value["to_kernel"]["open-directory"], 1);
         assert_eq!(value["clients"][0]["pid"], 8);
         assert_eq!(value["mountpoint"], "/mnt");
+        assert_eq!(value["requests"]["OPEN"], 2);
+        assert_eq!(value["senders"][0]["requests"]["LOOKUP"], 1200);
     }
 
     #[test]

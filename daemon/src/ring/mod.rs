@@ -25,7 +25,10 @@ use std::sync::Arc;
 
 use finesse_ipc::frame::Reply;
 use finesse_ipc::handshake;
+use rustix::fs::{AtFlags, CWD, StatxFlags};
+use rustix::io::Errno;
 
+use crate::bpf::Bpf;
 use crate::engine::serve::{Asked, Malformed, Output};
 use crate::engine::watch::Held;
 use crate::engine::{Context, Engine};
@@ -67,6 +70,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn mountpoint(&self) -> Option<&std::path::Path>;
     /// The file system's type.
     fn name(&self) -> &'static str;
+    /// Help in the kernel.
+    fn bpf(&self) -> &Bpf;
     /// The bypass has ended.
     fn end(&self);
     /// Inodes that the kernel or the engine holds.
@@ -136,7 +141,12 @@ impl<FS: Filesystem> Service for Engine<FS> {
         std::any::type_name::<FS>()
     }
 
+    fn bpf(&self) -> &Bpf {
+        &self.core().bpf
+    }
+
     fn end(&self) {
+        self.core().bpf.detach();
         Engine::end(self);
     }
 
@@ -173,6 +183,15 @@ impl Server {
         core.set_rendezvous(name.into_bytes());
         Ok(Self { control, service })
     }
+
+    /// Attaches the BPF programs that can be had.
+    ///
+    /// # Errors
+    /// The mount cannot be looked at.
+    pub(crate) fn attach_bpf(&self) -> io::Result<()> {
+        self.service.bpf().attach(device(&*self.service)?);
+        Ok(())
+    }
 }
 
 impl Drop for Server {
@@ -180,6 +199,15 @@ impl Drop for Server {
         self.control.stop();
         self.service.end();
     }
+}
+
+/// `st_dev` of the mount.
+fn device(service: &dyn Service) -> Result<(u32, u32), Errno> {
+    let mountpoint = service.mountpoint().ok_or(Errno::NODEV)?;
+    // Without synchronisation: the daemon must not ask itself through the kernel.
+    let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+    let stat = rustix::fs::statx(CWD, mountpoint, flags, StatxFlags::INO)?;
+    Ok((stat.stx_dev_major, stat.stx_dev_minor))
 }
 
 fn hex(byte: u8) -> [char; 2] {

@@ -10,8 +10,6 @@ use std::time::{Duration, Instant};
 use finesse_ipc::handshake::{self, Answer, ClientStatus, MountStatus, Refusal, Welcome};
 use finesse_ipc::segment::Segment;
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::{AtFlags, CWD, StatxFlags};
-use rustix::io::Errno;
 
 use crate::engine::Context;
 use crate::ring::peer::{Past, Peer};
@@ -127,7 +125,7 @@ impl Reception {
     /// Forgets the watches that nobody holds any more; whether some are left whose clients are gone.
     fn sweep(&self) -> bool {
         if self.service.has_orphaned_watches()
-            && let Ok(dev) = self.device()
+            && let Ok(dev) = super::device(&*self.service)
         {
             self.service.keep_watches(&watchers::held(dev));
         }
@@ -148,7 +146,7 @@ impl Reception {
             tracing::warn!(uid = credentials.uid, "a client was refused: too many are connected");
             return Err((socket, Refusal::Resources));
         }
-        let prepared = self.device().and_then(|dev| {
+        let prepared = super::device(&*self.service).and_then(|dev| {
             let (segment, memory) = Segment::create()?;
             let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
             Ok((dev, segment, memory, bell))
@@ -195,15 +193,6 @@ impl Reception {
         Ok(())
     }
 
-    /// `st_dev` of the mount.
-    fn device(&self) -> Result<(u32, u32), Errno> {
-        let mountpoint = self.service.mountpoint().ok_or(Errno::NODEV)?;
-        // Without synchronisation: the daemon must not ask itself through the kernel.
-        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
-        let stat = rustix::fs::statx(CWD, mountpoint, flags, StatxFlags::INO)?;
-        Ok((stat.stx_dev_major, stat.stx_dev_minor))
-    }
-
     fn report(&self, socket: &OwnedFd) -> Result<(), handshake::Error> {
         // A reader that does not read must not hold up the reception for long.
         let timeout = Some(Duration::from_secs(2));
@@ -225,6 +214,7 @@ impl Reception {
         for client in &clients {
             counts.add(&client.counts);
         }
+        let (requests, senders) = self.service.bpf().requests();
         let mount = MountStatus {
             pid: std::process::id(),
             daemon_version: env!("CARGO_PKG_VERSION").into(),
@@ -234,10 +224,14 @@ impl Reception {
             known_inodes: self.service.known_inodes(),
             resident_bytes: resident_bytes(),
             counts,
+            requests,
         };
         handshake::send(socket, &Answer::Mount(mount), &[])?;
         for client in clients {
             handshake::send(socket, &Answer::Client(client), &[])?;
+        }
+        for sender in senders {
+            handshake::send(socket, &Answer::Sender(sender), &[])?;
         }
         handshake::send(socket, &Answer::End, &[])
     }

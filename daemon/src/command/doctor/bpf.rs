@@ -34,6 +34,7 @@ pub(super) fn findings() -> Vec<Finding> {
     };
     let lsm = typed("BPF security programs", LSM, LSM_MAC, BtfKind::Function, "bpf_lsm_inode_permission");
     vec![
+        built(),
         simple("BPF socket filters", SOCKET_FILTER),
         simple("BPF tracepoints", TRACEPOINT),
         simple("BPF raw tracepoints", RAW_TRACEPOINT),
@@ -41,6 +42,19 @@ pub(super) fn findings() -> Vec<Finding> {
         typed("BPF function entry", TRACING, TRACE_FENTRY, BtfKind::Function, "vfs_unlink"),
         active(lsm),
     ]
+}
+
+/// Whether Finesse itself has programs to load.
+fn built() -> Finding {
+    let name = "BPF programs";
+    match finesse_ebpf::BUILT {
+        true => Finding::on(name, "Finesse was built with its own"),
+        false => Finding::off(
+            name,
+            "Finesse was built without its own, for lack of clang",
+            "build it again with clang 14 or later; without them, -o bpf does nothing",
+        ),
+    }
 }
 
 fn finding(name: &'static str, loaded: io::Result<()>) -> Finding {
