@@ -10,7 +10,7 @@ RELEASE := $(TARGET)/release
 # Where `make test-linux` unpacks Debian's Linux sources; a tmpfs is fastest.
 LINUX ?= $(TARGET)/linux
 # The test files that `make test-long` runs at length.
-LONG ?= conformance differential real_programs kernel_build
+LONG ?= conformance differential staleness real_programs kernel_build
 CARGO_DENY_VERSION := 0.20.2
 
 # What the tests and the demonstration use, by the program that shows whether the package is there.
@@ -24,7 +24,11 @@ HEADERS := /usr/share/doc/busybox-static/copyright:busybox-static /usr/include/s
 # What the sessions of large programs use besides: see `make programs`.
 LARGE := node:nodejs javac:default-jdk-headless
 
+<<<<<<< HEAD
 .PHONY: all help deps build test test-linux test-long kernels vm linux programs programs-deps lint deny bench upcalls demo install uninstall clean
+=======
+.PHONY: all help deps build test test-linux test-long mutants linux programs programs-deps lint deny bench demo install uninstall clean
+>>>>>>> 762c849 (Hunt for what one road still shows after the other has changed it)
 
 all: build
 
@@ -37,6 +41,7 @@ help:
 	@echo 'make programs sessions of real programs on all roads, also of large ones: a table of what was bypassed'
 	@echo 'make vm       the tests of BPF programs, here and in guest machines with other kernels (QEMU; 50 MB from Debian)'
 	@echo 'make test-long    for hours: $(LONG)'
+	@echo 'make mutants  leave out what keeps the roads coherent, part by part, and see that it is noticed'
 	@echo 'make lint     formatting, clippy, and cargo-deny (which it installs)'
 	@echo 'make bench    the unlink benchmark with 1 000 000 files, and latencies'
 	@echo 'make upcalls  what unmodified programs ask of the daemon, counted, and a Linux build timed, beside bindfs'
@@ -142,6 +147,11 @@ test-long: deps $(if $(filter kernel_build,$(LONG)),deps-linux $(LINUX)/Makefile
     $(if $(filter real_programs,$(LONG)),programs-deps)
 	FINESSE_LONG=1 FINESSE_LINUX_TREE=$(abspath $(LINUX)) $(CARGO) test --profile checked --locked --no-fail-fast -p finesse-tests \
 	    $(patsubst %,--test %,$(LONG)) -- --nocapture --include-ignored --test-threads=1
+
+# Parts are left out in builds with assertions only: `daemon/src/mutant.rs`.
+mutants: deps
+	$(CARGO) test --profile checked --locked -p finesse-tests --test staleness -- --nocapture --include-ignored \
+	    --exact every_part_that_is_left_out_is_noticed
 
 lint: deny
 	$(CARGO) fmt --all --check

@@ -17,6 +17,7 @@ mod coherence;
 mod engine;
 mod filesystem;
 mod kernel;
+mod mutant;
 pub mod passthrough;
 mod reply;
 mod request;

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`build`] | the built `finesse` command and preload library of this profile |
 //! | [`differential`] | random scripts of file calls, performed and compared on all roads |
+//! | [`hunt`] | the staleness hunt: both roads change, both look |
 //! | [`mount`] | a directory mounted with the command; unmounted, whatever happens |
 //! | [`road`] | one place per road, and programs run there |
 //! | [`account`] | what a daemon says of its clients, and what the kernel asked it |
@@ -20,6 +21,7 @@ pub mod account;
 pub mod build;
 pub mod differential;
 pub mod guest;
+pub mod hunt;
 pub mod mount;
 pub mod needs;
 pub mod road;

@@ -29,6 +29,7 @@ use rustix::time::ClockId;
 use crate::answer;
 use crate::coherence::Invalidate;
 use crate::filesystem::Filesystem;
+use crate::mutant;
 use crate::request::{Credentials, Request};
 
 const SHARDS: usize = 64;
@@ -163,6 +164,9 @@ impl Inode {
 
     /// Forgets the attributes.
     pub(crate) fn changed(&self) {
+        if mutant::leaves_out("cache: attributes") {
+            return;
+        }
         let mut attributes = self.attributes.lock();
         self.version.fetch_add(1, Ordering::AcqRel);
         attributes.expiry = Instant::EXPIRED;
@@ -291,7 +295,7 @@ impl Cache {
     }
 
     fn unchanged_since(&self, mark: u64) -> bool {
-        self.changes.load(Ordering::SeqCst) == mark
+        self.changes.load(Ordering::SeqCst) == mark || mutant::leaves_out("cache: mark")
     }
 
     /// Something changed: what lookups under way bring may be old.
@@ -464,7 +468,7 @@ impl Cache {
     /// A name has changed, or may have: forgets it and its inode's attributes, and returns the inode.
     pub(crate) fn forget_name(&self, directory: &Inode, name: &OsStr) -> Option<Arc<Inode>> {
         let inode = self.take_name(directory, name);
-        if inode.is_none() && self.may_hold_hard_links() {
+        if inode.is_none() && self.may_hold_hard_links() && !mutant::leaves_out("cache: hard links") {
             self.unlinks.fetch_add(1, Ordering::AcqRel);
         }
         inode
@@ -473,6 +477,9 @@ impl Cache {
     fn take_name(&self, directory: &Inode, name: &OsStr) -> Option<Arc<Inode>> {
         self.bump();
         let key = KeyRef { directory: directory.instance, name: name.as_bytes() };
+        if mutant::leaves_out("cache: names") {
+            return None;
+        }
         let removed = self.dentry_shard(&key).lock().remove(&key);
         let inode = removed.and_then(|dentry| dentry.inode);
         if let Some(inode) = &inode {
@@ -513,6 +520,9 @@ fn make_room(shard: &mut HashMap<Key, Dentry, DefaultHashBuilder>) -> Vec<(Key, 
 
 impl Invalidate for Cache {
     fn entry(&self, parent: u64, name: &OsStr) {
+        if mutant::leaves_out("kernel road: names") {
+            return;
+        }
         match self.known(parent) {
             Some(directory) => {
                 if let Some(inode) = self.forget_name(&directory, name) {
@@ -528,6 +538,9 @@ impl Invalidate for Cache {
     }
 
     fn attr(&self, ino: u64) {
+        if mutant::leaves_out("kernel road: attributes") {
+            return;
+        }
         match self.known(ino) {
             Some(inode) => {
                 self.forget_attr(&inode);

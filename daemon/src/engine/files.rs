@@ -18,6 +18,7 @@ use crate::engine::serve::{Call, Changes, Output, Served, without_privileges};
 use crate::engine::{Checks, Engine, Stop, fail, kernel};
 use crate::filesystem::Filesystem;
 use crate::kernel::hidden::{Hidden, Token};
+use crate::mutant;
 use crate::reply::{ReplyAttr, ReplyData, ReplyEmpty, ReplyLseek, ReplyWrite, ReplyXattr};
 use crate::request::{Credentials, Request};
 use crate::session::Core;
@@ -256,6 +257,9 @@ impl<FS: Filesystem> Engine<FS> {
     /// Makes sure that the file system has what others have changed through mappings, before a part of a file is used;
     /// `len` 0 is to the end.
     pub(super) fn settle_mappings(&self, inode: &Inode, at: u64, len: usize) {
+        if mutant::leaves_out("bypass: mapped pages") {
+            return;
+        }
         if let Err(error) = self.core.coherence.bypass_uses_data(inode.ino, at, len as u64) {
             tracing::warn!(ino = inode.ino, %error, "the kernel did not write out what is mapped of a file");
         }
@@ -301,6 +305,9 @@ impl<FS: Filesystem> Engine<FS> {
         let done = self.write_in_turn(call, file, at, flags);
         self.changed_by_write(file);
         let (at, written) = done?;
+        if mutant::leaves_out("bypass: pages") {
+            return Ok((at, written));
+        }
         if let Err(error) = self.core.coherence.bypass_wrote(file.inode.ino, at, written) {
             tracing::warn!(ino = file.inode.ino, %error, "the kernel did not drop its pages of a changed file");
         }

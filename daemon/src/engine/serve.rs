@@ -16,6 +16,7 @@ use crate::engine::permission::{EXEC, READ, WRITE};
 use crate::engine::walk::{Node, Parent};
 use crate::engine::{Checks, Context, Engine, Stop, fail, kernel};
 use crate::filesystem::Filesystem;
+use crate::mutant;
 use crate::reply::{ReplyAttr, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyXattr};
 use crate::request::Request;
 use finesse_ipc::frame::{self, Attr, BY_FILE, Fallback, Op, Reply, Statfs, Time};
@@ -265,7 +266,9 @@ impl<FS: Filesystem> Engine<FS> {
     /// The directory of a name, if the kernel knows it: somebody may be in it, or below it. The kernel knows no name
     /// without the directory that it is in. Decides nothing that the program sees.
     fn directory_in_the_kernel(&self, call: &Call<'_>, parent: &Parent<'_>) -> Option<u64> {
-        if !self.core.coherence.kernel_knows(parent.directory.ino) {
+        if !self.core.coherence.kernel_knows(parent.directory.ino)
+            || mutant::leaves_out("bypass: directories in the kernel")
+        {
             return None;
         }
         let child = self.child(call.context, &call.request, &parent.directory, parent.name).ok()??.inode;
@@ -619,6 +622,9 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     pub(super) fn data_changed(&self, inode: &Inode) {
+        if mutant::leaves_out("bypass: pages") {
+            return;
+        }
         if let Err(error) = self.core.coherence.bypass_changed_data(inode.ino) {
             tracing::warn!(ino = inode.ino, %error, "the kernel did not drop its pages of a changed file");
         }

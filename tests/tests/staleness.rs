@@ -1,0 +1,128 @@
+//! The staleness hunt: when a call has returned on one road, no later call on the other shows the old state.
+//!
+//! | variable | means |
+//! | --- | --- |
+//! | `FINESSE_HUNT_SEED` | the seed of the long hunt, which is otherwise made up and said |
+//! | `FINESSE_HUNT_CHECKS` | how many checks the long hunt makes: 10 000 000 on all subjects together |
+//! | `FINESSE_HUNT_SUBJECT` | which of `SUBJECTS` alone, by its number |
+
+use std::time::Duration;
+
+use finesse_tests::hunt::{self, Extent, PARTY, Subject, Tally};
+use finesse_tests::needs;
+
+const fn passthrough<'s>(name: &'s str, arguments: &'s [&'s str]) -> Subject<'s> {
+    Subject { name, memory: false, arguments, wrapper: &[] }
+}
+
+const SUBJECTS: [Subject<'static>; 6] = [
+    passthrough("cache=always", &["--cache=always"]),
+    passthrough("cache=always, grant=never", &["--cache=always", "-o", "grant=never"]),
+    passthrough("cache=always, grant=large", &["--cache=always", "-o", "grant=large"]),
+    passthrough("cache=auto", &["--cache=auto"]),
+    passthrough("cache=never", &["--cache=never"]),
+    Subject { name: "in memory", memory: true, arguments: &[], wrapper: &[] },
+];
+
+/// Parts of the daemon that keep the roads coherent, as `daemon/src/mutant.rs` is asked for them, each with the subject
+/// that needs it. Left out, something stale is seen.
+const MUTANTS: [(&str, usize); 9] = [
+    ("kernel road: names", 0),
+    ("kernel road: attributes", 0),
+    ("cache: names", 0),
+    ("cache: attributes", 0),
+    ("cache: mark", 0),
+    ("cache: hard links", 0),
+    ("bypass: written unseen", 0),
+    ("bypass: directories in the kernel", 0),
+    ("bypass: pages", 1),
+];
+
+fn number(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    Some(value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
+}
+
+/// Hunts for as long as the extent says on each subject, and finds nothing; each with a seed of its own.
+fn are_clean(subjects: &[Subject<'_>], extent: Extent) -> Tally {
+    let mut all = Tally::default();
+    for (seed, subject) in (extent.seed..).zip(subjects) {
+        let tally = hunt::hunt(*subject, PARTY, Extent { seed, ..extent });
+        let tally = tally.unwrap_or_else(|report| panic!("{report}"));
+        println!("{}: {} changes, {} checks, nothing stale", subject.name, tally.changes(), tally.checks());
+        all.add(&tally);
+    }
+    for (kind, counts) in all.changes.iter().chain(&all.checks) {
+        println!("  {kind}: {} on the kernel road, {} on the bypass", counts[0], counts[1]);
+    }
+    let unlooked = all.checks.iter().find(|(_, counts)| counts.contains(&0));
+    assert!(unlooked.is_none(), "looked at on both roads: {unlooked:?}");
+    all
+}
+
+/// Hunts until something stale is seen.
+fn is_caught((part, subject): (&str, usize), extent: Extent) {
+    let variable = format!("FINESSE_MUTANT={part}");
+    let wrapper = ["env", variable.as_str()];
+    let subject = Subject { wrapper: &wrapper, ..SUBJECTS[subject] };
+    let report =
+        hunt::hunt(subject, PARTY, extent).map_or_else(|report| report, |tally| format!("{tally:?}"));
+    // Not a daemon that dies.
+    assert!(report.contains("expected:"), "{part}, left out on {}, is not noticed: {report}", subject.name);
+    let mut lines = report.lines().filter(|line| !line.starts_with("  round"));
+    let lines: Vec<_> = lines.by_ref().take_while(|line| !line.starts_with("it holds")).collect();
+    println!("{part}: {}", lines.join("\n    "));
+}
+
+#[test]
+fn nothing_stale_is_seen() {
+    if !needs::root("nothing_stale_is_seen") {
+        return;
+    }
+    // Otherwise nothing might be looked at.
+    for mutant in &MUTANTS[..2] {
+        is_caught(*mutant, Extent { seed: 1, checks: u64::MAX, time: Duration::from_secs(60) });
+    }
+    // On a slow machine fewer checks.
+    are_clean(&SUBJECTS, Extent { seed: 1, checks: 400_000, time: Duration::from_secs(4) });
+}
+
+#[test]
+#[ignore = "long: make mutants"]
+fn every_part_that_is_left_out_is_noticed() {
+    if !needs::root("every_part_that_is_left_out_is_noticed") {
+        return;
+    }
+    let mut survivors = Vec::new();
+    for mutant in MUTANTS {
+        let extent = Extent { seed: 1, checks: u64::MAX, time: Duration::from_secs(300) };
+        if std::panic::catch_unwind(|| is_caught(mutant, extent)).is_err() {
+            survivors.push(mutant);
+        }
+    }
+    assert!(survivors.is_empty(), "not noticed: {survivors:?}");
+}
+
+#[test]
+#[ignore = "long: make test-long LONG=staleness"]
+fn nothing_stale_is_seen_in_ten_million_checks() {
+    if !needs::root("nothing_stale_is_seen_in_ten_million_checks") {
+        return;
+    }
+    let seed = number("FINESSE_HUNT_SEED").unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("it is later");
+        now.as_nanos() as u64 % 1_000_000_000
+    });
+    println!("FINESSE_HUNT_SEED={seed}");
+    let subjects = match number("FINESSE_HUNT_SUBJECT") {
+        Some(index) => &SUBJECTS[index as usize..=index as usize],
+        None => &SUBJECTS,
+    };
+    let wanted = number("FINESSE_HUNT_CHECKS").unwrap_or(10_000_000);
+    let checks = wanted / subjects.len() as u64 + 1;
+    let all = are_clean(subjects, Extent { seed, checks, time: Duration::from_secs(24 * 3600) });
+    let unchanged = all.changes.iter().find(|(_, counts)| counts.contains(&0));
+    assert!(unchanged.is_none(), "changed on both roads: {unchanged:?}");
+    println!("{} checks, nothing stale", all.checks());
+    assert!(all.checks() >= wanted, "{} checks", all.checks());
+}
