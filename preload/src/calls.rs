@@ -418,6 +418,15 @@ pub(crate) fn link(from: (RawFd, &PathArg), to: (RawFd, &PathArg), flags: i32) -
     serve_two(Op::Link, from, to, Request { flags: flags as u32, ..Request::default() })
 }
 
+/// The flags of a `linkat` that is left to the kernel. With `AT_EMPTY_PATH` it looks who has opened the descriptor, even if
+/// the path is not empty (`path_init`): a granted one was opened by the daemon.
+pub(crate) fn link_flags(dirfd: RawFd, path: &PathArg, flags: i32) -> i32 {
+    match granted(dirfd).is_some() && !names_descriptor(path) {
+        true => flags & !AT_EMPTY_PATH,
+        false => flags,
+    }
+}
+
 /// `symlinkat`.
 pub(crate) fn symlink(target: &PathArg, dirfd: RawFd, path: &PathArg) -> Road<()> {
     let Some(content) = target.get().filter(|content| content.first() != 0) else {

@@ -4,6 +4,7 @@ use std::ffi::{c_int, c_uint};
 
 use libc::{AT_FDCWD, AT_REMOVEDIR, S_IFIFO, mode_t};
 
+use super::promote::itself;
 use super::{hook, take};
 use crate::calls;
 use crate::sys::{PathArg, Vector};
@@ -31,7 +32,10 @@ hook! {
     fn [linkat](olddirfd: c_int, old: PathArg, newdirfd: c_int, new: PathArg, flags: c_int) -> c_int, next =>
         take(
             calls::link((olddirfd, &old), (newdirfd, &new), flags),
-            || next(olddirfd, old, newdirfd, new, flags),
+            || {
+                let left = calls::link_flags(olddirfd, &old, flags);
+                itself(olddirfd, &old, flags, || next(olddirfd, old, newdirfd, new, left))
+            },
         );
     fn [symlink](target: PathArg, path: PathArg) -> c_int, next =>
         take(calls::symlink(&target, AT_FDCWD, &path), || next(target, path));
