@@ -10,12 +10,15 @@
 //! | `FINESSE_DIFF_BRIEF` | listings without the helpers that make them programs |
 
 use std::fmt::Write;
+use std::fs::File;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use finesse_tests::differential::compare::{Difference, compare};
 use finesse_tests::differential::performer;
 use finesse_tests::differential::script::{Script, scripts};
-use finesse_tests::differential::site::{Order, Outcome, Programs, Roads, Site};
+use finesse_tests::differential::site::{Order, Outcome, Programs, Roads, Site, Subject};
 use finesse_tests::needs;
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRng, TestRunner};
@@ -23,10 +26,11 @@ use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRng, TestRunner};
 /// Longest search for the smallest script.
 const SHRINKING: Duration = Duration::from_secs(90);
 
-/// The passthrough with each way to decide which descriptors it grants.
-const SUBJECTS: [&[&str]; 3] = [&[], NEVER, &["-o", "grant=large"]];
+/// The passthrough with each way to decide which descriptors it grants, and the file system in memory.
+const SUBJECTS: [Subject; 4] = [ALWAYS, NEVER, Subject::Passthrough(&["-o", "grant=large"]), Subject::Memory];
+const ALWAYS: Subject = Subject::Passthrough(&[]);
 /// All descriptors are virtual.
-const NEVER: &[&str] = &["-o", "grant=never"];
+const NEVER: Subject = Subject::Passthrough(&["-o", "grant=never"]);
 
 /// The places of one subject.
 struct Sites {
@@ -37,18 +41,23 @@ struct Sites {
 }
 
 impl Sites {
-    fn new(arguments: &[&str]) -> Self {
+    fn new(subject: Subject) -> Self {
+        // No native directory is like the file system in memory: each has its own size and blocks of directories.
+        let roads = Roads::ALL.iter().filter(|roads| subject != Subject::Memory || **roads != Roads::Native);
         Self {
             programs: Programs::new(),
-            sites: Roads::ALL.iter().map(|roads| Site::new(*roads, arguments)).collect(),
+            sites: roads.map(|roads| Site::new(*roads, subject)).collect(),
             calls: 0,
         }
     }
 
     /// What went differently, and how.
     fn differ(&mut self, script: &Script) -> Option<(Difference, Vec<Outcome>)> {
-        let outcomes: Vec<_> =
+        let mut outcomes: Vec<_> =
             self.sites.iter_mut().map(|site| site.perform(&self.programs, script)).collect();
+        if outcomes.len() < Roads::ALL.len() {
+            outcomes.insert(0, outcomes[0].clone());
+        }
         self.calls += script.steps.len();
         compare(script, &outcomes).map(|difference| (difference, outcomes))
     }
@@ -154,7 +163,7 @@ fn smallest(
 }
 
 /// Scripts that did different things once.
-const FOUND: [&str; 4] = [
+const FOUND: [&str; 5] = [
     // What is read through a granted descriptor is accessed, though the daemon does not see it.
     "ordinary=00 preloaded=01\n0 stat :b\n0 fgets R/d/../b\n0 stat :b",
     // Permission to write in a directory is judged before what the name stands for.
@@ -162,10 +171,14 @@ const FOUND: [&str; 4] = [
     // Flags that exclude each other, or that nobody knows, are wrong whatever the names are.
     "ordinary=00 preloaded=10\n0 renameat2 -1 :a -1 :a 3\n0 renameat2 -1 :gone/x -1 :a 8",
     "ordinary=00 preloaded=10\n0 renameat2 -1 :a -1 :h 1\n0 renameat2 -1 :a -1 :d 2\n0 renameat2 -1 :a -1 :d 1",
+    // Whoever has opened a descriptor matters only if the name is empty.
+    "ordinary=10 preloaded=10\n0 create 1 :a 66 420\n0 linkat 1 :a -1 :a 4096",
 ];
 
 /// The same with virtual descriptors.
-const FOUND_VIRTUAL: [&str; 2] = [
+const FOUND_VIRTUAL: [&str; 3] = [
+    // An empty name stands for the file, not for the placeholder.
+    "ordinary=00 preloaded=10\n0 open 0 :a 2 420\n0 linkat 0 : -1 :n 4096\n0 same 0 :n",
     // What the kernel reads is accessed for the bypass, too.
     "ordinary=00 preloaded=01\n10 open 0 :a 2 420\n0 create 0 :a 66 420\n0 pread 0 5 0\n10 fstat 0",
     // Not only the daemon's user may open the placeholder.
@@ -177,11 +190,11 @@ fn what_was_different_once_is_the_same() {
     if !needs::root("what_was_different_once_is_the_same") {
         return;
     }
-    for (arguments, found) in [(&[][..], &FOUND[..]), (NEVER, &FOUND_VIRTUAL)] {
-        let mut sites = Sites::new(arguments);
+    for (subject, found) in [(ALWAYS, &FOUND[..]), (NEVER, &FOUND_VIRTUAL)] {
+        let mut sites = Sites::new(subject);
         for script in found.iter().map(|text| Script::parse(text)) {
             if let Some((difference, outcomes)) = sites.differ(&script) {
-                panic!("{arguments:?}: {}", described(&script, &difference, &outcomes));
+                panic!("{subject:?}: {}", described(&script, &difference, &outcomes));
             }
         }
     }
@@ -220,7 +233,7 @@ fn what_many_do_at_once_is_done_once_and_completely() {
         }
     }
     let script = Script::parse(&text);
-    let mut sites = Sites::new(&[]);
+    let mut sites = Sites::new(ALWAYS);
     for site in &mut sites.sites {
         let roads = site.roads;
         let outcome = site.perform_in(Order::None, &sites.programs, &script, |here| {
@@ -244,6 +257,51 @@ fn what_many_do_at_once_is_done_once_and_completely() {
     }
 }
 
+#[test]
+fn a_listing_is_a_program_that_does_what_the_script_did() {
+    if !needs::root("a_listing_is_a_program_that_does_what_the_script_did") {
+        return;
+    }
+    let script = Script::parse(
+        "ordinary=01 preloaded=10
+         0 openat 0 -1 R/b 66 420
+         1 pread 0 100 4096
+         10 chmod :a 384
+         0 fork 2
+         20 lseek 0 5 0
+         0 write 0 7 4096
+         10 list :
+         20 exec
+         21 renameat2 -1 :d/e -1 :gone/x 1
+         0 fstat 0",
+    );
+    let mut native = Site::new(Roads::Native, ALWAYS);
+    let outcome = native.perform(&Programs::new(), &script);
+    assert_eq!(outcome.results.len(), script.steps.len(), "{:?}", outcome.results);
+
+    let work = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(work.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let text = performer::listing(&script, |index| outcome.results[index].clone());
+    let program = performer::compiled(work.path(), "listing", &text);
+    let [place, turns, said] = ["place", "turns", "said"].map(|name| work.path().join(name));
+    std::fs::write(&turns, [0; 4096]).unwrap();
+    std::fs::set_permissions(&turns, PermissionsExt::from_mode(0o666)).unwrap();
+    assert!(Command::new(&program).arg("prepare").arg(&place).status().unwrap().success());
+    let output = File::options().create(true).append(true).open(&said).unwrap();
+    let processes = [(0, "0"), (1, "65534")].map(|(process, user)| {
+        let mut command = Command::new("setpriv");
+        command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups"]);
+        command.arg(&program).arg(&place).arg(process.to_string()).arg(&turns);
+        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).spawn().unwrap()
+    });
+    for mut process in processes {
+        assert!(process.wait().unwrap().success());
+    }
+    let said = std::fs::read_to_string(&said).unwrap();
+    let said: Vec<_> = said.lines().map(|line| line.split_once(' ').unwrap().1).collect();
+    assert_eq!(said, outcome.results);
+}
+
 /// The seed whose first scripts are performed in every run of the tests.
 const FIXED: u64 = 1;
 const FIXED_SCRIPTS: u64 = 120;
@@ -255,7 +313,7 @@ fn scripts_do_the_same_on_all_roads() {
     }
     // On a slow machine fewer.
     let extent = Extent { first: 0, scripts: FIXED_SCRIPTS, time: Duration::from_secs(100), failures: 1 };
-    assert_eq!(explore(&mut Sites::new(&[]), FIXED, &extent), 0);
+    assert_eq!(explore(&mut Sites::new(ALWAYS), FIXED, &extent), 0);
 }
 
 /// Fewer, as what does not concern descriptors is the same as without the option.
@@ -285,7 +343,7 @@ fn random_scripts_do_the_same_on_all_roads() {
     let seconds = number("FINESSE_DIFF_SECONDS").or(number("FINESSE_LONG_SECONDS")).unwrap_or(3600);
     let subjects = match number("FINESSE_DIFF_SUBJECT") {
         Some(index) => &SUBJECTS[index as usize..=index as usize],
-        None => &SUBJECTS,
+        None => &SUBJECTS[..],
     };
     let extent = Extent {
         first: number("FINESSE_DIFF_FIRST").unwrap_or(0),
@@ -294,9 +352,9 @@ fn random_scripts_do_the_same_on_all_roads() {
         failures: number("FINESSE_DIFF_FAILURES").unwrap_or(1) as usize,
     };
     let mut failures = 0;
-    for arguments in subjects {
-        println!("the passthrough with {arguments:?}:");
-        failures += explore(&mut Sites::new(arguments), seed, &extent);
+    for subject in subjects {
+        println!("{subject:?}:");
+        failures += explore(&mut Sites::new(*subject), seed, &extent);
     }
     assert_eq!(failures, 0, "scripts did different things on different roads");
 }

@@ -288,6 +288,8 @@ const OPEN: Symbols = symbols!(
         | O_NOATIME
         | O_SYNC
         | O_DSYNC
+        | O_DIRECT
+        | O_TMPFILE
 );
 const CREATE: Symbols = &[
     ("O_RDWR | O_CREAT", (libc::O_RDWR | libc::O_CREAT) as i64),
@@ -556,28 +558,12 @@ pub const CALLS: &[Call] = &[
     call("mkfifo", 1, &[Name, Mode], "mkfifo($0, (mode_t)$1)"),
     call("mknodat", 1, &[At, Name, Of(NODE), Mode], "mknodat(AT($0), $1, (mode_t)($2 | $3), makedev(1, 3))"),
     call("bind", 2, &[Name], "bind_to($0)"),
-    call("send", 0, &[Slot], "send_to_itself($0)"),
+    call("send", 2, &[Slot], "sent(d[$0])"),
     call("seteuid", 3, &[Of(&[("0", 0), ("65534", 65534)])], "seteuid($0)"),
     call("close_range", 1, &[], "close_range(60, 70, 0)"),
-    call(
-        "proc-open",
-        0,
-        &[Slot, Slot, Flags(ACCESS, OPEN)],
-        "(sprintf(B, \"/proc/self/fd/%d\", d[$1]), keep($0, open(B, $2, 0600)))",
-    ),
-    call(
-        "dev-open",
-        0,
-        &[Slot, Slot, Flags(ACCESS, OPEN)],
-        "(sprintf(B, \"/dev/fd/%d\", d[$1]), keep($0, open(B, $2, 0600)))",
-    ),
-    call(
-        "proc-readlink",
-        0,
-        &[Slot],
-        "(sprintf(B, \"/proc/self/fd/%d\", d[$0]), text(readlink(B, B, 4096)))",
-    ),
-    call("proc-stat", 0, &[Slot], "(sprintf(B, \"/proc/self/fd/%d\", d[$0]), attributes(stat(B, &s), &s))"),
+    call("proc-open", 2, &[Slot, Of(ACCESS)], "reopened(\"/proc/self/fd\", d[$0], $1)"),
+    call("dev-open", 1, &[Slot, Of(ACCESS)], "reopened(\"/dev/fd\", d[$0], $1)"),
+    call("proc-stat", 2, &[Slot], "named(d[$0])"),
     call("fork", 5, &[Of(NO_FLAGS)], "become($0)"),
     call("exec", 4, &[], "renew()"),
     call("die", 3, &[Of(DIE)], "die($0)"),
@@ -611,7 +597,7 @@ pub fn may_wait(call: &Call) -> bool {
 /// Calls with open flags: where those are.
 pub fn open_flags(call: &Call) -> Option<usize> {
     match call.name {
-        "create" | "open" | "open-directory" | "proc-open" | "dev-open" => Some(2),
+        "create" | "open" | "open-directory" => Some(2),
         "openat" => Some(3),
         _ => None,
     }

@@ -7,7 +7,8 @@ use super::site::{Outcome, Roads};
 /// A difference between a native directory and any FUSE file system, which the kernel makes before it asks anybody.
 #[derive(Clone, Copy, Debug)]
 pub struct Excuse {
-    /// Whether a step differs in this way: the steps up to it, what it says natively, and on the kernel road.
+    /// Whether a step differs in this way: the steps up to it and what they say on the kernel road, what it says natively or
+    /// preloaded, and what on the kernel road.
     pub applies: fn(&[(&Step, &str)], &str, &str) -> bool,
     /// Whether what comes after it differs, too: a script is compared with the native directory up to it.
     pub lasts: bool,
@@ -53,14 +54,43 @@ pub const EXCUSES: &[Excuse] = &[
     Excuse {
         applies: |before, _, fuse| {
             fuse.starts_with("-1 ESTALE")
-                && before.iter().any(|(step, said)| *said == "0" && opens_path(step))
+                && before.iter().any(|(step, said)| said.starts_with('0') && opens_with(step, libc::O_PATH))
                 && before.iter().any(|(step, said)| *said == "0" && removes(step))
         },
         lasts: true,
         because: "`do_o_path` opens nothing of the file system's, and the passthrough keeps no descriptor of what nobody \
                   has open: what is removed is gone (`fuse_do_getattr`)",
     },
+    Excuse {
+        applies: |before, _, fuse| fuse == "-1 EOPNOTSUPP" && opens_with(last(before), libc::O_TMPFILE),
+        lasts: true,
+        because: "`fuse_tmpfile` asks with FUSE_TMPFILE, which fuser does not know (ENOSYS)",
+    },
+    Excuse {
+        applies: |before, native, fuse| {
+            [native, fuse].contains(&"-1 EINVAL")
+                && moves_data(last(before))
+                && before.iter().any(|(step, said)| said.starts_with('0') && opens_with(step, libc::O_DIRECT))
+        },
+        lasts: true,
+        because: "what O_DIRECT demands of offsets, lengths and buffers, each file system says (`iomap_dio_bio_iter`); \
+                  `fuse_direct_io` and `fuse_cache_read_iter` demand nothing, and `fuse_passthrough_open` keeps the flag, \
+                  whatever F_SETFL says later",
+    },
 ];
+
+/// Differences between the kernel road and preloaded programs that the README tells. A script is compared up to the first.
+pub const LIMITS: &[Excuse] = &[Excuse {
+    applies: |before, preloaded, _| {
+        let step = last(before);
+        name(step) == "linkat"
+            && step.arguments[1] == Value::Text(":".to_owned())
+            && number(step, 4) & i64::from(libc::AT_EMPTY_PATH) != 0
+            && ["-1 EXDEV", "-1 ENOENT"].contains(&preloaded)
+    },
+    lasts: true,
+    because: "`vfs_link`: a granted descriptor is one of the source's file system, and (`path_init`) the daemon has opened it",
+}];
 
 fn name(step: &Step) -> &'static str {
     CALLS[step.call].name
@@ -86,37 +116,20 @@ fn without_atime(said: &str) -> (String, Option<&str>) {
 
 /// Whether it reads files, or may.
 fn reads(step: &Step) -> bool {
-    const READING: &[&str] = &[
-        "read",
-        "pread",
-        "readv",
-        "preadv",
-        "preadv2",
-        "fgets",
-        "copy",
-        "print",
-        "freopen",
-        "mmap",
-        "map-read",
-        "map-write",
-        "sendfile",
-        "copy_file_range",
-        "posix_fadvise",
-        "list",
-        "opendir",
-        "fdopendir",
-        "readdir",
-        "readdir-some",
-        "rewinddir",
-        "seekdir",
-        "nftw",
-    ];
-    READING.contains(&name(step))
+    const READING: &str = "read pread readv preadv preadv2 fgets copy print freopen mmap map-read map-write sendfile \
+         copy_file_range posix_fadvise list opendir fdopendir readdir readdir-some rewinddir seekdir nftw";
+    READING.split(' ').any(|reading| reading == name(step))
 }
 
-fn opens_path(step: &Step) -> bool {
+/// Whether it reads files, or writes to them, through descriptors.
+fn moves_data(step: &Step) -> bool {
+    reads(step) || ["write", "pwrite", "writev", "pwritev", "pwritev2"].contains(&name(step))
+}
+
+/// Whether it opens something with these flags, and nothing less.
+fn opens_with(step: &Step, flags: i32) -> bool {
     super::calls::open_flags(&CALLS[step.call])
-        .is_some_and(|argument| number(step, argument) & i64::from(libc::O_PATH) != 0)
+        .is_some_and(|argument| number(step, argument) & i64::from(flags) == i64::from(flags))
 }
 
 fn removes(step: &Step) -> bool {
@@ -135,7 +148,7 @@ pub struct Difference {
 }
 
 /// Compares the kernel road with the native directory, and the others with the kernel road. Where the first two differ by
-/// an excuse, preloaded programs may say what either says: they reach what is native without the kernel's FUSE.
+/// an excuse, preloaded programs may do what is native, too: the kernel's FUSE is not in their way.
 pub fn compare(script: &Script, outcomes: &[Outcome]) -> Option<Difference> {
     let [native, kernel, bypass, mixed] = outcomes else { unreachable!("{} roads", Roads::ALL.len()) };
     let of = |outcome: &Outcome, index: usize| match outcome.results.get(index) {
@@ -144,20 +157,32 @@ pub fn compare(script: &Script, outcomes: &[Outcome]) -> Option<Difference> {
     };
     let differ = |step, roads: (Roads, Roads), said: (String, String)| Some(Difference { step, roads, said });
     let steps = outcomes.iter().map(|outcome| outcome.results.len()).max().unwrap_or_default();
+    // Whether the native directory is out of the comparison.
     let mut apart = false;
     for index in 0..steps {
-        let expected = (of(native, index), of(kernel, index));
-        let mut excused = apart;
-        if expected.0 != expected.1 && !apart {
-            match EXCUSES.iter().find(|excuse| excuse.holds(script, kernel, index, &expected)) {
-                Some(excuse) => (excused, apart) = (true, excuse.lasts),
-                None => return differ(Some(index), (Roads::Native, Roads::Kernel), expected),
+        let (natively, by_kernel) = (of(native, index), of(kernel, index));
+        let excuse = |list: &'static [Excuse], said: &str| {
+            list.iter().find(|excuse| excuse.holds(script, kernel, index, said, &by_kernel))
+        };
+        if !apart && natively != by_kernel {
+            match excuse(EXCUSES, &natively) {
+                Some(excuse) => apart = excuse.lasts,
+                None => return differ(Some(index), (Roads::Native, Roads::Kernel), (natively, by_kernel)),
             }
         }
         for (roads, outcome) in [(Roads::Bypass, bypass), (Roads::Mixed, mixed)] {
             let said = of(outcome, index);
-            if said != expected.1 && !(excused && said == expected.0) {
-                return differ(Some(index), (Roads::Kernel, roads), (expected.1, said));
+            if said == by_kernel {
+                continue;
+            }
+            let found = match apart || said == natively {
+                true => excuse(EXCUSES, &said),
+                false => None,
+            };
+            match found.or_else(|| excuse(LIMITS, &said)) {
+                Some(excuse) if excuse.lasts => return None,
+                Some(_) => {}
+                None => return differ(Some(index), (Roads::Kernel, roads), (by_kernel, said)),
             }
         }
     }
@@ -180,15 +205,10 @@ pub fn compare(script: &Script, outcomes: &[Outcome]) -> Option<Difference> {
 }
 
 impl Excuse {
-    fn holds(&self, script: &Script, kernel: &Outcome, index: usize, said: &(String, String)) -> bool {
-        let before: Vec<_> = script
-            .steps
-            .iter()
-            .zip(&kernel.results)
-            .take(index + 1)
-            .map(|(step, said)| (step, said.as_str()))
-            .collect();
-        before.len() == index + 1 && (self.applies)(&before, &said.0, &said.1)
+    fn holds(&self, script: &Script, kernel: &Outcome, index: usize, said: &str, by_kernel: &str) -> bool {
+        let steps = script.steps.iter().zip(kernel.results.iter().map(String::as_str));
+        let before: Vec<_> = steps.take(index + 1).collect();
+        before.len() == index + 1 && (self.applies)(&before, said, by_kernel)
     }
 }
 

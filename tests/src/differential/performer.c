@@ -3,7 +3,8 @@
  * reports what each call said. `perform` is made of the table of calls: for the tests it takes a call's arguments from
  * the script; in a listing every call is written out, and the file is a program of its own.
  *
- * Actor 10 * p + t is thread t of process p. Arguments of the program: place, process number, file of turns.
+ * Actor 10 * p + t is thread t of process p. Arguments of the program: place, process number, file of turns. Before,
+ * `prepare` and a directory make there what every script finds; `absolute` leads to a third argument, `out` to a fourth.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -44,6 +45,8 @@ static int d[SLOTS] = {-1, -1, -1, -1, -1, -1, -1, -1};
 static DIR *D[2];
 static char *M[2];
 static size_t M_size[2];
+/* Whether this process, or the one it was forked from, has opened a stream. */
+static int streamed;
 
 /* Where this process works: absolute names in scripts begin with `R`, answers are told with HERE in its place. */
 static char place[PATH_MAX];
@@ -67,15 +70,21 @@ static void say(const char *format, ...)
     va_end(list);
 }
 
+/* Whether every actor goes on as it can, in no order with the others. */
+static int unordered(void) { return turn[3]; }
+
 /* --- what scripts use --- */
 
 /* A directory of `…at`: slot, or the working directory. */
 static int AT(int slot) { return slot < 0 ? AT_FDCWD : d[slot]; }
 
-/* Puts a descriptor into a slot. Its number is nobody's promise: streams of directories need not have one. */
+/* Puts a descriptor into a slot, and tells its number: the lowest that is free. A stream of a directory need not have one,
+ * so after the first the numbers are nobody's promise any more. Without an order they depend on who is faster. */
 static long keep(int slot, int fd)
 {
     d[slot] = fd;
+    if (fd >= 0 && !streamed && !unordered())
+        say(" as %d", fd);
     return fd < 0 ? -1 : 0;
 }
 
@@ -128,6 +137,16 @@ static long got(ssize_t size)
     if (size >= 0)
         hash(B, size);
     return size;
+}
+
+/* Tells what lies at the beginning of a file, and closes it. */
+static long contents(int fd)
+{
+    ssize_t size = pread(fd, B, 4096, 0);
+    int old = errno;
+    close(fd);
+    errno = old;
+    return got(size);
 }
 
 /* Tells text that a call has put into B, of that many bytes. */
@@ -272,7 +291,11 @@ static long list(const char *name)
     return closedir(stream) ? -1 : count;
 }
 
-static long opened(DIR *stream) { return stream ? 0 : -1; }
+static long opened(DIR *stream)
+{
+    streamed |= stream != NULL;
+    return stream ? 0 : -1;
+}
 
 static long some(DIR *stream, int count)
 {
@@ -519,30 +542,79 @@ static off_t *offset_at(off_t value)
     return value < 0 ? NULL : &offset;
 }
 
-/* Sends a descriptor through a socket, closes the original, and keeps what arrives in its slot. */
-static long send_to_itself(int slot)
+/* Opens what a descriptor has open, by a name that says so, and tells what can be read there. More is not told, and nothing
+ * kept: on the bypass that may be the source's file. */
+static long reopened(const char *directory, int fd, int flags)
 {
-    int pair[2];
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair))
+    char name[40];
+    sprintf(name, "%s/%d", directory, fd);
+    fd = open(name, flags | O_NONBLOCK | O_CLOEXEC);
+    return fd < 0 ? -1 : contents(fd);
+}
+
+/* What a descriptor's own name leads to, without whose file that is. */
+static long named(int fd)
+{
+    char name[40];
+    struct stat s;
+    sprintf(name, "/proc/self/fd/%d", fd);
+    if (stat(name, &s))
+        return -1;
+    say(" %o %u:%u size=%lld", s.st_mode, s.st_uid, s.st_gid, (long long)s.st_size);
+    return 0;
+}
+
+/* Sends a descriptor through a socket, and tells what can be read from the one that arrives. */
+static long sent(int fd)
+{
+    int pair[2], arrived;
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
         return -1;
     char byte = 'x', control[CMSG_SPACE(sizeof(int))] = "";
     struct iovec iov = {&byte, 1};
     struct msghdr m = {.msg_iov = &iov, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
     struct cmsghdr *c = CMSG_FIRSTHDR(&m);
     c->cmsg_level = SOL_SOCKET, c->cmsg_type = SCM_RIGHTS, c->cmsg_len = CMSG_LEN(sizeof(int));
-    memcpy(CMSG_DATA(c), &d[slot], sizeof(int));
+    memcpy(CMSG_DATA(c), &fd, sizeof(int));
     long result = sendmsg(pair[0], &m, 0);
     if (result == 1) {
-        close(d[slot]);
         memset(control, 0, sizeof control);
-        result = recvmsg(pair[1], &m, 0);
-        memcpy(&d[slot], CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(int));
+        result = recvmsg(pair[1], &m, MSG_CMSG_CLOEXEC);
+        memcpy(&arrived, CMSG_DATA(CMSG_FIRSTHDR(&m)), sizeof(int));
     }
     int old = errno;
     close(pair[0]);
     close(pair[1]);
     errno = old;
-    return result;
+    return result == 1 ? contents(arrived) : -1;
+}
+
+/* --- what scripts find --- */
+
+static int prepare(const char *here, const char *out)
+{
+    static const char *const directories[] = {"", "/d", "/d/e", "/e"};
+    static const struct { const char *name; int size; } files[] = {{"/a", 5}, {"/b", 10000}, {"/d/a", 0}, {"/d/e/x", 4096}};
+    const struct { const char *target, *name; } links[] = {
+        {"a", "/l"}, {"d", "/m"}, {"loop", "/loop"}, {"nothing", "/gone"}, {"l", "/l2"}, {"..", "/d/up"},
+        {here, "/absolute"}, {out, "/out"},
+    };
+    const struct timespec long_ago[2] = {{500000, 0}, {500000, 0}};
+    int failed = 0;
+    umask(0);
+    for (size_t i = 0; i < sizeof directories / sizeof *directories; i++)
+        failed |= mkdir(R(directories[i]), 0777);
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        int fd = open(R(files[i].name), O_WRONLY | O_CREAT | O_EXCL, 0666);
+        for (int at = 0; at < files[i].size; at++)
+            B[at] = (char)('a' + at % 23);
+        failed |= write(fd, B, (size_t)files[i].size) != files[i].size || futimens(fd, long_ago);
+        close(fd);
+    }
+    failed |= link(R("/a"), R("/h"));
+    for (size_t i = 0; i < sizeof links / sizeof *links; i++)
+        failed |= symlink(links[i].target, R(links[i].name));
+    return failed != 0;
 }
 
 /* --- turns --- */
@@ -561,9 +633,6 @@ static void report(long result)
         size = snprintf(line, sizeof line, "%u %ld%s\n", step, result, detail);
     syscall(SYS_write, REPORT, line, size);
 }
-
-/* Whether every actor goes on as it can, in no order with the others. */
-static int unordered(void) { return turn[3]; }
 
 static void pass_to(unsigned next)
 {
@@ -617,12 +686,12 @@ static long become(int number)
 static long renew(void)
 {
     static char numbers[SLOTS + 2][16];
-    char *list[SLOTS + 6] = {arguments[0], arguments[1], numbers[0], "-", numbers[1]};
+    char *list[SLOTS + 7] = {arguments[0], arguments[1], numbers[0], "-", numbers[1], streamed ? "1" : "0"};
     sprintf(numbers[0], "%d", process);
     sprintf(numbers[1], "%u", step + 1);
     for (int i = 0; i < SLOTS; i++) {
         sprintf(numbers[i + 2], "%d", d[i]);
-        list[i + 5] = numbers[i + 2];
+        list[i + 6] = numbers[i + 2];
     }
     /* Its turn is over when the new program begins, because only then are descriptors closed. */
     execv(arguments[0], list);
@@ -645,7 +714,8 @@ static long perform(unsigned i);
 
 static void act(unsigned first)
 {
-    B = B ? B : malloc(BUFFER);
+    /* Aligned, as O_DIRECT wants it. */
+    B = B ? B : aligned_alloc(4096, BUFFER);
     for (step = first; step < length(); step++) {
         if (actor_of(step) != 10 * process + thread)
             continue;
@@ -685,14 +755,20 @@ int main(int count, char **list)
 {
     unsigned first = 0;
     arguments = list;
+    if (count > 2 && !strcmp(list[1], "prepare")) {
+        B = malloc(BUFFER);
+        strcpy(place, list[2]);
+        return prepare(count > 3 ? list[3] : place, count > 4 ? list[4] : "nowhere");
+    }
     if (count < 4)
         return 2;
     strcpy(place, list[1]);
     process = atoi(list[2]);
     if (count > 4) {
         first = (unsigned)atoi(list[4]);
+        streamed = atoi(list[5]);
         for (int i = 0; i < SLOTS; i++) {
-            d[i] = atoi(list[5 + i]);
+            d[i] = atoi(list[6 + i]);
             if (syscall(SYS_fcntl, d[i], F_GETFD) < 0)
                 d[i] = -1;
         }

@@ -88,8 +88,17 @@ fn source() -> String {
 /// # Panics
 /// The compiler is missing or fails.
 pub fn compile(directory: &Path) -> PathBuf {
-    let (source_file, program) = (directory.join("performer.c"), directory.join("performer"));
-    std::fs::write(&source_file, source()).unwrap();
+    compiled(directory, "performer", &source())
+}
+
+/// Compiles a listing, or the performer, into a directory.
+///
+/// # Panics
+/// The compiler is missing or fails.
+pub fn compiled(directory: &Path, name: &str, source: &str) -> PathBuf {
+    let program = directory.join(name);
+    let source_file = program.with_extension("c");
+    std::fs::write(&source_file, source).unwrap();
     let output = Command::new("gcc")
         .args([
             "-O1",
@@ -111,14 +120,19 @@ pub fn compile(directory: &Path) -> PathBuf {
 /// A script as a C program. `remark` says something of each step.
 pub fn listing(script: &Script, remark: impl Fn(usize) -> String) -> String {
     let mut text = String::from(
-        "/*\n * cc -pthread listing.c -o listing; head -c 4096 /dev/zero >turns; then, at once, in an absolute directory DIR,\n \
-         * each preloaded (finesse run) or not, as the ordinary user (setpriv --reuid=65534 …) or not:\n",
+        "/*\n * cc -pthread listing.c -o listing; head -c 4096 /dev/zero >turns; chmod 666 turns; ./listing prepare DIR, where DIR \
+         is an\n * absolute path that does not exist yet; then, both at once and with their output appended to one file, each \
+         preloaded\n * (finesse run) or not:\n",
     );
     for (process, ordinary) in script.ordinary.iter().enumerate() {
         let _ = writeln!(
             text,
             " *   ./listing DIR {process} turns    {}{}",
-            if *ordinary { "as the ordinary user" } else { "as root" },
+            if *ordinary {
+                "as an ordinary user (setpriv --reuid=65534 --regid=65534 --groups=65533,100)"
+            } else {
+                "as root"
+            },
             if script.preloaded[process] { ", preloaded where roads are mixed" } else { "" },
         );
     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Read;
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -45,6 +45,15 @@ impl Roads {
     pub const ALL: [Self; 4] = [Self::Native, Self::Kernel, Self::Bypass, Self::Mixed];
 }
 
+/// The file system that scripts are performed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// The passthrough, with these options.
+    Passthrough(&'static [&'static str]),
+    /// The one in memory.
+    Memory,
+}
+
 /// In which order the actors make their calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Order {
@@ -71,6 +80,8 @@ pub struct Site {
     /// Which road its processes take.
     pub roads: Roads,
     place: Place,
+    /// Where files are made for scripts and looked at afterwards, past the mount if they are anywhere else.
+    files: PathBuf,
     outside: PathBuf,
     scripts: usize,
     logged: usize,
@@ -106,19 +117,28 @@ impl Default for Programs {
 
 impl Site {
     /// Makes the place, and mounts it unless it is native.
-    pub fn new(roads: Roads, arguments: &[&str]) -> Self {
+    pub fn new(roads: Roads, subject: Subject) -> Self {
         let road = match roads {
             Roads::Native => Road::Native,
             Roads::Kernel => Road::Kernel,
             Roads::Bypass | Roads::Mixed => Road::Bypass,
         };
-        let options = Options { arguments, ..Options::default() };
-        let place = Place::new(road, &options, |_| ());
+        let place = match subject {
+            Subject::Passthrough(arguments) => {
+                Place::new(road, &Options { arguments, ..Options::default() }, |_| ())
+            }
+            Subject::Memory => Place::of_memory(road, &Options::default()),
+        };
+        let files = match subject {
+            Subject::Passthrough(_) => place.source(),
+            Subject::Memory => place.path(),
+        };
+        let files = files.to_owned();
         let outside = place.source().parent().expect("below a home").join("outside");
         fs::create_dir(&outside).unwrap();
         // A file system of its own everywhere, as it is another one than the mount.
         rustix::mount::mount("tmpfs", &outside, "tmpfs", MountFlags::empty(), None).unwrap();
-        Self { roads, place, outside, scripts: 0, logged: 0 }
+        Self { roads, place, files, outside, scripts: 0, logged: 0 }
     }
 
     /// What the daemon has counted.
@@ -141,10 +161,10 @@ impl Site {
     ) -> Outcome {
         self.scripts += 1;
         let name = format!("s{}", self.scripts);
-        let source = self.place.source().join(&name).join("w");
-        fill(&source, &self.place.path().join(&name).join("w"));
-        outside(&self.outside.join(&name));
+        let source = self.files.join(&name).join("w");
         let here = self.place.path().join(&name).join("w");
+        self.prepare(programs, &name, &here);
+        outside(&self.outside.join(&name));
         let state = tempfile::Builder::new().prefix("finesse-script-").tempdir().unwrap();
         fs::set_permissions(state.path(), PermissionsExt::from_mode(0o755)).unwrap();
         let mut results = self.run(order, programs, script, &here, state.path());
@@ -161,6 +181,17 @@ impl Site {
         let _ = fs::remove_dir_all(source.parent().unwrap());
         let _ = fs::remove_dir_all(self.outside.join(&name));
         outcome
+    }
+
+    /// Makes what every script finds.
+    fn prepare(&self, programs: &Programs, name: &str, here: &Path) {
+        let above = self.files.join(name);
+        fs::create_dir(&above).unwrap();
+        fs::set_permissions(&above, PermissionsExt::from_mode(0o777)).unwrap();
+        let out = Path::new("../../../outside").join(name);
+        let mut command = Command::new(&programs.performer);
+        command.arg("prepare").args([&above.join("w"), here, &out]);
+        assert!(command.status().unwrap().success(), "{}", above.display());
     }
 
     /// Without the place's own path. That of the source stays: nothing on a mount may tell it.
@@ -291,33 +322,6 @@ impl Site {
 fn described(tree: &tree::Tree, place: &Place) -> String {
     let lines: Vec<_> = tree.iter().map(|(path, what)| format!("{}: {what}", path.display())).collect();
     place.neutral(lines.join("\n").as_bytes())
-}
-
-/// What every script finds.
-fn fill(source: &Path, here: &Path) {
-    let everybody = |path: &Path, mode| fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
-    for directory in ["", "d", "d/e", "e"] {
-        fs::create_dir_all(source.join(directory)).unwrap();
-        everybody(&source.join(directory), 0o777);
-    }
-    everybody(source.parent().unwrap(), 0o777);
-    for (name, size) in [("a", 5), ("b", 10_000), ("d/a", 0), ("d/e/x", 4096)] {
-        let bytes: Vec<u8> = (0..size).map(|index| b'a' + (index % 23) as u8).collect();
-        fs::write(source.join(name), bytes).unwrap();
-        everybody(&source.join(name), 0o666);
-        let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(500_000);
-        let times = fs::FileTimes::new().set_modified(long_ago).set_accessed(long_ago);
-        File::options().write(true).open(source.join(name)).unwrap().set_times(times).unwrap();
-    }
-    fs::hard_link(source.join("a"), source.join("h")).unwrap();
-    for (target, name) in
-        [("a", "l"), ("d", "m"), ("loop", "loop"), ("nothing", "gone"), ("l", "l2"), ("..", "d/up")]
-    {
-        symlink(target, source.join(name)).unwrap();
-    }
-    symlink(here, source.join("absolute")).unwrap();
-    let name = source.parent().unwrap().file_name().unwrap();
-    symlink(Path::new("../../../outside").join(name), source.join("out")).unwrap();
 }
 
 /// What a link out of the mount leads to.
