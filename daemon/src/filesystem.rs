@@ -476,7 +476,8 @@ pub trait Filesystem: Send + Sync + 'static {
     }
 
     /// Makes a regular file unless it exists, opens it, and takes a reference to it. `flags` are those of
-    /// open(2). A file system that answers `ENOSYS` gets `mknod` and `open` instead.
+    /// open(2). A file system that answers `ENOSYS` gets `mknod` and `open` instead; one that answers `EEXIST` without
+    /// `O_EXCL` gets `lookup` and `open`.
     fn create(
         &self,
         _req: &Request,

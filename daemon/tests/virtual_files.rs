@@ -730,6 +730,37 @@ fn a_file_system_that_cannot_create_can_promote_even_so() {
 }
 
 #[test]
+fn a_file_that_another_makes_between_lookup_and_creation_is_opened_like_any_other() {
+    for cannot_create in [false, true] {
+        let memory = Memory::new();
+        memory.cannot_create.store(cannot_create, Ordering::SeqCst);
+        let mount = Mount::new(Fs(memory.clone()));
+        let client = mount.client();
+        let path = mount.path().join("file");
+        std::fs::write(&path, b"made").unwrap();
+        let late = || memory.late.store(true, Ordering::SeqCst);
+        let create = || File::options().read(true).write(true).create(true).clone();
+        late();
+        let mut text = String::new();
+        create().open(&path).unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "made");
+        late();
+        assert_eq!(errno_of(create().create_new(true).open(&path)), libc::EEXIST);
+        if !cannot_create {
+            late();
+            let file = open(&client, "file", libc::O_RDWR | libc::O_CREAT);
+            assert_eq!(file.read(10).unwrap(), b"made");
+            late();
+            let exclusive = try_open(&client, "file", libc::O_RDWR | libc::O_CREAT | libc::O_EXCL, 0o644);
+            assert_eq!(exclusive.err(), Some(Outcome::Errno(libc::EEXIST)));
+        }
+        drop(client);
+        mount.end();
+        memory.assert_sound();
+    }
+}
+
+#[test]
 fn a_name_asked_for_twice_is_the_same_and_ends_with_the_file() {
     let memory = Memory::new();
     let mount = Mount::new(Fs(memory.clone()));

@@ -29,9 +29,9 @@ truncate -s 5000 tr; truncate -s +10 tr; truncate -s -1000 tr; truncate -r lette
 
 # looking
 ls -l --time-style=+ letters zs l2 fifo2 | awk '{print $1, $2, $5, $6, $7, $8}'; ls -A a; ls -1 -S -r i5/i6; ls -RF a | head -n 20; ls -i letters l1~ | awk '{print $1}' | uniq | wc -l; ls -d */; dir -1 a; vdir -Q i5/i6 | awk '{print $NF}'; ls --group-directories-first -p | head -n 4; ls -Z letters > /dev/null 2>&1 || true; fails ls nowhere; ls -U1 a | sort | tail -n 2; ls -t stamped zs
-stat -c '%n %F %a %h %s %b' letters a/b zs l2; stat -L -c %F l3; stat -f -c %l .; fails stat nowhere; stat -t letters | wc -w; stat --printf '%N\n' l2
+stat -c '%n %F %a %h %s %b' letters zs l2; stat -c '%n %F %a %h' a/b; stat -L -c %F l3; stat -f -c %l .; fails stat nowhere; stat -t letters | wc -w; stat --printf '%N\n' l2
 test -f letters -a -d a -a -p fifo2 -a -h l2 -a ! -e l2 -a -s zs && echo tests; [ letters -ef letters ] && [ zs -nt stamped ] && [ -x a ] && [ -u i1 ] || echo no
-du -s --apparent-size zs | cut -f 1; du -a --inodes a | sort -k 2 | tail -n 2; du -b --max-depth=1 i5 | sort; df --output=target . | wc -l; df -i letters | wc -l; pathchk letters; fails pathchk -p "$(printf 'n%.0s' {1..300})"; basename a/b/c.txt .txt; dirname a/b; pwd -P | sed 's:.*/::'
+du -s --apparent-size zs | cut -f 1; du -a --inodes a | sort -k 2 | tail -n 2; du -b --max-depth=1 i5 | cut -f 2 | sort; du -b i5/i6/*; df --output=target . | wc -l; df -i letters | wc -l; pathchk letters; fails pathchk -p "$(printf 'n%.0s' {1..300})"; basename a/b/c.txt .txt; dirname a/b; pwd -P | sed 's:.*/::'
 (cd a/b && pwd | sed 's:.*/a/:a/:' && cat ../../letters ./../d/letters | wc -l); env -C a ls | head -n 1; nice cat letters > niced; nohup cat letters > nohupped 2> /dev/null; timeout 60 cat letters; stdbuf -oL cat letters; chroot . /bin/true 2> /dev/null || echo 'nothing to run'
 
 # removing

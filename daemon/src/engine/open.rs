@@ -30,6 +30,9 @@ enum Giving {
     Never,
 }
 
+/// How often a name is looked at that others make and remove.
+const LOOKS: u32 = 16;
+
 impl<FS: Filesystem> Engine<FS> {
     fn giving(&self) -> Giving {
         match (self.grants(), self.bypass.grants_on_request) {
@@ -61,14 +64,21 @@ impl<FS: Filesystem> Engine<FS> {
         if flags & libc::O_CREAT != 0 && call.path.last() == Some(&b'/') {
             return kernel(Fallback::KernelByChoice);
         }
-        match self.last(call.context, &call.request, call.frame.base, call.path, follow)? {
-            Last::There(_) if exclusive => fail(libc::EEXIST),
-            Last::There(node) => self.open_existing(call, &node, giving, output),
-            Last::Missing(directory, name) if flags & libc::O_CREAT != 0 => {
-                self.create(call, &directory, &name, giving, output)
+        for _ in 0..LOOKS {
+            match self.last(call.context, &call.request, call.frame.base, call.path, follow)? {
+                Last::There(_) if exclusive => return fail(libc::EEXIST),
+                Last::There(node) => return self.open_existing(call, &node, giving, output),
+                Last::Missing(directory, name) if flags & libc::O_CREAT != 0 => {
+                    match self.create(call, &directory, &name, giving, output) {
+                        // Somebody else has made it meanwhile.
+                        Err(Stop::Errno(libc::EEXIST)) if !exclusive => {}
+                        created => return created,
+                    }
+                }
+                Last::Missing(..) => return fail(libc::ENOENT),
             }
-            Last::Missing(..) => fail(libc::ENOENT),
         }
+        kernel(Fallback::KernelByChoice)
     }
 
     fn open_existing(&self, call: &Call<'_>, node: &Node, giving: Giving, output: &mut Output) -> Served {

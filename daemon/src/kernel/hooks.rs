@@ -81,17 +81,20 @@ pub(crate) struct Hooks {
     pub(crate) ino: u64,
     /// What can be done with a file that the request opens.
     pub(crate) access: Access,
+    /// Whether a file that is there already is an error.
+    pub(crate) exclusive: bool,
     effect: Effect,
 }
 
 impl Hooks {
     pub(crate) fn new(coherence: Arc<Coherence>, ino: u64, effect: Effect) -> Self {
-        Self { coherence, ino, access: Access::default(), effect }
+        Self { coherence, ino, access: Access::default(), exclusive: false, effect }
     }
 
     /// Notes the flags that a file is opened with.
     pub(crate) fn opens(mut self, flags: i32) -> Self {
         self.access = Access::of(flags);
+        self.exclusive = flags & libc::O_EXCL != 0;
         self
     }
 

@@ -20,7 +20,7 @@ reply! {
 
 reply! {
     /// The answer of `create`.
-    ReplyCreate => Created
+    ReplyCreate => Created, errors of its own
 }
 
 /// The flags that go to the kernel, after what they mean has been noted, and whether the kernel may serve the backing file
@@ -120,6 +120,20 @@ impl ReplyOpen {
 }
 
 impl ReplyCreate {
+    /// Answers with an error. `EEXIST` says that the file has come to be since it was looked up.
+    ///
+    /// Programs on the bypass make names that the kernel has just found missing. Unless the open is exclusive, the kernel is
+    /// told `ESTALE`, upon which it looks again and opens what is there (`do_filp_open`); `EEXIST` it would pass on.
+    pub fn error(self, err: Errno) {
+        match self.to {
+            To::Kernel(kernel) => {
+                let (hooks, reply) = kernel.settle();
+                reply.error(if err == Errno::EEXIST && !hooks.exclusive { Errno::ESTALE } else { err });
+            }
+            To::Local(sender) => sender.send(Err(err)),
+        }
+    }
+
     /// Answers with an entry that may be cached for `ttl`, and a handle.
     ///
     /// # Panics

@@ -55,6 +55,8 @@ pub struct Memory {
     pub cannot_create: AtomicBool,
     /// `mknod` is not implemented.
     pub cannot_make: AtomicBool,
+    /// Lookups find nothing until somebody makes a name: as if all names came to be just then.
+    pub late: AtomicBool,
 }
 
 fn attr(ino: u64, kind: FileType, mode: u32, req: Option<&Request>) -> FileAttr {
@@ -159,7 +161,8 @@ pub struct Fs(pub Arc<Memory>);
 impl Filesystem for Fs {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let mut state = self.0.state.lock();
-        match state.names.get(name).copied().filter(|_| parent == INodeNo::ROOT) {
+        let is_there = parent == INodeNo::ROOT && !self.0.late.load(Ordering::SeqCst);
+        match state.names.get(name).copied().filter(|_| is_there) {
             Some(ino) => {
                 let node = state.nodes.get_mut(&ino).unwrap();
                 node.lookups += 1;
@@ -259,6 +262,7 @@ impl Filesystem for Fs {
         if self.0.cannot_create.load(Ordering::SeqCst) {
             return reply.error(Errno::ENOSYS);
         }
+        self.0.late.store(false, Ordering::SeqCst);
         let mut state = self.0.state.lock();
         match state.make(req, name, mode) {
             Ok(attr) => {
@@ -282,6 +286,7 @@ impl Filesystem for Fs {
         if self.0.cannot_make.load(Ordering::SeqCst) {
             return reply.error(Errno::ENOSYS);
         }
+        self.0.late.store(false, Ordering::SeqCst);
         match self.0.state.lock().make(req, name, mode) {
             Ok(attr) => reply.entry(&TTL, &attr, Generation(attr.ino.0)),
             Err(error) => reply.error(error),
