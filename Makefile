@@ -24,11 +24,7 @@ HEADERS := /usr/share/doc/busybox-static/copyright:busybox-static /usr/include/s
 # What the sessions of large programs use besides: see `make programs`.
 LARGE := node:nodejs javac:default-jdk-headless
 
-<<<<<<< HEAD
-.PHONY: all help deps build test test-linux test-long kernels vm linux programs programs-deps lint deny bench upcalls demo install uninstall clean
-=======
-.PHONY: all help deps build test test-linux test-long mutants linux programs programs-deps lint deny bench demo install uninstall clean
->>>>>>> 762c849 (Hunt for what one road still shows after the other has changed it)
+.PHONY: all help deps build test test-linux test-long kernels vm mutants linux programs programs-deps lint deny bench upcalls demo install uninstall clean
 
 all: build
 
