@@ -1,4 +1,4 @@
-# The other process of sqlite.sh.
+# The other process of sqlite-together.sh.
 set -eu
 # The other one does not wait for who has failed.
 trap '[ $? = 0 ] || : > other-failed' EXIT

@@ -1,4 +1,4 @@
-# sqlite3 in every journal mode; a program that is not preloaded (sqlite-other.sh) writes to the same database.
+# sqlite3 in every journal mode.
 set -eu
 sql() { sqlite3 -cmd '.timeout 60000' "$@"; }
 for mode in delete truncate persist memory wal; do
@@ -8,15 +8,5 @@ for mode in delete truncate persist memory wal; do
     sql "$mode.db" "PRAGMA integrity_check; VACUUM; REINDEX; ANALYZE; PRAGMA integrity_check; PRAGMA page_count;"
     sql "$mode.db" ".backup $mode.backup" "ATTACH '$mode.backup' AS b; SELECT count(*) FROM b.t; SELECT count(*) FROM (SELECT * FROM t EXCEPT SELECT * FROM b.t);"
 done
-for mode in delete wal; do
-    : > "together-$mode"
-    for n in $(seq 60); do sql "$mode.db" "BEGIN IMMEDIATE; INSERT INTO t (who, n) VALUES ('here', $n); COMMIT;"; done &
-    for n in $(seq 60); do sql "$mode.db" "SELECT count(*) >= 0 FROM t WHERE who = 'there';"; done | sort -u
-    wait
-    until [ -e "together-$mode.done" ] || [ -e other-failed ]; do sleep 0.02; done
-    sql "$mode.db" "SELECT who, count(*), sum(n), count(DISTINCT id) FROM t GROUP BY who; PRAGMA integrity_check;"
-    sql "$mode.db" .dump | grep -c INSERT
-done
 sql wal.db 'PRAGMA wal_checkpoint(TRUNCATE);' | cut -d '|' -f 1; sql imported.db '.mode csv' '.import /dev/stdin t' 'SELECT * FROM t;' <<< $'a,b\n1,2\n3,4'
-# Which rows got which numbers is chance.
 for db in *.db *.backup; do sql "$db" 'PRAGMA integrity_check;'; done; ls; rm *.db *.backup
