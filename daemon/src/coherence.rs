@@ -1124,12 +1124,12 @@ mod tests {
         assert!(!coherence.kernel_has_open(5));
         coherence.opened(5, OpenMode::Passthrough, false);
         assert!(!coherence.kernel_opens(5).cached && coherence.kernel_opens(5).passthrough);
-        assert!(!coherence.is_written_unseen(5));
+        assert!(coherence.is_used_unseen(5) && !coherence.is_written_unseen(5));
         coherence.opened(5, OpenMode::Passthrough, true);
         coherence.released(5);
         assert!(coherence.is_written_unseen(5), "which of the two was released is not known");
         coherence.released(5);
-        assert!(!coherence.is_written_unseen(5));
+        assert!(!coherence.is_used_unseen(5) && !coherence.is_written_unseen(5));
     }
 
     #[test]

@@ -26,8 +26,16 @@ use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRng, TestRunner};
 /// Longest search for the smallest script.
 const SHRINKING: Duration = Duration::from_secs(90);
 
-/// The passthrough with each way to decide which descriptors it grants, and the file system in memory.
-const SUBJECTS: [Subject; 4] = [ALWAYS, NEVER, Subject::Passthrough(&["-o", "grant=large"]), Subject::Memory];
+/// The passthrough with each way to decide which descriptors it grants and how long it is believed, and the file system in
+/// memory.
+const SUBJECTS: [Subject; 6] = [
+    ALWAYS,
+    NEVER,
+    Subject::Passthrough(&["-o", "grant=large"]),
+    Subject::Memory,
+    Subject::Passthrough(&["--cache=always", "-o", "grant=never"]),
+    Subject::Passthrough(&["--cache=never"]),
+];
 const ALWAYS: Subject = Subject::Passthrough(&[]);
 /// All descriptors are virtual.
 const NEVER: Subject = Subject::Passthrough(&["-o", "grant=never"]);
@@ -163,7 +171,10 @@ fn smallest(
 }
 
 /// Scripts that did different things once.
-const FOUND: [&str; 5] = [
+const FOUND: [&str; 7] = [
+    // What O_DIRECT demands is the source's affair, and with kernel passthrough for as long as the file is open.
+    "ordinary=00 preloaded=01\n0 open 2 :a 16513 420\n0 fcntl-setfl 2 0\n0 pwrite 2 1 5 0",
+    "ordinary=00 preloaded=10\n0 create 1 :a 17474 420\n0 write 1 1 5",
     // What is read through a granted descriptor is accessed, though the daemon does not see it.
     "ordinary=00 preloaded=01\n0 stat :b\n0 fgets R/d/../b\n0 stat :b",
     // Permission to write in a directory is judged before what the name stands for.

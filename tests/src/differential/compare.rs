@@ -219,3 +219,53 @@ fn lines_that_differ(one: &str, two: &str) -> (String, String) {
     };
     (only(one, two), only(two, one))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OLD: &str = "0 100666 0:0 size=5 a=500000.0 m=500000.0";
+    const RECENT: &str = "0 100666 0:0 size=5 a=recent m=500000.0";
+
+    fn compared(steps: &str, said: [&[&str]; 4]) -> Option<(Option<usize>, Roads)> {
+        let script = Script::parse(&format!("ordinary=00 preloaded=10\n{steps}"));
+        let outcomes = said.map(|said| Outcome {
+            results: said.iter().map(|said| (*said).to_owned()).collect(),
+            tree: String::new(),
+            source: String::new(),
+        });
+        compare(&script, &outcomes).map(|difference| (difference.step, difference.roads.1))
+    }
+
+    #[test]
+    fn a_difference_is_found_on_every_road() {
+        let steps = "0 stat :a\n0 rmdir :a";
+        let (usual, odd) = (&[OLD, "-1 ENOTDIR"][..], &[OLD, "0"][..]);
+        assert_eq!(compared(steps, [usual; 4]), None);
+        assert_eq!(compared(steps, [odd, usual, usual, usual]), Some((Some(1), Roads::Kernel)));
+        assert_eq!(compared(steps, [usual, usual, odd, usual]), Some((Some(1), Roads::Bypass)));
+        assert_eq!(compared(steps, [usual, usual, usual, odd]), Some((Some(1), Roads::Mixed)));
+        assert_eq!(compared(steps, [usual, usual, usual, &[OLD]]), Some((Some(1), Roads::Mixed)));
+    }
+
+    #[test]
+    fn a_time_of_access_may_differ_from_the_native_one_after_reading_alone() {
+        let read = "0 read 0 5\n0 fstat 0";
+        let (old, recent, other) = (&["0 0", OLD][..], &["0 0", RECENT][..], &["0 0", "0 100666 0:0"][..]);
+        assert_eq!(compared(read, [recent, old, old, recent]), None);
+        assert_eq!(compared(read, [recent, old, other, old]), Some((Some(1), Roads::Bypass)));
+        assert_eq!(compared(read, [recent, recent, old, recent]), Some((Some(1), Roads::Bypass)));
+        let unread = "0 lstat :a\n0 fstat 0";
+        assert_eq!(compared(unread, [recent, old, old, old]), Some((Some(1), Roads::Kernel)));
+    }
+
+    #[test]
+    fn after_an_excuse_that_lasts_the_roads_are_compared_with_each_other() {
+        let steps = "0 lseek 0 0 2\n0 stat :a";
+        let end = "9223372036854775807 in a directory";
+        let (native, kernel) = (&[end, "0"][..], &["4096 in a directory", "1"][..]);
+        assert_eq!(compared(steps, [native, kernel, kernel, kernel]), None);
+        let odd = &["4096 in a directory", "0"][..];
+        assert_eq!(compared(steps, [native, kernel, kernel, odd]), Some((Some(1), Roads::Mixed)));
+    }
+}
