@@ -125,11 +125,20 @@ impl Place {
         self.command_as(&build::command(), &[], program)
     }
 
+    /// As [`Place::command`], by another road to the same files.
+    pub fn command_on(&self, road: Road, program: impl AsRef<OsStr>) -> Command {
+        self.line(road, &build::command(), &[], program)
+    }
+
     /// As [`Place::command`], started by a wrapper (`setpriv` and its arguments), with the `finesse` command at
     /// another place.
     pub fn command_as(&self, finesse: &Path, wrapper: &[&str], program: impl AsRef<OsStr>) -> Command {
+        self.line(self.road, finesse, wrapper, program)
+    }
+
+    fn line(&self, road: Road, finesse: &Path, wrapper: &[&str], program: impl AsRef<OsStr>) -> Command {
         let mut line: Vec<&OsStr> = wrapper.iter().map(OsStr::new).collect();
-        if self.road == Road::Bypass {
+        if road == Road::Bypass {
             line.extend([finesse.as_os_str(), OsStr::new("run"), OsStr::new("--")]);
         }
         line.push(program.as_ref());

@@ -1,12 +1,12 @@
 //! pjdfstest and fsx, from crates.io, on all roads: what passes natively passes through Finesse.
 //!
-//! `FINESSE_LONG=1` makes fsx run ten times as long, with more seeds.
+//! `FINESSE_LONG=1` makes fsx run a hundred times as long, and with every policy of caching.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 use finesse_tests::account::Calls;
 use finesse_tests::build;
@@ -59,8 +59,8 @@ fn scratch() -> PathBuf {
 /// A file system under test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Subject {
-    /// The passthrough, with options.
-    Passthrough(&'static [&'static str]),
+    /// The passthrough, with options and a policy of caching.
+    Passthrough(&'static [&'static str], &'static str),
     /// The file system in memory.
     Memory,
 }
@@ -69,8 +69,8 @@ impl Subject {
     /// A place on it. Set-user-ID bits and devices count, as they do natively.
     fn place(self, road: Road) -> Place {
         match self {
-            Self::Passthrough(more) => {
-                let arguments = [&["-o", "suid,dev"], more].concat();
+            Self::Passthrough(more, cache) => {
+                let arguments = [&["-o", "suid,dev", cache], more].concat();
                 let options = Options { arguments: &arguments, ..Options::default() };
                 Place::below(&scratch(), road, &options, |_| {})
             }
@@ -188,7 +188,7 @@ fn conforms(subject: Subject, test: &str) {
 #[test]
 fn the_passthrough_passes_every_pjdfstest_that_the_source_directory_passes() {
     conforms(
-        Subject::Passthrough(&[]),
+        Subject::Passthrough(&[], "--cache=auto"),
         "the_passthrough_passes_every_pjdfstest_that_the_source_directory_passes",
     );
 }
@@ -201,10 +201,11 @@ fn the_file_system_in_memory_passes_every_pjdfstest_that_a_plain_directory_passe
 
 // --- fsx ---
 
-/// All that it can do.
+/// All that it can do. Nothing is of length 0, which `posix_fallocate` refuses everywhere (`vfs_fallocate`).
 const OPERATIONS: &str = "\
 flen = 262144
 [opsize]
+min = 1
 max = 65536
 [weights]
 close_open = 2
@@ -227,6 +228,7 @@ copy_file_range = 3
 const READS_AND_WRITES: &str = "\
 flen = 262144
 [opsize]
+min = 1
 max = 65536
 [weights]
 close_open = 2
@@ -245,33 +247,6 @@ fn is_long() -> bool {
     std::env::var_os("FINESSE_LONG").is_some_and(|long| long == "1")
 }
 
-/// One run: any difference between the file and what was written to it ends it.
-fn fsx(place: &Place, configuration: &str, seed: u64, operations: u64) {
-    let home = tempfile::tempdir().unwrap();
-    let file = home.path().join("fsx.toml");
-    fs::write(&file, configuration).unwrap();
-    let mut command: Command = place.command(tool(FSX));
-    command.arg("-f").arg(&file).arg("-P").arg(home.path()).args(["-q", "-q"]);
-    command.args(["-S", &seed.to_string(), "-N", &operations.to_string()]);
-    let output = command.arg(place.path().join(format!("fsx-{seed}"))).output().unwrap();
-    assert!(
-        output.status.success() && text(&output.stdout).contains("A-OK"),
-        "fsx of {operations} operations, seed {seed}, {}:\n{configuration}\n{}",
-        place.road(),
-        said(&output)
-    );
-}
-
-/// Operations of a seed, and seeds: the first is always the same, the second never.
-fn effort() -> (u64, Vec<u64>) {
-    static RANDOM: OnceLock<u64> = OnceLock::new();
-    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
-    let random = *RANDOM.get_or_init(|| u64::from(since.subsec_nanos()));
-    if is_long() { (1_000_000, vec![1, 2, 3, random]) } else { (OPERATIONS_IN_CI, vec![1, random]) }
-}
-
-const OPERATIONS_IN_CI: u64 = 10_000;
-
 /// Who serves what fsx does with its file on the bypass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Opens {
@@ -281,47 +256,114 @@ enum Opens {
     Ring,
 }
 
-fn exercised(subject: Subject, opens: Opens) {
-    let (operations, seeds) = effort();
-    for road in [Road::Kernel, Road::Bypass] {
-        let place = subject.place(road);
-        for &seed in &seeds {
-            for configuration in [OPERATIONS, READS_AND_WRITES] {
-                let calls = counted(&place, || fsx(&place, configuration, seed, operations));
-                if road == Road::Kernel {
-                    assert_eq!(calls.total_answered(), 0, "{calls:?}");
-                    continue;
-                }
-                println!("{subject:?}, seed {seed}: {calls:?}");
-                let seen = calls.total_answered() + calls.to_kernel.values().sum::<u64>();
-                assert!(seen > 0, "fsx ran without the library");
-                assert!(answered(&calls, "open") > 0, "{calls:?}");
-                if opens == Opens::Ring && configuration == READS_AND_WRITES {
-                    // Out of 38 operations 20 read or write.
-                    let moved = answered(&calls, "read") + answered(&calls, "write");
-                    assert!(moved > operations / 4, "{calls:?}");
-                }
-            }
+/// One run: any difference between the file and what was written to it ends it.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    configuration: &'static str,
+    seed: u64,
+    operations: u64,
+}
+
+impl Run {
+    /// A run on a road to a place's files; the place's own or another.
+    fn check(&self, place: &Place, road: Road) {
+        let Self { configuration, seed, operations } = *self;
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("fsx.toml");
+        fs::write(&file, configuration).unwrap();
+        let mut command = place.command_on(road, tool(FSX));
+        command.arg("-f").arg(&file).arg("-P").arg(home.path()).args(["-q", "-q"]);
+        command.args(["-S", &seed.to_string(), "-N", &operations.to_string()]);
+        // Each run has a file of its own, and leaves none.
+        let name = place.path().join(format!("fsx-{}-{seed}", if road == Road::Bypass { "b" } else { "k" }));
+        let start = Instant::now();
+        let output = command.arg(&name).output().unwrap();
+        assert!(
+            output.status.success() && text(&output.stdout).contains("A-OK"),
+            "fsx of {operations} operations, seed {seed}, {road}:\n{configuration}\n{}",
+            said(&output)
+        );
+        // Unlinked on the mount, or else the kernel's name would be counted as another's.
+        fs::remove_file(&name).unwrap();
+        println!("  seed {seed}, {road}: {:.1} s", start.elapsed().as_secs_f64());
+    }
+
+    /// What a run by the bypass must have left in the counters.
+    fn assert_bypassed(&self, calls: &Calls, opens: Opens) {
+        println!("  seed {}: {calls:?}", self.seed);
+        assert!(answered(calls, "open") > 0, "fsx ran without the library: {calls:?}");
+        if opens == Opens::Ring && self.configuration == READS_AND_WRITES {
+            // Out of 38 operations 20 read or write.
+            let moved = answered(calls, "read") + answered(calls, "write");
+            assert!(moved > self.operations / 4, "{calls:?}");
+        }
+    }
+}
+
+const OPERATIONS_IN_CI: u64 = 5_000;
+const OPERATIONS_AT_LENGTH: u64 = 1_000_000;
+
+/// Seeds: the first is always the same, the second never.
+fn seeds() -> [u64; 2] {
+    static RANDOM: OnceLock<u64> = OnceLock::new();
+    let since = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    [1, *RANDOM.get_or_init(|| u64::from(since.subsec_nanos()))]
+}
+
+/// fsx by each road on a mount of its own, at the same time, and then by both roads in one mount.
+fn exercised(subject: Subject, opens: Opens, seeds: &[u64]) {
+    let operations = if is_long() { OPERATIONS_AT_LENGTH } else { OPERATIONS_IN_CI };
+    println!("{subject:?}, {operations} operations each");
+    let native = subject.place(Road::Native);
+    let [kernel, bypass, both] = [Road::Kernel, Road::Bypass, Road::Bypass].map(|road| subject.place(road));
+    let runs = seeds.iter().flat_map(|&seed| {
+        [OPERATIONS, READS_AND_WRITES].map(|configuration| Run { configuration, seed, operations })
+    });
+    for run in runs {
+        run.check(&native, Road::Native);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let calls = counted(&kernel, || run.check(&kernel, Road::Kernel));
+                assert_eq!(calls.total_answered(), 0, "{calls:?}");
+            });
+            let calls = counted(&bypass, || run.check(&bypass, Road::Bypass));
+            run.assert_bypassed(&calls, opens);
+        });
+        std::thread::scope(|scope| {
+            scope.spawn(|| run.check(&both, Road::Kernel));
+            let calls = counted(&both, || run.check(&both, Road::Bypass));
+            run.assert_bypassed(&calls, opens);
+        });
+    }
+}
+
+/// The passthrough with options, and at length also with those that change how long anything is remembered.
+fn passes(options: &'static [&'static str], opens: Opens) {
+    let seeds = seeds();
+    exercised(Subject::Passthrough(options, "--cache=auto"), opens, &seeds);
+    if is_long() {
+        for cache in ["--cache=never", "--cache=always"] {
+            exercised(Subject::Passthrough(options, cache), opens, &seeds[1..]);
         }
     }
 }
 
 #[test]
 fn fsx_finds_nothing_in_files_that_are_granted() {
-    exercised(Subject::Passthrough(&[]), Opens::Granted);
+    passes(&[], Opens::Granted);
 }
 
 #[test]
 fn fsx_finds_nothing_in_files_that_are_never_granted() {
-    exercised(Subject::Passthrough(&["-o", "grant=never"]), Opens::Ring);
+    passes(&["-o", "grant=never"], Opens::Ring);
 }
 
 #[test]
 fn fsx_finds_nothing_in_files_that_are_granted_when_it_pays() {
-    exercised(Subject::Passthrough(&["-o", "grant=large"]), Opens::Granted);
+    passes(&["-o", "grant=large"], Opens::Granted);
 }
 
 #[test]
 fn fsx_finds_nothing_in_memory() {
-    exercised(Subject::Memory, Opens::Ring);
+    exercised(Subject::Memory, Opens::Ring, &seeds());
 }
