@@ -225,8 +225,8 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             // It can create, as it has backing files.
             let _ = self.creates.set(true);
         }
-        // Files that bypass clients have open are opened for direct input and output, which must not keep programs
-        // from mapping them. Kernels before 6.6 have no such thing.
+        // Files that bypass clients have open, or that the kernel has open to append to, are opened for direct input and
+        // output, which must not keep programs from mapping them. Kernels before 6.6 have no such thing.
         let mappable = InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP;
         if config.capabilities().contains(mappable) && config.add_capabilities(mappable).is_err() {
             warn!("the kernel took back that files open for direct input and output can be mapped");

@@ -418,8 +418,6 @@ impl Filesystem for PassthroughFs {
             InitFlags::FUSE_ASYNC_READ,
             InitFlags::FUSE_ASYNC_DIO,
             InitFlags::FUSE_AUTO_INVAL_DATA,
-            // Files that were granted for writing are opened for direct input and output.
-            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
             InitFlags::FUSE_HAS_IOCTL_DIR,
             InitFlags::FUSE_PARALLEL_DIROPS,
             InitFlags::FUSE_POSIX_LOCKS,
@@ -435,8 +433,6 @@ impl Filesystem for PassthroughFs {
                 InitFlags::FUSE_DONT_MASK,
             ]);
         }
-        // Files that are opened uncached, to append to them, can still be mapped.
-        wanted.push(InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP);
         if self.options.cache != CachePolicy::Never {
             wanted.push(InitFlags::FUSE_CACHE_SYMLINKS);
         }
