@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -232,7 +233,8 @@ static void of_descriptor(const char *path)
     printf("O_PATH: %d\n", fdopendir(open(path, O_PATH | O_DIRECTORY)) != NULL);
 }
 
-/* A stream and getdents64 on its descriptor: together they list everything once. */
+/* A stream and getdents64 on its descriptor: together they list everything once. A stream goes on where its descriptor has
+ * been put. */
 static void directly(const char *path)
 {
     DIR *d = must_open(path);
@@ -245,6 +247,16 @@ static void directly(const char *path)
             note(((struct dirent64 *)(page + at))->d_name);
     rest(d);
     report("by both");
+    CHECK(lseek(fd, 0, SEEK_SET) == 0);
+    rest(d);
+    report("from the beginning");
+    closedir(d);
+    CHECK(d = fdopendir(open(path, O_RDONLY | O_DIRECTORY)));
+    rest(d);
+    forget();
+    CHECK(syscall(SYS_lseek, dirfd(d), 0, SEEK_SET) == 0);
+    rest(d);
+    report("by number");
     closedir(d);
 }
 

@@ -6,6 +6,7 @@ use libc::off_t;
 
 use super::{fail, hook, take, take_with};
 use crate::calls::Road;
+use crate::dirstreams;
 use crate::files::{self, At};
 use crate::process::FDS;
 use crate::sys::{self, Buffers, Data, Iovecs, NO_PLACES};
@@ -110,8 +111,10 @@ hook! {
     fn [pwritev2, pwritev64v2](fd: c_int, data: Iovecs, count: c_int, offset: off_t, flags: c_int) -> isize, next =>
         with_flags(fd, offset, (data, count), flags, files::write, || next(fd, data, count, offset, flags));
 
-    fn [lseek, lseek64, __lseek](fd: c_int, offset: off_t, whence: c_int) -> off_t, next =>
-        take_with(files::seek(fd, offset, whence), |offset| offset, || next(fd, offset, whence));
+    fn [lseek, lseek64, __lseek](fd: c_int, offset: off_t, whence: c_int) -> off_t, next => {
+        dirstreams::used_directly(fd);
+        take_with(files::seek(fd, offset, whence), |offset| offset, || next(fd, offset, whence))
+    };
     fn [ftruncate, ftruncate64](fd: c_int, size: off_t) -> c_int, next =>
         take(files::truncate(fd, size), || next(fd, size));
     fn [fsync](fd: c_int) -> c_int, next => take(synced(fd, false), || next(fd));

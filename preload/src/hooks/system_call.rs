@@ -124,7 +124,7 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         libc::SYS_dup => word(duplicated(a.int(), next_int)),
         libc::SYS_dup3 => word(onto(a.int(), b.int(), next_int)),
         libc::SYS_fcntl => word(control(a.int(), b.int(), c.0, next_int)),
-        libc::SYS_getdents64 => {
+        libc::SYS_getdents64 | libc::SYS_lseek => {
             dirstreams::used_directly(a.int());
             next()
         }
@@ -197,7 +197,9 @@ fn by_number(number: Word, all: [Word; 6], next: impl FnOnce() -> Word) -> Optio
         libc::SYS_write => Some(count(files::write(a.int(), At::Own, buffers), next)),
         libc::SYS_pread64 if d.0 >= 0 => Some(count(files::read(a.int(), At::given(d.0)?, buffers), next)),
         libc::SYS_pwrite64 if d.0 >= 0 => Some(count(files::write(a.int(), At::given(d.0)?, buffers), next)),
-        libc::SYS_lseek => Some(take_with(files::seek(a.int(), b.0, c.int()), Word, next)),
+        libc::SYS_lseek if FDS.is_virtual(a.int()) => {
+            Some(take_with(files::seek(a.int(), b.0, c.int()), Word, next))
+        }
         libc::SYS_ftruncate => Some(take(files::truncate(a.int(), b.0), next)),
         libc::SYS_fsync => Some(take(files::sync(a.int(), false), next)),
         libc::SYS_fdatasync => Some(take(files::sync(a.int(), true), next)),
