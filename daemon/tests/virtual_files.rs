@@ -16,8 +16,8 @@ use std::sync::atomic::Ordering;
 use finesse::passthrough::{Grants, Options, PassthroughFs};
 use finesse_ipc::client::{Call, Client};
 use finesse_ipc::frame::{
-    BY_FILE, Fallback, OWN_OFFSET, Op, Outcome, REPLY_GRANT, REPLY_GRANTABLE, REPLY_VIRTUAL, ROOT, Request,
-    Time,
+    BY_FILE, Fallback, OWN_OFFSET, Op, Outcome, PROMOTED, REPLY_GRANT, REPLY_GRANTABLE, REPLY_VIRTUAL, ROOT,
+    Request, Time,
 };
 use finesse_ipc::handshake::PLACEHOLDER;
 use memory::{Fs, Memory, Mount, eventually};
@@ -1106,8 +1106,16 @@ fn a_grant_on_request_has_the_offset_and_the_flags_of_the_open_file() {
         let call =
             client.call(Op::Promote, &Request { base: file.number, ..Request::default() }, b"", b"").unwrap();
         assert_ne!(call.reply.flags & REPLY_GRANT, 0, "{:?}", call.reply.outcome());
+        // A client that has no number for it goes on as before, and may ask again.
+        drop(call.take_grant().unwrap());
+        drop(call);
+        assert_eq!(file.read(1).unwrap(), b"3");
+        file.seek(3, libc::SEEK_SET).unwrap();
+        let call =
+            client.call(Op::Promote, &Request { base: file.number, ..Request::default() }, b"", b"").unwrap();
         let mut granted = File::from(call.take_grant().unwrap());
         drop(call);
+        file.ask(Op::Promote, Request { mode: PROMOTED, ..Request::default() }, b"", b"").unwrap();
         let status = rustix::fs::fcntl_getfl(&granted).unwrap();
         let told = rustix::fs::OFlags::APPEND | rustix::fs::OFlags::NONBLOCK;
         assert_eq!(status & told, rustix::fs::OFlags::NONBLOCK);

@@ -121,7 +121,8 @@ numbered! {
         /// ([`REPLY_GRANT`]), or in the data buffer a one-time name below [`crate::handshake::Welcome::hidden`]
         /// that `open` with `O_CREAT` and the description's flags turns into the file itself, and in
         /// [`Reply::number`] the offset to set. The description is the kernel's from then on: `base` is gone as by
-        /// `Close`, without `flush`, once the name has been opened.
+        /// `Close`, without `flush`, once the name has been opened, or the client has said (`mode` [`PROMOTED`]) that the
+        /// descriptor has arrived.
         Promote = "promote",
         /// Opens the directory `base`/`path` (`flags`: `O_NOFOLLOW`, `AT_EMPTY_PATH` for `base` itself) for reading it
         /// through the ring, and makes its node id usable as a base on this connection. Answers [`Attr`] with only
@@ -322,6 +323,8 @@ pub const REPLY_VIRTUAL: u32 = 4;
 /// [`Reply::flags`], beside [`REPLY_VIRTUAL`]: [`Op::Promote`] would answer with a granted descriptor, so that
 /// large or many transfers are worth it.
 pub const REPLY_GRANTABLE: u32 = 8;
+/// [`Request::mode`] of [`Op::Promote`]: the granted descriptor has arrived, and the file's number ends.
+pub const PROMOTED: u32 = 1;
 /// [`Reply::flags`] of [`Op::ReadDir`]: no entry follows those in the data buffer.
 pub const REPLY_END: u32 = 16;
 

@@ -78,8 +78,10 @@ pub(crate) struct Mount {
     own: [AtomicI32; 2],
     /// The last file that was opened was opened virtually.
     opens_virtually: AtomicBool,
-    /// What virtual descriptors are duplicates of; -1 if there is none yet.
-    placeholder: AtomicI32,
+    /// The hidden directory, which the mount's path need not lead to for ever.
+    hidden: Kept,
+    /// What virtual descriptors are duplicates of.
+    placeholder: Kept,
     socket: [AtomicU8; SOCKET_MAX],
     socket_len: AtomicU32,
     /// The generation that came with the hint in the environment.
@@ -88,6 +90,75 @@ pub(crate) struct Mount {
 
 /// No generation was handed down.
 const NOT_HINTED: u64 = u64::MAX;
+
+/// A descriptor that is opened when it is first needed and may become another one: its number (-1 if there is none), and in the
+/// upper half how often it has changed.
+struct Kept(AtomicU64);
+
+/// A [`Kept`] descriptor at one moment.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Now(u64);
+
+impl Now {
+    fn fd(self) -> Option<RawFd> {
+        Some(self.0 as u32 as RawFd).filter(|fd| *fd >= 0)
+    }
+}
+
+impl Kept {
+    const fn new() -> Self {
+        Self(AtomicU64::new(u32::MAX as u64))
+    }
+
+    fn now(&self) -> Now {
+        Now(self.0.load(Ordering::Acquire))
+    }
+
+    /// Makes it another one, unless somebody else has done so since.
+    fn change(&self, since: Now, fd: RawFd) -> bool {
+        let changes = (since.0 >> 32).wrapping_add(1) << 32;
+        let next = changes | u64::from(fd.cast_unsigned());
+        self.0.compare_exchange(since.0, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+
+    /// Keeps a descriptor: at a number above those that programs expect to own, if there is one.
+    fn keep(&self, since: Now, low: sys::Hidden, first: RawFd) -> Result<(), i32> {
+        let high = low.fd().and_then(|low| rustix::io::fcntl_dupfd_cloexec(low, first).ok());
+        let fd = high.or_else(|| low.into_fd()).ok_or(libc::EBADF)?;
+        self.put(since, std::os::fd::IntoRawFd::into_raw_fd(fd));
+        Ok(())
+    }
+
+    /// Makes it this descriptor, which is closed if another thread was faster.
+    fn put(&self, since: Now, fd: RawFd) {
+        FDS.set(fd, Kind::Own);
+        if !self.change(since, fd) {
+            FDS.clear(fd);
+            sys::close(fd);
+        }
+    }
+
+    /// Moves it elsewhere, because the program wants its number.
+    fn leave(&self, fd: RawFd) -> Result<(), i32> {
+        let now = self.now();
+        if let Some(old) = now.fd().filter(|now| *now == fd).and_then(sys::borrow) {
+            let new =
+                rustix::io::fcntl_dupfd_cloexec(old, first_fd()).map_err(|errno| errno.raw_os_error())?;
+            self.put(now, std::os::fd::IntoRawFd::into_raw_fd(new));
+            FDS.clear(fd);
+        }
+        Ok(())
+    }
+
+    /// Closes it; whether there was one.
+    fn give_up(&self) -> bool {
+        let now = self.now();
+        let Some(fd) = now.fd().filter(|_| self.change(now, -1)) else { return false };
+        FDS.clear(fd);
+        sys::close(fd);
+        true
+    }
+}
 
 impl Mount {
     const fn new() -> Self {
@@ -105,7 +176,8 @@ impl Mount {
             same_ids: AtomicBool::new(false),
             own: [const { AtomicI32::new(-1) }; 2],
             opens_virtually: AtomicBool::new(false),
-            placeholder: AtomicI32::new(-1),
+            hidden: Kept::new(),
+            placeholder: Kept::new(),
             socket: [const { AtomicU8::new(0) }; SOCKET_MAX],
             socket_len: AtomicU32::new(0),
             hinted: AtomicU64::new(NOT_HINTED),
@@ -123,11 +195,10 @@ impl Mount {
         })
     }
 
-    /// Gives up the placeholder.
-    fn drop_placeholder(&self) {
-        let fd = self.placeholder.swap(-1, Ordering::AcqRel);
-        FDS.clear(fd);
-        sys::close(fd);
+    /// Gives up the hidden directory and what is in it.
+    fn drop_hidden(&self) {
+        self.placeholder.give_up();
+        self.hidden.give_up();
     }
 
     fn change(&self, from: u32, to: u32) -> bool {
@@ -153,7 +224,7 @@ impl Mount {
     fn reclaim(&self) {
         self.alone(|| {
             self.unprotect();
-            self.drop_placeholder();
+            self.drop_hidden();
             drop(take(self.client.swap(std::ptr::null_mut(), Ordering::AcqRel)));
             let _ = self.change(RETIRED, CANDIDATE) || self.change(DEAD, REFUSED);
         });
@@ -269,42 +340,66 @@ impl Guard {
     /// # Errors
     /// `EMFILE`; another errno if the mount has none.
     pub(crate) fn virtual_number(&self) -> Result<RawFd, i32> {
-        let mut attempt = 0;
+        let kept = &self.mount.placeholder;
         loop {
-            let placeholder = self.mount.placeholder.load(Ordering::Acquire);
-            if placeholder < 0 {
-                self.open_placeholder()?;
+            let now = kept.now();
+            let Some(placeholder) = now.fd() else {
+                self.keep_placeholder()?;
                 continue;
+            };
+            let number = sys::duplicate(placeholder);
+            if kept.now() == now {
+                return number;
             }
-            match sys::duplicate(placeholder) {
-                // It has just been moved elsewhere ([`vacate`]).
-                Err(libc::EBADF) if attempt < 3 => attempt += 1,
-                number => return number,
+            // It was moved or given up in between, and this may be a duplicate of what has its number now.
+            if let Ok(number) = number {
+                sys::close(number);
             }
         }
     }
 
-    #[cold]
-    fn open_placeholder(&self) -> Result<(), i32> {
-        let mut path = [0; HIDDEN_PATH];
-        let path = self.hidden_path(handshake::PLACEHOLDER.as_bytes(), &mut path).ok_or(libc::ENOENT)?;
-        let low = sys::try_open_hidden(path, OFlags::PATH | OFlags::NOFOLLOW)?;
-        let low = low.fd().ok_or(libc::EBADF)?;
-        let high = rustix::io::fcntl_dupfd_cloexec(low, self.client.first_fd())
-            .map_err(|errno| errno.raw_os_error())?;
-        let high = std::os::fd::IntoRawFd::into_raw_fd(high);
-        FDS.set(high, Kind::Own);
-        let stored = self.mount.placeholder.compare_exchange(-1, high, Ordering::AcqRel, Ordering::Acquire);
-        if stored.is_err() {
-            // Another thread was faster.
-            FDS.clear(high);
-            sys::close(high);
+    /// Opens the placeholder, unless it is open.
+    pub(crate) fn keep_placeholder(&self) -> Result<(), i32> {
+        let kept = &self.mount.placeholder;
+        let now = kept.now();
+        if now.fd().is_some() {
+            return Ok(());
         }
-        Ok(())
+        let low = self.open_hidden(handshake::PLACEHOLDER.as_bytes(), OFlags::PATH | OFlags::NOFOLLOW)?;
+        kept.keep(now, low, self.client.first_fd())
     }
 
-    /// The path of a name in the mount's hidden directory.
-    pub(crate) fn hidden_path<'b>(&self, name: &[u8], buffer: &'b mut [u8; HIDDEN_PATH]) -> Option<&'b CStr> {
+    /// Gives up the placeholder, so that a number is free for a moment; whether there was one.
+    pub(crate) fn spare_number(&self) -> bool {
+        self.mount.placeholder.give_up()
+    }
+
+    /// Opens a name in the mount's hidden directory. That is kept open with the first one: what is open goes on when the mount's
+    /// path leads elsewhere.
+    ///
+    /// # Errors
+    /// `EMFILE`, and what the kernel says of the mount.
+    pub(crate) fn open_hidden(&self, name: &[u8], flags: OFlags) -> Result<sys::Hidden, i32> {
+        let kept = &self.mount.hidden;
+        loop {
+            let now = kept.now();
+            let Some(directory) = now.fd().and_then(sys::borrow) else {
+                let mut path = [0; HIDDEN_PATH];
+                let path = self.hidden_path(&mut path).ok_or(libc::ENOENT)?;
+                let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW;
+                let low = sys::try_open_hidden(rustix::fs::CWD, path, flags)?;
+                kept.keep(now, low, self.client.first_fd())?;
+                continue;
+            };
+            let mut path = [0; HIDDEN_NAME];
+            path.get_mut(..name.len()).ok_or(libc::ENAMETOOLONG)?.copy_from_slice(name);
+            let path = CStr::from_bytes_until_nul(&path).map_err(|_| libc::ENAMETOOLONG)?;
+            return sys::try_open_hidden(directory, path, flags);
+        }
+    }
+
+    /// The path of the mount's hidden directory.
+    fn hidden_path<'b>(&self, buffer: &'b mut [u8; HIDDEN_PATH]) -> Option<&'b CStr> {
         let mut root = [0; MOUNT_PATH_MAX + 1];
         // Another thread may be making the table of paths anew, because somebody has mounted something.
         let mut turn = 0;
@@ -319,7 +414,7 @@ impl Guard {
         let hidden = &self.client.welcome().hidden;
         let hidden = hidden.split(|byte| *byte == 0).next().filter(|name| !name.is_empty())?;
         let mut len = 0;
-        for part in [root, b"/", hidden, b"/", name, b"\0"] {
+        for part in [root, b"/", hidden, b"\0"] {
             buffer.get_mut(len..)?.get_mut(..part.len())?.copy_from_slice(part);
             len += part.len();
         }
@@ -368,8 +463,10 @@ pub(crate) fn enter(index: usize) -> Option<Guard> {
 
 /// How often a path is looked for in a table that is being made anew, in pauses (about a second).
 const TABLE_PATIENCE: u32 = 5000;
-/// Room for the path of a name in a mount's hidden directory.
-pub(crate) const HIDDEN_PATH: usize = MOUNT_PATH_MAX + 128;
+/// Room for the path of a mount's hidden directory.
+const HIDDEN_PATH: usize = MOUNT_PATH_MAX + 128;
+/// Room for a name there.
+const HIDDEN_NAME: usize = 256;
 
 /// Uses a connection on which something is open; `None` if it has ended. Unlike [`enter`] it asks neither for the paths of
 /// mounts nor whether the bypass is on, because nobody else can serve what is open.
@@ -644,7 +741,7 @@ pub(crate) fn after_fork() {
         // SAFETY: null or a client that this child alone knows: no other thread came along.
         if let Some(reference) = unsafe { client.as_ref() } {
             mount.unprotect();
-            mount.drop_placeholder();
+            mount.drop_hidden();
             if users == 0 {
                 if let Some(client) = take(client) {
                     client.forget();
@@ -669,24 +766,19 @@ pub(crate) fn after_fork() {
 /// `EBUSY` if it is in use this very moment (which `dup2` may answer on Linux), `EMFILE` if there is no other
 /// number.
 pub(crate) fn vacate(fd: RawFd) -> Result<(), i32> {
-    let stands = |mount: &&Mount| mount.placeholder.load(Ordering::Acquire) == fd;
-    if let Some(mount) = ALL.iter().find(stands) {
-        let Some(old) = sys::borrow(fd) else { return Ok(()) };
-        let new = rustix::io::fcntl_dupfd_cloexec(old, first_fd()).map_err(|errno| errno.raw_os_error())?;
-        let new = std::os::fd::IntoRawFd::into_raw_fd(new);
-        FDS.set(new, Kind::Own);
-        match mount.placeholder.compare_exchange(fd, new, Ordering::AcqRel, Ordering::Relaxed) {
-            Ok(_) => FDS.clear(fd),
-            Err(_) => {
-                FDS.clear(new);
-                sys::close(new);
-            }
-        }
-        return Ok(());
+    let holds = |kept: &Kept| kept.now().fd() == Some(fd);
+    if let Some(mount) = ALL.iter().find(|mount| holds(&mount.placeholder)) {
+        return mount.placeholder.leave(fd);
     }
-    let is_its = |mount: &&Mount| mount.own.iter().any(|own| own.load(Ordering::Relaxed) == fd);
+    let is_its = |mount: &&Mount| {
+        holds(&mount.hidden) || mount.own.iter().any(|own| own.load(Ordering::Relaxed) == fd)
+    };
     let Some(mount) = ALL.iter().find(is_its) else { return Ok(()) };
     let moved = mount.alone(|| {
+        if holds(&mount.hidden) {
+            // Files are made in it: nobody may take another directory for it.
+            return mount.hidden.leave(fd);
+        }
         // SAFETY: null or attached, and nobody else uses it while we are alone.
         let Some(client) = (unsafe { mount.client.load(Ordering::Acquire).as_mut() }) else { return Ok(()) };
         mount.unprotect();

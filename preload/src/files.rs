@@ -9,14 +9,16 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use finesse_ipc::client::Call;
-use finesse_ipc::frame::{BY_FILE, Fallback, OWN_OFFSET, Op, Outcome, REPLY_GRANT, Request, Statfs, Time};
+use finesse_ipc::frame::{
+    BY_FILE, Fallback, OWN_OFFSET, Op, Outcome, PROMOTED, REPLY_GRANT, Request, Statfs, Time,
+};
 use finesse_ipc::layout::DATA_BYTES;
 use rustix::fs::OFlags;
 use rustix::process::Resource;
 
 use crate::attr;
 use crate::calls::{Found, Road, Times};
-use crate::connection::{Guard, HIDDEN_PATH};
+use crate::connection::Guard;
 use crate::fds::Kind;
 use crate::process::FDS;
 use crate::sys::{self, Buffers, Data, PathArg};
@@ -713,6 +715,11 @@ fn promote_alone(pin: &Pin) -> Result<(), Unpromoted> {
         // Only then others find it: until here they wait.
         FDS.set(number, promoted.kind);
     }
+    drop(promoted);
+    if let Some(mount) = pin.connection() {
+        // If it was spared: without it, the next file would need two numbers.
+        let _ = mount.keep_placeholder();
+    }
     pin.end();
     Ok(())
 }
@@ -723,10 +730,18 @@ struct Promoted {
     kind: Kind,
 }
 
+/// Promotion needs a number for a moment. A program that has used up all of its own lends it ours.
 fn take_over(pin: &Pin) -> Result<Promoted, i32> {
     let mount = pin.connection().ok_or(libc::ENOTCONN)?;
+    match take_over_once(pin, &mount) {
+        Err(libc::EMFILE) if mount.spare_number() => take_over_once(pin, &mount),
+        promoted => promoted,
+    }
+}
+
+fn take_over_once(pin: &Pin, mount: &Guard) -> Result<Promoted, i32> {
     let request = Request { base: pin.file().into(), ..Request::default() };
-    let call = virtuals::ask(&mount, Op::Promote, &request).map_err(|_| libc::ENOTCONN)?;
+    let call = virtuals::ask(mount, Op::Promote, &request).map_err(|_| libc::ENOTCONN)?;
     match call.reply.outcome() {
         Outcome::Ok => {}
         Outcome::Errno(errno) => return Err(errno),
@@ -738,16 +753,16 @@ fn take_over(pin: &Pin) -> Result<Promoted, i32> {
             Err(Fallback::NotGranted) => return Err(libc::EMFILE),
             Err(_) => return Err(libc::ENOTCONN),
         };
+        // Until here it could have gone wrong.
+        let taken = Request { mode: PROMOTED, ..request };
+        virtuals::ask(mount, Op::Promote, &taken).map_err(|_| libc::ENOTCONN)?;
         mount.client().counters().served(Op::Promote);
         let kind = Kind::Granted { dev: attr::dev_t(mount.facts().dev), ino: pin.ino() };
         return Ok(Promoted { file, kind });
     }
     let mut name = [0; NAME_MAX];
-    let name = call.data(&mut name);
-    let mut path = [0; HIDDEN_PATH];
-    let path = mount.hidden_path(name, &mut path).ok_or(libc::EIO)?;
     let flags = OFlags::from_bits_retain(pin.flags().cast_unsigned()) | OFlags::CREATE;
-    let file = sys::try_open_hidden(path, flags)?;
+    let file = mount.open_hidden(call.data(&mut name), flags)?;
     if let Some(fd) = file.fd() {
         rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(call.reply.number()))
             .map_err(|errno| errno.raw_os_error())?;

@@ -662,13 +662,17 @@ pub(crate) fn yield_now() {
 
 /// Opens a file for reading, out of the program's sight; closed on drop by [`Hidden`].
 pub(crate) fn open_hidden(path: &CStr, flags: OFlags) -> Option<Hidden> {
-    try_open_hidden(path, flags).ok()
+    try_open_hidden(CWD, path, flags).ok()
 }
 
-/// As [`open_hidden`], with the errno.
-pub(crate) fn try_open_hidden(path: &CStr, flags: OFlags) -> Result<Hidden, c_int> {
+/// As [`open_hidden`] relative to a directory, with the errno.
+pub(crate) fn try_open_hidden(
+    directory: BorrowedFd<'_>,
+    path: &CStr,
+    flags: OFlags,
+) -> Result<Hidden, c_int> {
     // A mode only for files that are created, which none is that exists already.
-    let fd = rustix::fs::openat(CWD, path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    let fd = rustix::fs::openat(directory, path, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
     fd.map(|fd| Hidden(Some(fd))).map_err(|errno| errno.raw_os_error())
 }
 
@@ -688,6 +692,11 @@ impl Hidden {
     /// A descriptor that is ours to close.
     pub(crate) fn new(fd: OwnedFd) -> Self {
         Self(Some(fd))
+    }
+
+    /// The descriptor, for somebody else to close.
+    pub(crate) fn into_fd(mut self) -> Option<OwnedFd> {
+        self.0.take()
     }
 }
 

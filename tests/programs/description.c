@@ -12,6 +12,8 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -191,6 +193,60 @@ static void handler(void) {
     setitimer(ITIMER_REAL, &none, NULL);
 }
 
+static void limit(rlim_t numbers) {
+    struct rlimit limit;
+    getrlimit(RLIMIT_NOFILE, &limit);
+    limit.rlim_cur = numbers;
+    check(setrlimit(RLIMIT_NOFILE, &limit) == 0, "limit");
+}
+
+/* Promotion needs a number for a moment: where the program has none left, the library lends one of its own. Where that is of no
+ * help, nothing is lost. */
+static void numbers(void) {
+    char text[8] = "";
+    int status, next, last = -1;
+    limit(128);
+    file = open("numbers", O_RDWR | O_CREAT | O_TRUNC, 0644);
+    check(write(file, "0123456789", 10) == 10 && lseek(file, 3, SEEK_SET) == 3, "fill");
+    while ((next = open("numbers", O_RDONLY)) >= 0)
+        last = next;
+    check(errno == EMFILE && last > 100, "all numbers are in use");
+    check(flock(file, LOCK_EX) == 0, "lock");
+    check(read(file, text, 2) == 2 && memcmp(text, "34", 2) == 0, "the offset is kept");
+    pid_t child = fork();
+    check(child >= 0, "fork");
+    if (child == 0)
+        _exit(lseek(file, 0, SEEK_CUR) != 5 || lseek(last, 0, SEEK_CUR) != 0);
+    check(waitpid(child, &status, 0) == child && status == 0, "a child has all files");
+    check(flock(file, LOCK_UN) == 0 && close(last) == 0, "close");
+    check(open("numbers", O_RDONLY) == last, "one number is enough for one file");
+    limit(10);
+    check(flock(last, LOCK_SH) == -1 && errno == EMFILE, "no number below the limit");
+    check(read(last, text, 2) == 2 && memcmp(text, "01", 2) == 0, "read on");
+    limit(128);
+    check(flock(last, LOCK_SH) == 0 && lseek(last, 0, SEEK_CUR) == 2, "lock when there is a number");
+    check(read(last, text, 2) == 2 && memcmp(text, "23", 2) == 0, "read after that");
+}
+
+/* The mount is taken out of the tree of names. What is open stays open, for children, too. */
+static void detached(void) {
+    char here[4096], text[8] = "";
+    int status, other;
+    file = open("detached", O_RDWR | O_CREAT | O_TRUNC, 0644);
+    other = open("detached", O_RDONLY);
+    check(write(file, "0123456789", 10) == 10 && lseek(file, 3, SEEK_SET) == 3, "fill");
+    check(getcwd(here, sizeof here) != NULL && chdir("/") == 0, "leave");
+    check(umount2(here, MNT_DETACH) == 0, "detach");
+    check(read(file, text, 2) == 2 && memcmp(text, "34", 2) == 0, "read");
+    check(flock(file, LOCK_EX) == 0, "lock");
+    pid_t child = fork();
+    check(child >= 0, "fork");
+    if (child == 0)
+        _exit(read(file, text, 2) != 2 || read(other, text + 2, 2) != 2 || memcmp(text, "5601", 4) != 0);
+    check(waitpid(child, &status, 0) == child && status == 0, "a child reads on");
+    check(lseek(other, 0, SEEK_CUR) == 2 && write(file, "end", 3) == 3, "offsets are shared");
+}
+
 int main(int count, char **arguments) {
     const char *what = count > 1 ? arguments[1] : "";
     if (strcmp(what, "records") == 0)
@@ -203,6 +259,10 @@ int main(int count, char **arguments) {
         forks();
     else if (strcmp(what, "handler") == 0)
         handler();
+    else if (strcmp(what, "numbers") == 0)
+        numbers();
+    else if (strcmp(what, "detached") == 0)
+        detached();
     else
         return 2;
     puts("held");

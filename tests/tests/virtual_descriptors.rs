@@ -1,12 +1,14 @@
 //! A file that the daemon keeps open behaves as one that the kernel keeps open: C programs do everything with descriptors, and
 //! get the same natively, on the kernel road and on the bypass. There the daemon says that reads and writes came to it.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use finesse_tests::account::Calls;
 use finesse_tests::mount::{Options, said};
+use finesse_tests::needs;
 use finesse_tests::road::{Place, Road};
 use finesse_tests::tree::{self, Times};
 use tempfile::TempDir;
@@ -163,6 +165,25 @@ fn forks_in_a_program_with_threads_share_what_is_open() {
 #[test]
 fn a_signal_handler_may_use_what_it_interrupts() {
     holds(NEVER, "handler", &["read", "write", "promote"]);
+}
+
+#[test]
+fn a_program_at_its_limit_of_open_files_loses_none() {
+    holds(NEVER, "numbers", &["read", "write", "promote"]);
+    holds(LARGE, "numbers", &["open", "promote"]);
+}
+
+#[test]
+fn what_is_open_outlives_a_lazy_unmount() {
+    if !needs::root("what_is_open_outlives_a_lazy_unmount") {
+        return;
+    }
+    for arguments in [NEVER, LARGE] {
+        let place = Place::new(Road::Bypass, &Options { arguments, ..Options::default() }, |_| ());
+        let output = place.command(program("description")).arg("detached").output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "held\n", "{}", said(&output));
+        assert_eq!(fs::read(place.source().join("detached")).unwrap(), b"0123456end");
+    }
 }
 
 #[test]

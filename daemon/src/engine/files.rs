@@ -561,13 +561,16 @@ impl<FS: Filesystem> Engine<FS> {
 
     // --- promotion ---
 
-    /// Makes a kernel descriptor of an open file.
+    /// Makes a kernel descriptor of an open file. Until the client has it, the file stays what it is.
     pub(super) fn promote(&self, call: &Call<'_>, output: &mut Output) -> Served {
         let file = self.file(call)?;
+        if call.frame.mode == frame::PROMOTED {
+            drop(call.context.handles.remove(call.frame.base));
+            return Ok(Reply::ok());
+        }
         let offset = *file.offset.lock();
         if let Some(backing) = self.backing_to_grant(call, &file, offset)? {
             output.grant = Some(backing);
-            drop(call.context.handles.remove(call.frame.base));
             let mut reply = Reply::attr(Attr { ino: file.inode.ino, ..Attr::default() });
             reply.flags |= frame::REPLY_GRANT;
             return Ok(reply);
@@ -590,7 +593,7 @@ impl<FS: Filesystem> Engine<FS> {
         Ok(reply)
     }
 
-    /// The backing descriptor, with the description's offset and flags, if it may be given away.
+    /// A duplicate of the backing descriptor, with the description's offset and flags, if it may be given away.
     fn backing_to_grant(
         &self,
         call: &Call<'_>,
@@ -606,17 +609,21 @@ impl<FS: Filesystem> Engine<FS> {
         if file.writes() && self.before_writable_grant(&file.inode).is_err() {
             return Ok(None);
         }
-        let Some(backing) = file.backing.lock().take() else { return Ok(None) };
+        let backing = file.backing.lock().as_ref().map(OwnedFd::try_clone);
+        let Some(backing) = backing else { return Ok(None) };
         file.inode.grant();
         let flags = OFlags::from_bits_retain((file.flags() & CHANGEABLE) as u32);
         let kept = OFlags::from_bits_retain(CHANGEABLE as u32);
-        let set = fcntl_getfl(&backing)
-            .and_then(
-                |now| if now & kept == flags { Ok(()) } else { fcntl_setfl(&backing, (now - kept) | flags) },
-            )
-            .and_then(|()| rustix::fs::seek(&backing, SeekFrom::Start(offset)));
+        let set = backing.and_then(|backing| {
+            let now = fcntl_getfl(&backing)?;
+            if now & kept != flags {
+                fcntl_setfl(&backing, (now - kept) | flags)?;
+            }
+            rustix::fs::seek(&backing, SeekFrom::Start(offset))?;
+            Ok(backing)
+        });
         match set {
-            Ok(_) => Ok(Some(backing)),
+            Ok(backing) => Ok(Some(backing)),
             Err(error) => {
                 tracing::warn!(%error, "a backing descriptor could not be given away");
                 Ok(None)
