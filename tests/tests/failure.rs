@@ -24,8 +24,12 @@ struct Program(Child);
 
 impl Program {
     fn start(place: &Place, script: &str) -> Self {
+        Self::start_in(place.path(), place, script)
+    }
+
+    fn start_in(directory: &Path, place: &Place, script: &str) -> Self {
         let mut command = place.command("/usr/bin/python3");
-        command.args(["-uc", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.current_dir(directory).args(["-uc", script]).stdin(Stdio::piped()).stdout(Stdio::piped());
         Self(command.spawn().unwrap())
     }
 
@@ -266,4 +270,40 @@ print(os.path.exists(p))
     place.unmount();
     std::io::Write::write_all(program.0.stdin.as_mut().unwrap(), b"go\n").unwrap();
     assert_eq!(program.finish(), "False");
+}
+
+/// Whoever looks at mounts asks each whose it is.
+#[test]
+fn mounts_that_hang_keep_nobody_waiting_who_does_not_use_them() {
+    let hung: Vec<_> = (0..4).map(|_| place()).collect();
+    let healthy = place();
+    let before = hung[0].mount().account();
+    for place in &hung {
+        place.mount().signal(Signal::STOP);
+    }
+    // Each of them for itself would take three seconds, here and there.
+    let start = Instant::now();
+    healthy.mount().account();
+    let file = hung[0].path().join("f0");
+    let script = format!(
+        "
+import os, sys
+print('ready')
+sys.stdin.readline()
+print(os.stat('{}').st_size)
+",
+        file.display()
+    );
+    let mut program = Program::start_in(Path::new("/"), &hung[0], &script);
+    let line = program.line();
+    let elapsed = start.elapsed();
+    for place in &hung {
+        place.mount().signal(Signal::CONT);
+    }
+    assert_eq!(line, "ready");
+    assert!(elapsed < Duration::from_secs(9), "{elapsed:?}");
+    std::io::Write::write_all(program.0.stdin.as_mut().unwrap(), b"go\n").unwrap();
+    assert_eq!(program.finish(), "8");
+    let calls = hung[0].mount().account().since(&before);
+    assert!(calls.answered.contains_key("stat"), "the mount was taken when it answered: {calls:?}");
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use finesse_ipc::status::{NoReport, Report, ask, socket_of};
 
@@ -13,7 +13,7 @@ use super::{Failure, Outcome, plain};
 
 /// The type under which `finesse mount` appears in the mount table.
 pub(crate) const SUBTYPE: &str = "finesse";
-/// How long a mount may take to say whether it is ours, and a daemon to report.
+/// How long mounts may take to say whether they are ours, and a daemon to report.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
 
 /// One line of `/proc/self/mountinfo`, as far as it concerns us.
@@ -98,26 +98,55 @@ pub(crate) enum Owner {
     Finesse(Vec<u8>),
     /// Ours by its type, but it cannot be asked: its daemon is gone, or it is another user's.
     Dead(io::Error),
-    /// Ours by its type, but nobody answers.
+    /// Nobody has answered so far.
     Hung,
     /// Some other file system's.
     Other,
 }
 
-/// Asks a mount whether it is ours. The question goes to the daemon, which may hang, so it is asked by a
-/// thread that is left behind after [`PATIENCE`].
-pub(crate) fn owner(entry: &Entry) -> Owner {
-    if !entry.is_fuse() {
-        return Owner::Other;
+impl Entry {
+    /// Whether it says of itself that it is ours. A file system on the library has a type of its own.
+    fn is_ours_by_type(&self) -> bool {
+        self.kind.strip_prefix("fuse.") == Some(SUBTYPE)
     }
-    let ours_by_type = entry.kind.strip_prefix("fuse.") == Some(SUBTYPE);
-    let path = entry.mountpoint.clone();
-    match within(PATIENCE, move || socket_of(&path)) {
-        Some(Ok(name)) if !name.is_empty() => Owner::Finesse(name),
-        Some(Err(error)) if ours_by_type => Owner::Dead(error),
-        None if ours_by_type => Owner::Hung,
-        _ => Owner::Other,
+
+    fn owner(&self, answer: io::Result<Vec<u8>>) -> Owner {
+        match answer {
+            Ok(name) if !name.is_empty() => Owner::Finesse(name),
+            Err(error) if self.is_ours_by_type() => Owner::Dead(error),
+            _ => Owner::Other,
+        }
     }
+}
+
+/// Asks those FUSE mounts whose they are that are visible (of several at one path the last) and wanted. The questions go to their
+/// daemons, which may hang, so each is asked by a thread of its own, and those that are silent after `patience` are left behind.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub(crate) fn asked(wanted: impl Fn(&Entry) -> bool, patience: Duration) -> Outcome<Vec<(Entry, Owner)>> {
+    let end = Instant::now() + patience;
+    let table = table()?;
+    let mut asked = Vec::new();
+    let (sender, answers) = mpsc::channel();
+    for (index, entry) in table.iter().enumerate() {
+        let hidden = table[index + 1..].iter().any(|later| later.mountpoint == entry.mountpoint);
+        if hidden || !entry.is_fuse() || !wanted(entry) {
+            continue;
+        }
+        let (sender, path, number) = (sender.clone(), entry.mountpoint.clone(), asked.len());
+        asked.push((entry.clone(), Owner::Hung));
+        std::thread::spawn(move || {
+            // Fails when nobody waits any more.
+            let _ = sender.send((number, socket_of(&path)));
+        });
+    }
+    drop(sender);
+    while let Ok((number, answer)) = answers.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        let (entry, owner) = &mut asked[number];
+        *owner = entry.owner(answer);
+    }
+    Ok(asked)
 }
 
 /// What `job` returns, unless that takes longer than `patience`.
@@ -150,17 +179,12 @@ impl Found {
     }
 }
 
-/// All Finesse mounts that are visible: of several at one path the last.
-pub(crate) fn ours() -> Outcome<Vec<Found>> {
-    let table = table()?;
+/// The Finesse mounts that are visible and wanted.
+pub(crate) fn ours(wanted: impl Fn(&Entry) -> bool) -> Outcome<Vec<Found>> {
     let mut found = Vec::new();
-    for (index, entry) in table.iter().enumerate() {
-        let hidden = table[index + 1..].iter().any(|later| later.mountpoint == entry.mountpoint);
-        if hidden {
-            continue;
-        }
+    for (entry, owner) in asked(wanted, PATIENCE)? {
         let at = entry.mountpoint.display();
-        let socket = match owner(entry) {
+        let socket = match owner {
             Owner::Finesse(socket) => Ok(socket),
             Owner::Dead(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 Err("only the user who mounted it may look".to_owned())
@@ -169,12 +193,12 @@ pub(crate) fn ours() -> Outcome<Vec<Found>> {
                 "the daemon is gone ({}); clear the mount with: finesse umount --force {at}",
                 plain(&error)
             )),
-            Owner::Hung => {
+            Owner::Hung if entry.is_ours_by_type() => {
                 Err(format!("the daemon does not answer; end it, or: finesse umount --force {at}"))
             }
-            Owner::Other => continue,
+            Owner::Hung | Owner::Other => continue,
         };
-        found.push(Found { entry: entry.clone(), socket });
+        found.push(Found { entry, socket });
     }
     Ok(found)
 }

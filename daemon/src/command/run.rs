@@ -8,17 +8,21 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use clap::Args;
 
 use finesse_ipc::client::Client;
 use finesse_ipc::environment;
 
-use super::{Failure, Outcome, mounts, plain};
+use super::mounts::{self, Owner};
+use super::{Failure, Outcome, plain};
 
 const LIBRARY: &str = "libfinesse_preload.so";
 /// Where the descriptors of our own connections may be numbered from: anywhere.
 const FIRST_FD: i32 = 3;
+/// How long mounts may take to say whether they are ours. For those that take longer, the program asks when it goes there.
+const PATIENCE: Duration = Duration::from_millis(300);
 /// As env(1): the command itself failed; the program cannot be executed; there is no such program.
 const EXIT_OURS: u8 = 125;
 const EXIT_NOT_EXECUTABLE: u8 = 126;
@@ -79,13 +83,17 @@ impl Run {
 /// refuse the program. Without any mount there is no list, and the programs find those that are made later.
 fn mounts_value() -> Outcome<Option<OsString>> {
     let table = mounts::table()?;
-    let found = mounts::ours()?;
-    let connect = |mount: &mounts::Found| {
-        let socket = mount.socket.clone().ok()?;
-        let generation = Client::connect(&socket, "finesse run", FIRST_FD).ok()?.mount_generation();
-        Some((mount.entry.clone(), socket, generation))
+    let connect = |(entry, owner): (mounts::Entry, Owner)| match owner {
+        Owner::Finesse(socket) => {
+            let generation = Client::connect(&socket, "finesse run", FIRST_FD).ok()?.mount_generation();
+            Some((entry, socket, generation))
+        }
+        // Without a socket the program asks the mount; this generation is none, so it looks at the mount table as well.
+        Owner::Hung => Some((entry, Vec::new(), 0)),
+        Owner::Dead(_) | Owner::Other => None,
     };
-    let ours: Vec<_> = found.iter().filter_map(connect).collect();
+    let asked = mounts::asked(|_| true, PATIENCE)?;
+    let ours: Vec<_> = asked.into_iter().filter_map(connect).collect();
     if ours.is_empty() {
         return Ok(None);
     }

@@ -32,21 +32,23 @@ pub(crate) struct Status {
 impl Status {
     /// Runs the command.
     pub(crate) fn run(self) -> Outcome {
-        let mut found = mounts::ours()?;
-        if let Some(wanted) = &self.mountpoint {
-            let literal = mounts::resolve(wanted)?;
-            if !found.iter().any(|mount| mount.entry.mountpoint == literal) {
-                let followed = wanted.canonicalize().unwrap_or(literal);
-                found.retain(|mount| mount.entry.mountpoint == followed);
-            } else {
-                found.retain(|mount| mount.entry.mountpoint == literal);
+        let at = match &self.mountpoint {
+            None => None,
+            Some(path) => {
+                let literal = mounts::resolve(path)?;
+                Some(match mounts::at(&literal)? {
+                    Some(_) => literal,
+                    None => path.canonicalize().unwrap_or(literal),
+                })
             }
-            if found.is_empty() {
-                return Err(Failure::new(format!(
-                    "{}: not a Finesse mount; `finesse status` without an argument lists them",
-                    wanted.display()
-                )));
-            }
+        };
+        // Another mount that hangs keeps nobody waiting.
+        let found = mounts::ours(|entry| at.as_ref().is_none_or(|at| entry.mountpoint == *at))?;
+        if let (Some(path), []) = (&self.mountpoint, &found[..]) {
+            return Err(Failure::new(format!(
+                "{}: not a Finesse mount; `finesse status` without an argument lists them",
+                path.display()
+            )));
         }
         let reports: Vec<_> = found.iter().map(Found::report).collect();
         if self.json {
