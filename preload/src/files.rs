@@ -753,7 +753,8 @@ fn take_over_once(pin: &Pin, mount: &Guard) -> Result<Promoted, i32> {
             Err(Fallback::NotGranted) => return Err(libc::EMFILE),
             Err(_) => return Err(libc::ENOTCONN),
         };
-        // Until here it could have gone wrong.
+        // Until here it could have gone wrong. Whoever waits for a slot must not hold another.
+        drop(call);
         let taken = Request { mode: PROMOTED, ..request };
         virtuals::ask(mount, Op::Promote, &taken).map_err(|_| libc::ENOTCONN)?;
         mount.client().counters().served(Op::Promote);
