@@ -49,7 +49,8 @@ numbered! {
         /// `mode`: `F_OK` or `R_OK|W_OK|X_OK`; `flags`: `AT_EACCESS`, `AT_SYMLINK_NOFOLLOW`, `AT_EMPTY_PATH`.
         Access = "access",
         /// `flags`: `O_*`; `mode`, `umask` for `O_CREAT`. Answers [`Attr`] and either a granted descriptor
-        /// ([`REPLY_GRANT`]) or the number of an open file description in the daemon ([`REPLY_VIRTUAL`]).
+        /// ([`REPLY_GRANT`]) or, unless `base2` is [`NOT_VIRTUAL`], the number of an open file description in the daemon
+        /// ([`REPLY_VIRTUAL`]).
         Open = "open",
         /// Removes a name that is no directory.
         Unlink = "unlink",
@@ -323,6 +324,8 @@ pub const REPLY_VIRTUAL: u32 = 4;
 /// [`Reply::flags`], beside [`REPLY_VIRTUAL`]: [`Op::Promote`] would answer with a granted descriptor, so that
 /// large or many transfers are worth it.
 pub const REPLY_GRANTABLE: u32 = 8;
+/// [`Request::base2`] of [`Op::Open`]: only a kernel descriptor will do.
+pub const NOT_VIRTUAL: u64 = 1;
 /// [`Request::mode`] of [`Op::Promote`]: the granted descriptor has arrived, and the file's number ends.
 pub const PROMOTED: u32 = 1;
 /// [`Reply::flags`] of [`Op::ReadDir`]: no entry follows those in the data buffer.

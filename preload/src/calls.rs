@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, IntoRawFd, RawFd};
 use finesse_ipc::client::Call;
 use finesse_ipc::environment::MOUNT_PATH_MAX;
 use finesse_ipc::frame::{
-    Attr, Fallback, Op, Outcome, REPLY_END, REPLY_GRANT, REPLY_GRANTABLE, REPLY_VIRTUAL, ROOT, Request,
-    Statfs, Time,
+    Attr, Fallback, NOT_VIRTUAL, Op, Outcome, REPLY_END, REPLY_GRANT, REPLY_GRANTABLE, REPLY_VIRTUAL, ROOT,
+    Request, Statfs, Time,
 };
 use finesse_ipc::layout::DATA_BYTES;
 use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW};
@@ -710,12 +710,26 @@ pub(crate) enum Opening<'p> {
     Kernel(i32, Option<Target<'p>>),
 }
 
+/// What kind of descriptor will do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    Any,
+    /// One of the kernel's: it is used by calls that are not hooked.
+    Kernels,
+}
+
 /// `openat`.
 #[inline]
 pub(crate) fn open(dirfd: RawFd, path: &PathArg, flags: i32, mode: u32) -> Opening<'_> {
+    open_as(Wanted::Any, dirfd, path, flags, mode)
+}
+
+/// As [`open`], for a certain kind of descriptor.
+#[inline]
+pub(crate) fn open_as(wanted: Wanted, dirfd: RawFd, path: &PathArg, flags: i32, mode: u32) -> Opening<'_> {
     for attempt in 0..2 {
         let Some(target) = locate(dirfd, path) else { return Opening::Kernel(flags, None) };
-        match open_target(&target, flags, mode) {
+        match open_target(&target, wanted, flags, mode) {
             Ok(done) => return done,
             Err(Fallback::UnknownBase) if attempt == 0 && target.forget_proof() => {}
             Err(reason) => {
@@ -733,7 +747,12 @@ pub(crate) fn open(dirfd: RawFd, path: &PathArg, flags: i32, mode: u32) -> Openi
     Opening::Kernel(flags, None)
 }
 
-fn open_target(target: &Target<'_>, flags: i32, mode: u32) -> Result<Opening<'static>, Fallback> {
+fn open_target(
+    target: &Target<'_>,
+    wanted: Wanted,
+    flags: i32,
+    mode: u32,
+) -> Result<Opening<'static>, Fallback> {
     // O_TMPFILE contains O_DIRECTORY.
     if flags & libc::O_DIRECTORY != 0 {
         return Err(Fallback::OpenDirectory);
@@ -745,7 +764,8 @@ fn open_target(target: &Target<'_>, flags: i32, mode: u32) -> Result<Opening<'st
         return Err(Fallback::OpenDirectory);
     }
     let client = target.mount.client();
-    if !client.welcome().backing_attrs && !target.mount.has_virtual() {
+    let may_be_virtual = wanted == Wanted::Any && target.mount.has_virtual();
+    if !client.welcome().backing_attrs && !may_be_virtual {
         return Err(Fallback::NotGranted);
     }
     let creates = flags & libc::O_CREAT != 0;
@@ -753,12 +773,14 @@ fn open_target(target: &Target<'_>, flags: i32, mode: u32) -> Result<Opening<'st
     let mode = if creates { mode } else { 0 };
     // Natively nothing is created or truncated before the number is found (`do_sys_openat2`).
     let reserves = flags & (libc::O_CREAT | libc::O_TRUNC) != 0;
-    let reserved = Reserved::new(target, reserves)?;
+    let reserved = Reserved::new(target, reserves && may_be_virtual)?;
     if reserves && reserved.0.is_none() && !sys::has_free_number(client.as_fd()) {
         client.counters().served(Op::Open);
         return Ok(Opening::Done(Err(libc::EMFILE)));
     }
-    let request = Request { base: target.base, flags: flags as u32, mode, umask, ..Request::default() };
+    let base2 = if wanted == Wanted::Kernels { NOT_VIRTUAL } else { 0 };
+    let request =
+        Request { base: target.base, base2, flags: flags as u32, mode, umask, ..Request::default() };
     let call = client.call(Op::Open, &request, target.path, &[])?;
     match call.reply.outcome() {
         Outcome::Kernel(reason) => return Err(reason),
@@ -781,7 +803,9 @@ fn open_target(target: &Target<'_>, flags: i32, mode: u32) -> Result<Opening<'st
         return Ok(Opening::Done(files::opened(&target.mount, &opened, reserved.number())));
     }
     drop(reserved);
-    target.mount.opened_virtually(false);
+    if wanted == Wanted::Any {
+        target.mount.opened_virtually(false);
+    }
     if call.reply.flags & REPLY_GRANT == 0 {
         return Err(Fallback::NotGranted);
     }

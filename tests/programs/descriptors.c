@@ -2,6 +2,7 @@
  * compared with that of a native run. */
 #define _GNU_SOURCE
 #include <aio.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -16,18 +17,23 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/select.h>
 #include <sys/sendfile.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/timerfd.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <sys/xattr.h>
 #include <termios.h>
@@ -235,6 +241,83 @@ static void not_for_files(void) {
     say("read what is closed", read(fd, &attributes, 1));
     say("close it again", close(fd));
     say("read no descriptor", read(-1, &attributes, 1));
+}
+
+/* Each call finds a descriptor that nothing has been done with. */
+#define NEITHER(call)                                                                                                  \
+    do {                                                                                                               \
+        int fd = make("n", "0123456789");                                                                              \
+        say(#call, (long)(call));                                                                                      \
+        close(fd);                                                                                                     \
+    } while (0)
+
+static void neither(void) {
+    char bytes[64] = "", *none = NULL;
+    struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = "socket"};
+    struct sockaddr *to = (struct sockaddr *)&address;
+    socklen_t len = sizeof address;
+    struct iovec part = {bytes, 4};
+    struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+    struct mmsghdr messages = {message, 0};
+    struct termios terminal = {0};
+    struct itimerspec times = {0};
+    struct epoll_event event = {0};
+    sigset_t signals;
+    int one = 1, epoll = epoll_create1(0);
+    int pid = getpid() > 0;
+    uint64_t count = 1;
+    off_t at = 0;
+    sigemptyset(&signals);
+    NEITHER(bind(fd, to, len));
+    NEITHER(bind(fd, to, 10000));
+    NEITHER(connect(fd, to, len));
+    NEITHER(connect(fd, (void *)8, len));
+    NEITHER(listen(fd, 5));
+    NEITHER(accept(fd, NULL, NULL));
+    NEITHER(accept4(fd, NULL, NULL, -1));
+    NEITHER(shutdown(fd, SHUT_RD));
+    NEITHER(send(fd, bytes, 4, 0));
+    NEITHER(sendto(fd, bytes, 4, 0, to, len));
+    NEITHER(sendmsg(fd, &message, 0));
+    NEITHER(sendmmsg(fd, &messages, 1, 0));
+    NEITHER(recv(fd, bytes, 4, 0));
+    NEITHER(recvfrom(fd, bytes, 4, 0, to, &len));
+    NEITHER(recvmsg(fd, &message, 0));
+    NEITHER(recvmmsg(fd, &messages, 1, 0, NULL));
+    NEITHER(getsockname(fd, to, &len));
+    NEITHER(getpeername(fd, to, &len));
+    NEITHER(getsockopt(fd, SOL_SOCKET, SO_TYPE, &one, &len));
+    NEITHER(setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one));
+    NEITHER(sockatmark(fd));
+    NEITHER(isfdtype(fd, S_IFSOCK));
+    NEITHER(ttyname(fd) == none ? -1 : 0);
+    NEITHER(ptsname(fd) == none ? -1 : 0);
+    NEITHER(ttyname_r(fd, bytes, sizeof bytes));
+    NEITHER(ptsname_r(fd, bytes, sizeof bytes));
+    NEITHER(grantpt(fd));
+    NEITHER(unlockpt(fd));
+    NEITHER(tcsetattr(fd, TCSANOW, &terminal));
+    NEITHER(tcsendbreak(fd, 0));
+    NEITHER(tcdrain(fd));
+    NEITHER(tcflush(fd, TCIFLUSH));
+    NEITHER(tcflow(fd, TCOON));
+    NEITHER(tcgetpgrp(fd));
+    NEITHER(tcsetpgrp(fd, pid));
+    NEITHER(tcgetsid(fd));
+    NEITHER(epoll_wait(fd, &event, 1, 0));
+    NEITHER(epoll_pwait(fd, &event, 1, 0, &signals));
+    NEITHER(epoll_ctl(fd, EPOLL_CTL_ADD, epoll, &event));
+    NEITHER(signalfd(fd, &signals, 0));
+    NEITHER(timerfd_settime(fd, 0, &times, NULL));
+    NEITHER(timerfd_gettime(fd, &times));
+    NEITHER(eventfd_write(fd, count));
+    NEITHER(eventfd_read(fd, &count) == 0);
+    NEITHER(inotify_add_watch(fd, "n", IN_OPEN));
+    NEITHER(inotify_rm_watch(fd, 1));
+    NEITHER(getdirentries(fd, bytes, sizeof bytes, &at));
+    NEITHER(fdopendir(fd) == NULL ? -1 : 0);
+    NEITHER(aio_cancel(fd, NULL));
+    close(epoll);
 }
 
 static void duplicates(void) {
@@ -481,6 +564,30 @@ static void children(void) {
     close(fd), close(pair[0]), close(pair[1]);
 }
 
+static void streams(void) {
+    char line[64];
+    close(make("st", "first\nsecond\n"));
+    const char *modes[] = {"r", "r+", "a", "a+", "re", "w+", "wx", "rx"};
+    for (int turn = 0; turn < 16; turn++) {
+        FILE *stream = fopen("st", modes[turn / 2]);
+        printf("%s: %s\n", modes[turn / 2], stream ? "opened" : strerror(errno));
+        if (!stream)
+            continue;
+        printf("at %ld, flags %o, close-on-exec %d\n", ftell(stream), fcntl(fileno(stream), F_GETFL),
+               fcntl(fileno(stream), F_GETFD));
+        say("read", fgets(line, sizeof line, stream) ? (long)strlen(line) : 0);
+        fseek(stream, 0, SEEK_CUR);
+        say("write", fputs("written\n", stream) < 0 ? 1 : 0);
+        say("close", fclose(stream));
+    }
+    FILE *none = fopen("st/x", "r");
+    say("below a file", none ? 0 : -1);
+    none = fopen("nothing", "r");
+    say("nothing", none ? 0 : -1);
+    FILE *made = fopen("made", "wx");
+    say("made", made && fputs("new", made) >= 0 ? fclose(made) : -1);
+}
+
 static void unlinked(void) {
     struct stat attributes;
     int fd = make("u", "0123456789");
@@ -572,7 +679,7 @@ int main(int count, char **arguments) {
         const char *name;
         void (*run)(void);
     } parts[] = {{"transfers", transfers},   {"modes", modes},         {"attributes", attributes},
-                 {"not_for_files", not_for_files}, {"duplicates", duplicates}, {"by_the_kernel", by_the_kernel},
+                 {"not_for_files", not_for_files}, {"neither", neither}, {"streams", streams}, {"duplicates", duplicates}, {"by_the_kernel", by_the_kernel},
                  {"children", children},     {"unlinked", unlinked},   {"bad_memory", bad_memory},
                  {"limits", limits}};
     for (size_t part = 0; part < sizeof parts / sizeof *parts; part++)

@@ -120,12 +120,36 @@ parts! {
     attributes_by_descriptor_are_the_files: "attributes",
         &["stat", "chmod", "chown", "utimens", "truncate", "allocate", "sync", "getxattr", "setxattr", "removexattr"];
     what_is_no_terminal_or_directory_says_so: "not_for_files", &["open", "promote"];
+    streams_are_what_they_are_natively: "streams", &["open", "write"];
     duplicates_share_offset_and_flags_before_and_after_promotion: "duplicates", &["read", "promote", "close"];
     what_the_ring_does_not_serve_is_promoted_with_its_offset: "by_the_kernel", &["write", "promote"];
     processes_share_what_is_open: "children", &["write", "promote"];
     files_without_a_name_stay_what_they_are: "unlinked", &["write", "unlink", "promote"];
     bad_pointers_fail_and_leave_the_offset: "bad_memory", &["read", "write"];
     limits_of_size_and_number_hold: "limits", &["open", "write"];
+}
+
+/// A stream of libc's needs a descriptor of the kernel's. It gets that by one opening: what can be granted is, and the kernel opens
+/// the rest.
+#[test]
+fn a_stream_is_opened_once() {
+    for (arguments, served) in [(NEVER, &[][..]), (LARGE, &["open"])] {
+        let options = Options { arguments, count_kernel_requests: true, ..Options::default() };
+        serves(served, || {
+            let place =
+                Place::new(Road::Bypass, &options, |root| fs::write(root.join("file"), "text").unwrap());
+            // `sed` reads its files as streams.
+            let script = "for n in 1 2 3 4 5; do sed -n p file; done";
+            let (output, calls) = counted(&place, || place.bash("", script));
+            assert_eq!(output.stdout, b"texttexttexttexttext");
+            let requests = place.mount().kernel_requests();
+            let asked = |name: &str| requests.get(name).copied().unwrap_or(0);
+            assert_eq!((calls.answered.get("promote"), asked("CREATE")), (None, 0), "{calls:?} {requests:?}");
+            let granted = calls.answered.get("open").copied().unwrap_or(0);
+            assert_eq!(granted + asked("OPEN"), 5, "{calls:?} {requests:?}");
+            calls
+        });
+    }
 }
 
 /// A test of `description.c` holds.

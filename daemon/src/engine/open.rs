@@ -49,7 +49,11 @@ impl<FS: Filesystem> Engine<FS> {
         if flags & unsupported != 0 || flags & libc::O_ACCMODE == libc::O_ACCMODE || truncates_unwritable {
             return kernel(Fallback::Unsupported);
         }
-        let giving = self.giving();
+        let giving = match self.giving() {
+            Giving::OnRequest if call.frame.base2 == frame::NOT_VIRTUAL => Giving::AtOnce,
+            Giving::Never if call.frame.base2 == frame::NOT_VIRTUAL => return kernel(Fallback::NotGranted),
+            giving => giving,
+        };
         if giving != Giving::AtOnce {
             if self.core.read_only || !self.core.hidden.exists() || !call.context.handles.has_room() {
                 return kernel(Fallback::NotGranted);

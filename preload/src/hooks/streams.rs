@@ -5,9 +5,8 @@ use std::ffi::c_int;
 use libc::AT_FDCWD;
 
 use super::hook;
-use crate::calls::{self, Opening, Road};
+use crate::calls::{self, Opening, Wanted};
 use crate::fds::Kind;
-use crate::files;
 use crate::next::Stream;
 use crate::process::FDS;
 use crate::streams::{flags_of, mode_of};
@@ -19,13 +18,9 @@ const MODE: u32 = 0o666;
 fn open(path: PathArg, mode: PathArg, next: impl FnOnce() -> *mut Stream) -> *mut Stream {
     sys::test_cancellation();
     let Some(flags) = mode.get().and_then(|mode| flags_of(mode.bytes())) else { return next() };
-    match calls::open(AT_FDCWD, &path, flags, MODE) {
+    // libc reads and writes by calls of its own.
+    match calls::open_as(Wanted::Kernels, AT_FDCWD, &path, flags, MODE) {
         Opening::Done(Ok(fd)) => {
-            if let Road::Bypass(Err(errno)) = files::kernel::<()>(fd) {
-                let _ = files::close(fd);
-                sys::set_errno(errno);
-                return std::ptr::null_mut();
-            }
             // As `_IO_new_file_fopen` does, and `fdopen` only if it has to set the flag itself.
             if flags & (libc::O_APPEND | libc::O_ACCMODE) == libc::O_APPEND | libc::O_WRONLY
                 && let Some(fd) = sys::borrow(fd)
