@@ -32,7 +32,7 @@
 //! not through libc, and whose number then becomes another directory's in the same way, is mistaken for the first
 //! one. A granted descriptor that another process receives over a socket tells of the backing file there.
 //! The descriptor of a directory stream (`dirfd`) is opened when it is asked for: if the directory has been moved or
-//! removed since `opendir`, or can no longer be reached, there is none. `getdirentries` on it begins where it is itself.
+//! removed since `opendir`, or can no longer be reached, there is none.
 //! Moving a directory above a mount point is not noticed before the mount table changes. A signal handler that leaves a call
 //! by `siglongjmp` keeps the call's slot; after 64 of them the kernel serves the process; if the call used a virtual
 //! descriptor, promoting that takes a second longer. A virtual descriptor is unknown to whoever makes system calls without libc

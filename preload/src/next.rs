@@ -523,6 +523,87 @@ table! {
         else { let _ = (fd, mode); no_pointer() };
     fn _IO_fdopen(fd: c_int, mode: PathArg) -> *mut Stream;
         else { let _ = (fd, mode); no_pointer() };
+    fn bind(fd: c_int, address: *const c_void, len: c_uint) -> c_int; else raw!(SYS_bind, fd, address, len);
+    fn connect(fd: c_int, address: *const c_void, len: c_uint) -> c_int; else raw!(SYS_connect, fd, address, len);
+    fn __connect(fd: c_int, address: *const c_void, len: c_uint) -> c_int; else raw!(SYS_connect, fd, address, len);
+    fn listen(fd: c_int, backlog: c_int) -> c_int; else raw!(SYS_listen, fd, backlog);
+    fn accept(fd: c_int, address: *mut c_void, len: *mut c_uint) -> c_int; else raw!(SYS_accept, fd, address, len);
+    fn accept4(fd: c_int, address: *mut c_void, len: *mut c_uint, flags: c_int) -> c_int;
+        else raw!(SYS_accept4, fd, address, len, flags);
+    fn shutdown(fd: c_int, how: c_int) -> c_int; else raw!(SYS_shutdown, fd, how);
+    fn send(fd: c_int, data: *const c_void, len: usize, flags: c_int) -> isize;
+        else raw!(SYS_sendto, fd, data, len, flags, 0, 0);
+    fn __send(fd: c_int, data: *const c_void, len: usize, flags: c_int) -> isize;
+        else raw!(SYS_sendto, fd, data, len, flags, 0, 0);
+    fn sendto(
+        fd: c_int, data: *const c_void, len: usize, flags: c_int, address: *const c_void, address_len: c_uint
+    ) -> isize;
+        else raw!(SYS_sendto, fd, data, len, flags, address, address_len);
+    fn recv(fd: c_int, out: *mut c_void, len: usize, flags: c_int) -> isize;
+        else raw!(SYS_recvfrom, fd, out, len, flags, 0, 0);
+    fn __recv_chk(fd: c_int, out: *mut c_void, len: usize, room: usize, flags: c_int) -> isize;
+        else { let _ = room; raw!(SYS_recvfrom, fd, out, len, flags, 0, 0) };
+    fn recvfrom(
+        fd: c_int, out: *mut c_void, len: usize, flags: c_int, address: *mut c_void, address_len: *mut c_uint
+    ) -> isize;
+        else raw!(SYS_recvfrom, fd, out, len, flags, address, address_len);
+    fn __recvfrom_chk(
+        fd: c_int, out: *mut c_void, len: usize, room: usize, flags: c_int, address: *mut c_void,
+        address_len: *mut c_uint
+    ) -> isize;
+        else { let _ = room; raw!(SYS_recvfrom, fd, out, len, flags, address, address_len) };
+    fn recvmsg(fd: c_int, message: *mut c_void, flags: c_int) -> isize; else raw!(SYS_recvmsg, fd, message, flags);
+    fn recvmmsg(fd: c_int, messages: *mut c_void, count: c_uint, flags: c_int, timeout: *mut c_void) -> c_int;
+        else raw!(SYS_recvmmsg, fd, messages, count, flags, timeout);
+    fn getsockname(fd: c_int, address: *mut c_void, len: *mut c_uint) -> c_int;
+        else raw!(SYS_getsockname, fd, address, len);
+    fn getpeername(fd: c_int, address: *mut c_void, len: *mut c_uint) -> c_int;
+        else raw!(SYS_getpeername, fd, address, len);
+    fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut c_uint) -> c_int;
+        else raw!(SYS_getsockopt, fd, level, name, value, len);
+    fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: c_uint) -> c_int;
+        else raw!(SYS_setsockopt, fd, level, name, value, len);
+    fn sockatmark(fd: c_int) -> c_int; else { let _ = fd; no_symbol() };
+    fn ttyname(fd: c_int) -> *mut c_char; else { let _ = fd; no_pointer() };
+    fn ptsname(fd: c_int) -> *mut c_char; else { let _ = fd; no_pointer() };
+    fn ttyname_r(fd: c_int, out: *mut c_char, len: usize) -> c_int; else { let _ = (fd, out, len); libc::ENOSYS };
+    fn __ttyname_r_chk(fd: c_int, out: *mut c_char, len: usize, room: usize) -> c_int;
+        else { let _ = (fd, out, len, room); libc::ENOSYS };
+    fn ptsname_r(fd: c_int, out: *mut c_char, len: usize) -> c_int; else { let _ = (fd, out, len); libc::ENOSYS };
+    fn __ptsname_r_chk(fd: c_int, out: *mut c_char, len: usize, room: usize) -> c_int;
+        else { let _ = (fd, out, len, room); libc::ENOSYS };
+    fn grantpt(fd: c_int) -> c_int; else { let _ = fd; no_symbol() };
+    fn unlockpt(fd: c_int) -> c_int; else { let _ = fd; no_symbol() };
+    fn tcsetattr(fd: c_int, when: c_int, attributes: *const c_void) -> c_int;
+        else { let _ = (fd, when, attributes); no_symbol() };
+    fn tcsendbreak(fd: c_int, duration: c_int) -> c_int; else { let _ = (fd, duration); no_symbol() };
+    fn tcdrain(fd: c_int) -> c_int; else { let _ = fd; no_symbol() };
+    fn tcflush(fd: c_int, which: c_int) -> c_int; else { let _ = (fd, which); no_symbol() };
+    fn tcflow(fd: c_int, action: c_int) -> c_int; else { let _ = (fd, action); no_symbol() };
+    fn tcgetpgrp(fd: c_int) -> pid_t; else { let _ = fd; no_symbol() };
+    fn tcsetpgrp(fd: c_int, group: pid_t) -> c_int; else { let _ = (fd, group); no_symbol() };
+    fn tcgetsid(fd: c_int) -> pid_t; else { let _ = fd; no_symbol() };
+    fn epoll_wait(epoll: c_int, events: *mut c_void, count: c_int, timeout: c_int) -> c_int;
+        else raw!(SYS_epoll_pwait, epoll, events, count, timeout, 0, 8);
+    fn epoll_pwait(epoll: c_int, events: *mut c_void, count: c_int, timeout: c_int, mask: *const c_void) -> c_int;
+        else raw!(SYS_epoll_pwait, epoll, events, count, timeout, mask, 8);
+    fn epoll_pwait2(
+        epoll: c_int, events: *mut c_void, count: c_int, timeout: *const c_void, mask: *const c_void
+    ) -> c_int;
+        else raw!(SYS_epoll_pwait2, epoll, events, count, timeout, mask, 8);
+    fn signalfd(fd: c_int, mask: *const c_void, flags: c_int) -> c_int; else raw!(SYS_signalfd4, fd, mask, 8, flags);
+    fn timerfd_settime(fd: c_int, flags: c_int, new: *const c_void, old: *mut c_void) -> c_int;
+        else raw!(SYS_timerfd_settime, fd, flags, new, old);
+    fn timerfd_gettime(fd: c_int, now: *mut c_void) -> c_int; else raw!(SYS_timerfd_gettime, fd, now);
+    fn eventfd_read(fd: c_int, value: *mut u64) -> c_int; else { let _ = (fd, value); no_symbol() };
+    fn eventfd_write(fd: c_int, value: u64) -> c_int; else { let _ = (fd, value); no_symbol() };
+    fn getdirentries(fd: c_int, out: *mut c_char, len: usize, position: *mut off_t) -> isize;
+        else { let _ = (fd, out, len, position); no_symbol() };
+    fn getdirentries64(fd: c_int, out: *mut c_char, len: usize, position: *mut off_t) -> isize;
+        else { let _ = (fd, out, len, position); no_symbol() };
+    fn open_by_handle_at(mount: c_int, handle: *mut c_void, flags: c_int) -> c_int;
+        else raw!(SYS_open_by_handle_at, mount, handle, flags);
+
     fn vdprintf(fd: c_int, format: *const c_char, arguments: *mut c_void) -> c_int;
         else { let _ = (fd, format, arguments); no_symbol() };
     fn __vdprintf_chk(fd: c_int, flag: c_int, format: *const c_char, arguments: *mut c_void) -> c_int;

@@ -230,7 +230,8 @@ pub const SURFACE: &[Entry] = &[
     promotes(
         "wait for descriptors",
         "a regular file is always ready, but only the kernel can wait for others beside it",
-        "poll ppoll __poll? __poll_chk __ppoll_chk select __select? pselect epoll_ctl",
+        "poll ppoll __poll? __poll_chk __ppoll_chk select __select? pselect epoll_ctl epoll_wait epoll_pwait \
+         epoll_pwait2?",
     ),
     promotes(
         "asynchronous reads and writes",
@@ -238,7 +239,20 @@ pub const SURFACE: &[Entry] = &[
         "aio_read aio_read64 aio_write aio_write64 aio_fsync aio_fsync64 lio_listio lio_listio64",
     ),
     promotes("synchronise the file system of a descriptor", "", "syncfs"),
-    promotes("file handles", "", "name_to_handle_at"),
+    promotes("file handles", "", "name_to_handle_at open_by_handle_at"),
+    promotes(
+        "sockets, terminals, timers, events, signals",
+        "a regular file is none; the kernel, or libc, says so",
+        "bind connect __connect? listen accept accept4 shutdown send __send? sendto recv __recv_chk recvfrom __recvfrom_chk \
+         recvmsg recvmmsg getsockname getpeername getsockopt setsockopt sockatmark ttyname ttyname_r __ttyname_r_chk \
+         ptsname ptsname_r __ptsname_r_chk grantpt unlockpt tcsetattr tcsendbreak tcdrain tcflush tcflow tcgetpgrp tcsetpgrp \
+         tcgetsid signalfd timerfd_settime timerfd_gettime eventfd_read eventfd_write",
+    ),
+    promotes(
+        "read a directory's descriptor at a position",
+        "a stream on it goes on where that leads",
+        "getdirentries getdirentries64",
+    ),
     promotes("pass descriptors to other processes", "", "sendmsg sendmmsg"),
     promotes(
         "make a stream of a descriptor, print to one",
@@ -330,22 +344,15 @@ pub const SURFACE: &[Entry] = &[
     kernel(
         "terminals",
         "the kernel's",
-        "ttyname ttyname_r __ttyname_r_chk ttyslot tcsetattr tcsendbreak tcdrain tcflush tcflow \
-         tcgetpgrp tcsetpgrp tcgetsid gtty? stty? vhangup ptsname ptsname_r __ptsname_r_chk grantpt unlockpt getpt \
-         posix_openpt openpty ctermid getpass revoke isastream fattach fdetach getmsg? getpmsg? \
-         putmsg? putpmsg?",
+        "ttyslot gtty? stty? vhangup getpt posix_openpt openpty ctermid getpass revoke isastream fattach fdetach getmsg? \
+         getpmsg? putmsg? putpmsg?",
     ),
-    kernel(
-        "wait by epoll",
-        "its descriptors have been looked at when they were added",
-        "epoll_create epoll_create1 epoll_wait epoll_pwait epoll_pwait2?",
-    ),
+    kernel("make an epoll instance", "", "epoll_create epoll_create1"),
     kernel(
         "asynchronous reads and writes that have begun",
         "libc's threads do them by calls of their own",
         "aio_cancel aio_cancel64 aio_error aio_error64 aio_return aio_return64 aio_suspend aio_suspend64 aio_init",
     ),
-    kernel("read a directory's descriptor at a position", "rare", "getdirentries getdirentries64"),
     kernel("order a directory", "no file is touched", "alphasort alphasort64 versionsort versionsort64"),
     kernel(
         "walk a tree without changing the current directory",
@@ -369,7 +376,6 @@ pub const SURFACE: &[Entry] = &[
         "libc globs, and starts shells, by calls of its own",
         "wordexp wordfree globfree globfree64 glob_pattern_p fnmatch",
     ),
-    kernel("file handles", "the kernel's, as long as the inode lives there", "open_by_handle_at"),
     kernel("make an instance that watches", "", "inotify_init inotify_init1 fanotify_init"),
     kernel("wait for a shell", "", "pclose _IO_proc_open? _IO_proc_close?"),
     kernel(
@@ -405,17 +411,14 @@ pub const SURFACE: &[Entry] = &[
     kernel(
         "descriptors that are no files of a file system",
         "the kernel's",
-        "pipe pipe2 __pipe? eventfd eventfd_read eventfd_write signalfd timerfd_create timerfd_gettime timerfd_settime \
-         memfd_create shm_open shm_unlink mq_open __mq_open_2 mq_close mq_getattr mq_setattr mq_notify mq_send mq_receive \
+        "pipe pipe2 __pipe? eventfd timerfd_create memfd_create shm_open shm_unlink mq_open __mq_open_2 mq_close mq_getattr mq_setattr mq_notify mq_send mq_receive \
          mq_timedsend mq_timedreceive mq_unlink sem_open sem_close sem_unlink pidfd_open? pidfd_getfd? \
          pidfd_send_signal? isfdtype",
     ),
     kernel(
-        "sockets",
-        "the kernel's; binding and connecting make and look up names through it",
-        "socket __socket? socketpair bind connect __connect? listen accept accept4 shutdown send __send? sendto \
-         recv __recv_chk recvfrom __recvfrom_chk recvmsg recvmmsg getsockname getpeername getsockopt setsockopt sockatmark \
-         bindresvport __cmsg_nxthdr",
+        "make sockets",
+        "the kernel's; names in a file system are made and looked up by it",
+        "socket __socket? socketpair bindresvport __cmsg_nxthdr",
     ),
     kernel(
         "mount, swap, quotas, accounting",

@@ -251,6 +251,16 @@ static void directly(const char *path)
     rest(d);
     report("from the beginning");
     closedir(d);
+    d = must_open(path);
+    off_t position = 0;
+    fd = dirfd(d);
+    note(readdir(d)->d_name);
+    while ((got = getdirentries(fd, page, 1 << 20, &position)) > 0)
+        for (ssize_t at = 0; at < got; at += ((struct dirent64 *)(page + at))->d_reclen)
+            note(((struct dirent64 *)(page + at))->d_name);
+    rest(d);
+    report("by getdirentries");
+    closedir(d);
     CHECK(d = fdopendir(open(path, O_RDONLY | O_DIRECTORY)));
     rest(d);
     forget();

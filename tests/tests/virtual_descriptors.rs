@@ -120,6 +120,7 @@ parts! {
     attributes_by_descriptor_are_the_files: "attributes",
         &["stat", "chmod", "chown", "utimens", "truncate", "allocate", "sync", "getxattr", "setxattr", "removexattr"];
     what_is_no_terminal_or_directory_says_so: "not_for_files", &["open", "promote"];
+    what_is_no_socket_timer_or_watch_says_so: "neither", &["open", "promote"];
     streams_are_what_they_are_natively: "streams", &["open", "write"];
     duplicates_share_offset_and_flags_before_and_after_promotion: "duplicates", &["read", "promote", "close"];
     what_the_ring_does_not_serve_is_promoted_with_its_offset: "by_the_kernel", &["write", "promote"];

@@ -6,6 +6,7 @@ use libc::{off_t, pid_t, size_t};
 
 use super::{fail, hook};
 use crate::calls::{Road, names_descriptor};
+use crate::dirstreams;
 use crate::files;
 use crate::next::{self, Stream};
 use crate::process::FDS;
@@ -52,6 +53,15 @@ fn with_or<R>(fd: c_int, failed: R, next: impl FnOnce() -> R) -> R {
             crate::sys::set_errno(errno);
             failed
         }
+        _ => next(),
+    }
+}
+
+/// A function whose result is 0 or the errno.
+#[inline]
+fn with_errno(fd: c_int, next: impl FnOnce() -> c_int) -> c_int {
+    match files::kernel::<()>(fd) {
+        Road::Bypass(Err(errno)) => errno,
         _ => next(),
     }
 }
@@ -122,12 +132,14 @@ hook! {
             || next(count, reads, writes, others, timeout, mask),
         );
     fn [epoll_ctl](epoll: c_int, operation: c_int, fd: c_int, event: *mut c_void) -> c_int, next =>
-        with(fd, || next(epoll, operation, fd, event));
+        with_both(epoll, fd, || next(epoll, operation, fd, event));
 
     fn [sendmsg](fd: c_int, message: Message, flags: c_int) -> isize, next =>
-        with_all(|| message.fds(), || next(fd, message, flags));
+        with(fd, || with_all(|| message.fds(), || next(fd, message, flags)));
     fn [sendmmsg](fd: c_int, messages: Message, count: c_uint, flags: c_int) -> c_int, next =>
-        with_all(|| messages.several(count).flat_map(Message::fds), || next(fd, messages, count, flags));
+        with(fd, || {
+            with_all(|| messages.several(count).flat_map(Message::fds), || next(fd, messages, count, flags))
+        });
 
     fn [aio_read, aio_read64](block: Aio) -> c_int, next => with(block.fd(), || next(block));
     fn [aio_write, aio_write64](block: Aio) -> c_int, next => with(block.fd(), || next(block));
@@ -163,6 +175,104 @@ hook! {
             std::ptr::null_mut()
         })
     };
+}
+
+// A regular file is none of these; by which errno that shows, and after which other errors, the kernel knows.
+hook! {
+    fn [bind](fd: c_int, address: *const c_void, len: c_uint) -> c_int, next => with(fd, || next(fd, address, len));
+    fn [connect, __connect](fd: c_int, address: *const c_void, len: c_uint) -> c_int, next =>
+        with(fd, || next(fd, address, len));
+    fn [listen](fd: c_int, backlog: c_int) -> c_int, next => with(fd, || next(fd, backlog));
+    fn [accept](fd: c_int, address: *mut c_void, len: *mut c_uint) -> c_int, next =>
+        with(fd, || next(fd, address, len));
+    fn [accept4](fd: c_int, address: *mut c_void, len: *mut c_uint, flags: c_int) -> c_int, next =>
+        with(fd, || next(fd, address, len, flags));
+    fn [shutdown](fd: c_int, how: c_int) -> c_int, next => with(fd, || next(fd, how));
+    fn [send, __send](fd: c_int, data: *const c_void, len: size_t, flags: c_int) -> isize, next =>
+        with(fd, || next(fd, data, len, flags));
+    fn [sendto](
+        fd: c_int, data: *const c_void, len: size_t, flags: c_int, address: *const c_void, address_len: c_uint
+    ) -> isize, next =>
+        with(fd, || next(fd, data, len, flags, address, address_len));
+    fn [recv](fd: c_int, out: *mut c_void, len: size_t, flags: c_int) -> isize, next =>
+        with(fd, || next(fd, out, len, flags));
+    fn [__recv_chk](fd: c_int, out: *mut c_void, len: size_t, room: size_t, flags: c_int) -> isize, next =>
+        with(fd, || next(fd, out, len, room, flags));
+    fn [recvfrom](
+        fd: c_int, out: *mut c_void, len: size_t, flags: c_int, address: *mut c_void, address_len: *mut c_uint
+    ) -> isize, next =>
+        with(fd, || next(fd, out, len, flags, address, address_len));
+    fn [__recvfrom_chk](
+        fd: c_int, out: *mut c_void, len: size_t, room: size_t, flags: c_int, address: *mut c_void,
+        address_len: *mut c_uint
+    ) -> isize, next =>
+        with(fd, || next(fd, out, len, room, flags, address, address_len));
+    fn [recvmsg](fd: c_int, message: *mut c_void, flags: c_int) -> isize, next =>
+        with(fd, || next(fd, message, flags));
+    fn [recvmmsg](
+        fd: c_int, messages: *mut c_void, count: c_uint, flags: c_int, timeout: *mut c_void
+    ) -> c_int, next =>
+        with(fd, || next(fd, messages, count, flags, timeout));
+    fn [getsockname](fd: c_int, address: *mut c_void, len: *mut c_uint) -> c_int, next =>
+        with(fd, || next(fd, address, len));
+    fn [getpeername](fd: c_int, address: *mut c_void, len: *mut c_uint) -> c_int, next =>
+        with(fd, || next(fd, address, len));
+    fn [getsockopt](
+        fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut c_uint
+    ) -> c_int, next =>
+        with(fd, || next(fd, level, name, value, len));
+    fn [setsockopt](
+        fd: c_int, level: c_int, name: c_int, value: *const c_void, len: c_uint
+    ) -> c_int, next =>
+        with(fd, || next(fd, level, name, value, len));
+    fn [sockatmark](fd: c_int) -> c_int, next => with(fd, || next(fd));
+
+    fn [ttyname](fd: c_int) -> *mut c_char, next => with_or(fd, std::ptr::null_mut(), || next(fd));
+    fn [ptsname](fd: c_int) -> *mut c_char, next => with_or(fd, std::ptr::null_mut(), || next(fd));
+    fn [ttyname_r](fd: c_int, out: *mut c_char, len: size_t) -> c_int, next =>
+        with_errno(fd, || next(fd, out, len));
+    fn [__ttyname_r_chk](fd: c_int, out: *mut c_char, len: size_t, room: size_t) -> c_int, next =>
+        with_errno(fd, || next(fd, out, len, room));
+    fn [ptsname_r](fd: c_int, out: *mut c_char, len: size_t) -> c_int, next =>
+        with_errno(fd, || next(fd, out, len));
+    fn [__ptsname_r_chk](fd: c_int, out: *mut c_char, len: size_t, room: size_t) -> c_int, next =>
+        with_errno(fd, || next(fd, out, len, room));
+    fn [grantpt](fd: c_int) -> c_int, next => with(fd, || next(fd));
+    fn [unlockpt](fd: c_int) -> c_int, next => with(fd, || next(fd));
+    fn [tcsetattr](fd: c_int, when: c_int, attributes: *const c_void) -> c_int, next =>
+        with(fd, || next(fd, when, attributes));
+    fn [tcsendbreak](fd: c_int, duration: c_int) -> c_int, next => with(fd, || next(fd, duration));
+    fn [tcdrain](fd: c_int) -> c_int, next => with(fd, || next(fd));
+    fn [tcflush](fd: c_int, which: c_int) -> c_int, next => with(fd, || next(fd, which));
+    fn [tcflow](fd: c_int, action: c_int) -> c_int, next => with(fd, || next(fd, action));
+    fn [tcgetpgrp](fd: c_int) -> pid_t, next => with(fd, || next(fd));
+    fn [tcsetpgrp](fd: c_int, group: pid_t) -> c_int, next => with(fd, || next(fd, group));
+    fn [tcgetsid](fd: c_int) -> pid_t, next => with(fd, || next(fd));
+
+    fn [epoll_wait](epoll: c_int, events: *mut c_void, count: c_int, timeout: c_int) -> c_int, next =>
+        with(epoll, || next(epoll, events, count, timeout));
+    fn [epoll_pwait](
+        epoll: c_int, events: *mut c_void, count: c_int, timeout: c_int, mask: *const c_void
+    ) -> c_int, next =>
+        with(epoll, || next(epoll, events, count, timeout, mask));
+    fn [epoll_pwait2](
+        epoll: c_int, events: *mut c_void, count: c_int, timeout: *const c_void, mask: *const c_void
+    ) -> c_int, next =>
+        with(epoll, || next(epoll, events, count, timeout, mask));
+    fn [signalfd](fd: c_int, mask: *const c_void, flags: c_int) -> c_int, next => with(fd, || next(fd, mask, flags));
+    fn [timerfd_settime](fd: c_int, flags: c_int, new: *const c_void, old: *mut c_void) -> c_int, next =>
+        with(fd, || next(fd, flags, new, old));
+    fn [timerfd_gettime](fd: c_int, now: *mut c_void) -> c_int, next => with(fd, || next(fd, now));
+    fn [eventfd_read](fd: c_int, value: *mut u64) -> c_int, next => with(fd, || next(fd, value));
+    fn [eventfd_write](fd: c_int, value: u64) -> c_int, next => with(fd, || next(fd, value));
+    fn [getdirentries, getdirentries64](
+        fd: c_int, out: *mut c_char, len: size_t, position: *mut off_t
+    ) -> isize, next => {
+        dirstreams::used_directly(fd);
+        with(fd, || next(fd, out, len, position))
+    };
+    fn [open_by_handle_at](mount: c_int, handle: *mut c_void, flags: c_int) -> c_int, next =>
+        with(mount, || next(mount, handle, flags));
 }
 
 /// Runs what makes another process, which shares descriptions with this one: they are the kernel's before, and nothing becomes
