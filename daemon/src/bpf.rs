@@ -1,9 +1,16 @@
 //! The BPF programs of one mount, if somebody wanted them.
 
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use finesse_ebpf::no_xattrs::Absent;
+use finesse_ebpf::no_xattrs::NoXattrs;
 use finesse_ebpf::requests::Requests;
+use finesse_ebpf::{Error, Types};
 use finesse_ipc::handshake;
 use log::warn;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 /// How many senders a report names.
 const SENDERS: usize = 16;
@@ -12,21 +19,97 @@ const SENDERS: usize = 16;
 #[derive(Debug, Default)]
 pub(crate) struct Bpf {
     requests: Mutex<Option<Result<Requests, String>>>,
+    xattrs: Mutex<Option<Result<XattrFree, String>>>,
+}
+
+/// Files without extended attributes, for which the kernel answers `ENODATA` to getxattr(2) without asking. A file system that
+/// gets this ([`Filesystem::xattr_free`](crate::Filesystem::xattr_free)) and drops it does not want it.
+#[derive(Clone, Debug)]
+pub struct XattrFree(Arc<RwLock<Option<Attached>>>);
+
+#[derive(Debug)]
+struct Attached {
+    programs: NoXattrs,
+    /// Files that may get attributes without anybody hearing of it.
+    unseen: Mutex<HashSet<u64>>,
+}
+
+impl XattrFree {
+    /// Looks at a file, and lets the kernel answer for it during `lifetime` if it lacks attributes, unless one of the other
+    /// methods is called meanwhile. Only for what `look` finds after the call began.
+    pub fn learn(&self, ino: u64, lifetime: Duration, look: impl FnOnce() -> Absent) {
+        let attached = self.0.read();
+        if let Some(Attached { programs, unseen }) = &*attached {
+            programs.learn(ino, lifetime, || match unseen.lock().contains(&ino) {
+                true => Absent::default(),
+                false => look(),
+            });
+        }
+    }
+
+    /// A file's attributes have changed: to be called after the change and before anybody is told of it.
+    pub fn changed(&self, ino: u64) {
+        if let Some(attached) = &*self.0.read() {
+            attached.programs.forget(ino);
+        }
+    }
+
+    /// From here on a file's attributes may change at any time, because a descriptor of it was given away.
+    pub fn changes_unseen(&self, ino: u64) {
+        if let Some(attached) = &*self.0.read() {
+            attached.unseen.lock().insert(ino);
+            attached.programs.forget(ino);
+        }
+    }
 }
 
 impl Bpf {
-    /// Attaches what can be had for the mount with this device number.
-    pub(crate) fn attach(&self, device: (u32, u32)) {
-        let requests = Requests::attach(device).map_err(|error| {
-            warn!("the kernel's requests are not counted: {error}");
-            error.to_string()
-        });
+    /// Attaches what can be had for the mount with this device number. Every user must be allowed to use it where the
+    /// kernel answers without asking, as nothing asks whether he is. `offer` is given what the file system may want.
+    pub(crate) fn attach(&self, device: (u32, u32), shared: bool, offer: impl FnOnce(XattrFree)) {
+        let types = Types::read();
+        let types = types.as_ref().map_err(ToString::to_string);
+        let requests = types.clone().and_then(|types| Requests::attach(types, device).map_err(text));
+        if let Err(why) = &requests {
+            warn!("the kernel's requests are not counted: {why}");
+        }
         *self.requests.lock() = Some(requests);
+        let programs = match shared {
+            true => types.and_then(|types| NoXattrs::attach(types, device).map_err(text)),
+            false => Err("the mount is not shared with all users".to_owned()),
+        };
+        let files = programs.map(|programs| {
+            XattrFree(Arc::new(RwLock::new(Some(Attached { programs, unseen: Mutex::default() }))))
+        });
+        match &files {
+            Ok(files) => offer(files.clone()),
+            Err(why) => warn!("the kernel does not answer for files without extended attributes: {why}"),
+        }
+        *self.xattrs.lock() = Some(match files {
+            Ok(files) if Arc::strong_count(&files.0) == 1 => {
+                Err("the file system has no use for it".to_owned())
+            }
+            files => files,
+        });
     }
 
     /// Detaches everything.
     pub(crate) fn detach(&self) {
         *self.requests.lock() = None;
+        if let Some(Ok(files)) = self.xattrs.lock().take() {
+            *files.0.write() = None;
+        }
+    }
+
+    /// How often the kernel has answered for a file without extended attributes.
+    pub(crate) fn xattr_answers(&self) -> handshake::Saved {
+        match self.xattrs.lock().as_ref() {
+            None => handshake::Saved::Unwanted,
+            Some(Err(why)) => handshake::Saved::Impossible(why.clone()),
+            Some(Ok(files)) => handshake::Saved::Requests(
+                files.0.read().as_ref().map_or(0, |attached| attached.programs.answers()),
+            ),
+        }
     }
 
     /// What the kernel has asked, and for whom: those who asked most.
@@ -51,6 +134,10 @@ impl Bpf {
         });
         (handshake::Requests::Counted(named(sums)), senders.collect())
     }
+}
+
+fn text(error: Error) -> String {
+    error.to_string()
 }
 
 fn named(requests: impl IntoIterator<Item = (u32, u64)>) -> handshake::Operations {

@@ -12,6 +12,7 @@ use fuser::{
 };
 use log::warn;
 
+use crate::bpf::XattrFree;
 use crate::reply::{
     ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
@@ -151,6 +152,11 @@ pub trait Filesystem: Send + Sync + 'static {
     fn left_to_kernel(&self) -> Vec<PathBuf> {
         Vec::new()
     }
+
+    /// The kernel can answer for files without extended attributes, where it would otherwise ask every time. A file system that
+    /// knows its files' attributes keeps `files` and tells of them: it is asked at most once, after [`init`](Self::init).
+    /// The default drops it.
+    fn xattr_free(&self, _files: XattrFree) {}
 
     /// Called once, before any other method, while the connection to the kernel is set up through `config`.
     ///

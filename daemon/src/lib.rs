@@ -31,6 +31,7 @@ pub use fuser::{
     WriteFlags, consts,
 };
 
+pub use crate::bpf::{Absent, XattrFree};
 pub use crate::filesystem::{Bypass, Filesystem, ForgetOne};
 pub use crate::reply::{
     BackingId, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,

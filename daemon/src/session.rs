@@ -156,7 +156,8 @@ impl<FS: Filesystem> Session<FS> {
         Ok((session, Arc::downgrade(&core)))
     }
 
-    /// Loads BPF programs that help with programs on the kernel's road: they count its requests, for `finesse status`.
+    /// Loads BPF programs that help with programs on the kernel's road: they count its requests, for `finesse status`, and answer
+    /// for files without extended attributes ([`Filesystem::xattr_free`]).
     /// They are detached when the bypass ends, and with this process. What cannot be had is logged and done without.
     ///
     /// # Errors

@@ -20,10 +20,27 @@ typedef unsigned long long __u64;
 #define BPF_MAP_TYPE_LRU_HASH 9
 #define BPF_NOEXIST 1
 
+#define ENODATA 61
+
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+static __u64 (*const bpf_ktime_get_ns)(void) = (void *)5;
 static __u64 (*const bpf_get_current_pid_tgid)(void) = (void *)14;
 static long (*const bpf_get_current_comm)(void *buffer, __u32 size) = (void *)16;
+static long (*const bpf_probe_read_kernel_str)(void *to, __u32 size, const void *from) = (void *)115;
+
+struct super_block {
+    __u32 s_dev;
+} KERNEL;
+
+struct inode {
+    struct super_block *i_sb;
+    unsigned long i_ino;
+} KERNEL;
+
+struct dentry {
+    struct inode *d_inode;
+} KERNEL;
 
 struct fuse_conn {
     __u32 dev; /* the superblock's s_dev */

@@ -2,6 +2,7 @@
 //!
 //! | module | program |
 //! | --- | --- |
+//! | [`no_xattrs`] | answers for files without extended attributes |
 //! | [`requests`] | counts what the kernel asks a mount's daemon, and for whom |
 //!
 //! Everything is found out by trying, and everything works without: no clang when this crate was built, no privilege, a
@@ -9,10 +10,31 @@
 
 #![forbid(unsafe_code)]
 
+pub mod no_xattrs;
 pub mod requests;
 
 /// Whether there was a clang when this crate was built. Otherwise nothing can be attached.
 pub const BUILT: bool = cfg!(programs);
+
+/// The running kernel's types, by which programs are fitted to it. Reading them is most of what loading a program costs.
+#[derive(Debug)]
+pub struct Types {
+    #[cfg(programs)]
+    known: aya::Btf,
+}
+
+impl Types {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// [`Error::NotBuilt`], or [`Error::Types`] if the kernel does not tell.
+    pub fn read() -> Result<Self, Error> {
+        #[cfg(programs)]
+        return Ok(Self { known: aya::Btf::from_sys_fs()? });
+        #[cfg(not(programs))]
+        Err(Error::NotBuilt)
+    }
+}
 
 /// Why a program is not there.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::Error;
+use crate::{Error, Types};
 
 /// Who made the kernel ask for what, how often.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +29,7 @@ impl Requests {
     ///
     /// # Errors
     /// [`Error::NotBuilt`].
-    pub fn attach(_device: (u32, u32)) -> Result<Self, Error> {
+    pub fn attach(_types: &Types, _device: (u32, u32)) -> Result<Self, Error> {
         Err(Error::NotBuilt)
     }
 
@@ -52,11 +52,11 @@ impl Requests {
 
 #[cfg(programs)]
 mod loaded {
+    use aya::EbpfLoader;
     use aya::maps::{Array, HashMap, MapData};
     use aya::programs::BtfTracePoint;
-    use aya::{Btf, EbpfLoader};
 
-    use super::{BTreeMap, Error, Requests, Sender};
+    use super::{BTreeMap, Error, Requests, Sender, Types};
 
     /// `struct sender` of `bpf/requests.bpf.c`: process, operation code.
     type Key = [u32; 2];
@@ -67,18 +67,18 @@ mod loaded {
         /// Counts the requests to the mount with this device number (major, minor), whose daemon is this process.
         ///
         /// # Errors
-        /// No privilege, or a kernel without BPF, types, or the tracepoint (Linux 6.11).
-        pub fn attach(device: (u32, u32)) -> Result<Self, Error> {
+        /// No privilege, or a kernel without the tracepoint (Linux 6.11).
+        pub fn attach(types: &Types, device: (u32, u32)) -> Result<Self, Error> {
             let (device, daemon) = (crate::kernel_device(device), std::process::id());
-            let types = Btf::from_sys_fs()?;
+            let types = &types.known;
             let mut object = EbpfLoader::new()
-                .btf(Some(&types))
+                .btf(Some(types))
                 .override_global("device", &device, true)
                 .override_global("daemon", &daemon, true)
                 .load(aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/requests.o")))?;
             let program = object.program_mut("count").expect("the object has it");
             let program: &mut BtfTracePoint = program.try_into()?;
-            program.load("fuse_request_send", &types)?;
+            program.load("fuse_request_send", types)?;
             program.attach()?;
             Ok(Self { object })
         }

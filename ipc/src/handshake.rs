@@ -138,6 +138,20 @@ pub struct MountStatus {
     pub counts: Counts,
     /// What the kernel asked the daemon.
     pub requests: Requests,
+    /// What the kernel answered for files without extended attributes.
+    pub xattr_answers: Saved,
+}
+
+/// Requests that the kernel was spared, as it knew the answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Saved {
+    /// Nobody wanted that.
+    #[default]
+    Unwanted,
+    /// It cannot be done; why.
+    Impossible(String),
+    /// How many, since the mount was made.
+    Requests(u64),
 }
 
 /// Requests by operation, as FUSE names it (`LOOKUP`).

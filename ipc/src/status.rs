@@ -121,6 +121,7 @@ mod tests {
             resident_bytes: 4,
             counts: Counts::default(),
             requests: handshake::Requests::Unwanted,
+            xattr_answers: handshake::Saved::Unwanted,
         })
     }
 

@@ -25,7 +25,7 @@ const STATUS: &str = "finesse-guest: exit ";
 /// Set in guests.
 const INSIDE: &str = "FINESSE_GUEST";
 /// Longest run of a guest, in real time.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(1200);
 
 /// Whether this process runs in a guest, whose kernel can do all that is asked of it.
 pub fn inside() -> bool {

@@ -4,14 +4,21 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use aya::programs::loaded_programs;
+use finesse_ebpf::Types;
+use finesse_ebpf::no_xattrs::{Absent, NoXattrs};
 use finesse_tests::build;
 use finesse_tests::guest::{self, Kernel};
-use finesse_tests::mount::{Mount, Options, said};
+use finesse_tests::mount::{self, Mount, Options, said};
 use finesse_tests::needs;
 use finesse_tests::road::{Place, Road};
 use finesse_tests::wait::eventually;
+use rustix::fs::XattrFlags;
+use rustix::io::Errno;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -30,8 +37,8 @@ fn can(finding: &str, test: &str) -> bool {
     can
 }
 
-fn mounted(fill: impl FnOnce(&Path)) -> Place {
-    Place::new(Road::Kernel, &Options { arguments: &["-o", "bpf"], ..Options::default() }, fill)
+fn mounted(arguments: &[&str], fill: impl FnOnce(&Path)) -> Place {
+    Place::new(Road::Kernel, &Options { arguments, ..Options::default() }, fill)
 }
 
 /// What `finesse status` says of a mount.
@@ -47,12 +54,12 @@ fn requests_of_unmodified_programs_are_counted_by_operation_and_program() {
     if !needs::root("bpf") || !can("BPF typed tracepoints", "bpf") {
         return;
     }
-    let place = mounted(|source| {
+    let place = mounted(&["-o", "bpf"], |source| {
         for number in 0..50 {
             fs::write(source.join(format!("f{number}")), "x").unwrap();
         }
     });
-    let other = mounted(|source| fs::write(source.join("f"), "x").unwrap());
+    let other = mounted(&["-o", "bpf"], |source| fs::write(source.join("f"), "x").unwrap());
     let before = status(place.mount());
     assert!(before["requests"]["error"].is_null(), "{}", before["requests"]);
     let listed = Command::new("ls").arg("-l").arg(place.path()).output().unwrap();
@@ -92,7 +99,7 @@ fn nothing_stays_loaded_after_unmount_or_death() {
     if !needs::root("bpf") || !can("BPF typed tracepoints", "bpf") {
         return;
     }
-    let (mut unmounted, killed) = (mounted(|_| {}), mounted(|_| {}));
+    let (mut unmounted, killed) = (mounted(&["-o", "bpf"], |_| {}), mounted(&["-o", "bpf"], |_| {}));
     let programs = [&unmounted, &killed].map(|place| programs_of(place.mount().pid()));
     for programs in &programs {
         assert!(loaded(programs) > 0, "{programs:?}");
@@ -104,12 +111,223 @@ fn nothing_stays_loaded_after_unmount_or_death() {
     }
 }
 
+/// Requests about extended attributes, as the kernel counted them, but for those of who counts: `finesse status` finds the
+/// daemon by an attribute.
+fn xattr_requests(place: &Place) -> u64 {
+    let status = status(place.mount());
+    let senders =
+        status["senders"].as_array().unwrap().iter().filter(|sender| sender["command"] != "finesse");
+    let of = |sender: &Value, name: &str| sender["requests"][name].as_u64().unwrap_or(0);
+    senders.map(|sender| of(sender, "GETXATTR") + of(sender, "LISTXATTR")).sum()
+}
+
+/// A source with `count` files below `d`, and one file with attributes of its own.
+fn with_and_without(source: &Path, count: usize) {
+    fs::create_dir(source.join("d")).unwrap();
+    for number in 0..count {
+        fs::write(source.join(format!("d/f{number}")), "x").unwrap();
+    }
+    fs::write(source.join("with"), "x").unwrap();
+    set(&source.join("with"), "user.colour", b"red").unwrap();
+}
+
+fn get(path: &Path, name: &str) -> Result<Vec<u8>, Errno> {
+    let mut value = [0; 100];
+    rustix::fs::getxattr(path, name, &mut value[..]).map(|len| value[..len].to_vec())
+}
+
+fn set(path: &Path, name: &str, value: &[u8]) -> Result<(), Errno> {
+    rustix::fs::setxattr(path, name, value, XattrFlags::empty())
+}
+
+fn remove(path: &Path, name: &str) -> Result<(), Errno> {
+    rustix::fs::removexattr(path, name)
+}
+
+/// Nobody but the tests changes the source.
+const ALWAYS: &[&str] = &["-o", "bpf,cache=always"];
+
+#[test]
+fn the_kernel_answers_for_files_without_attributes() {
+    if !needs::root("bpf") || !can("BPF security programs", "bpf") {
+        return;
+    }
+    let place = mounted(ALWAYS, |source| with_and_without(source, 20));
+    let (source, mount) = (place.source(), place.path());
+    let names = [
+        "user.colour",
+        "security.selinux",
+        "trusted.overlay",
+        "system.posix_acl_access",
+        "system.other",
+        "none",
+    ];
+    for name in names {
+        for file in ["d", "d/f1", "with"] {
+            assert_eq!(get(&mount.join(file), name), get(&source.join(file), name), "{name} of {file}");
+        }
+    }
+    assert_eq!(get(&mount.join("with"), "user.colour").unwrap(), b"red");
+    let before = xattr_requests(&place);
+    for script in ["ls -lR d", "tar cf - --acls --selinux d | cat >/dev/null"] {
+        let ran = place.bash(".", &format!("set -o pipefail; {script}"));
+        assert!(ran.status.success(), "{}", said(&ran));
+        assert_eq!(xattr_requests(&place), before, "{script}");
+    }
+    assert!(status(place.mount())["xattr_answers"].as_u64() >= Some(20));
+}
+
+#[test]
+fn an_attribute_is_seen_from_the_moment_it_is_set_on_either_road() {
+    if !needs::root("bpf") || !can("BPF security programs", "bpf") {
+        return;
+    }
+    let place = mounted(ALWAYS, |source| with_and_without(source, 4));
+    let file = |number: usize| place.path().join(format!("d/f{number}"));
+    for number in 0..4 {
+        assert_eq!(get(&file(number), "user.colour"), Err(Errno::NODATA));
+    }
+    set(&file(0), "user.colour", b"blue").unwrap();
+    assert_eq!(get(&file(0), "user.colour").unwrap(), b"blue");
+    let bypass = Command::new(build::command())
+        .args(["run", "setfattr", "-n", "user.colour", "-v", "green"])
+        .arg(file(1))
+        .output()
+        .unwrap();
+    assert!(bypass.status.success(), "{}", said(&bypass));
+    assert!(place.mount().account().answered.contains_key("setxattr"));
+    assert_eq!(get(&file(1), "user.colour").unwrap(), b"green");
+    remove(&file(1), "user.colour").unwrap();
+    assert_eq!(get(&file(1), "user.colour"), Err(Errno::NODATA));
+    // An access control list by its own name, and what a directory hands down to what is made in it.
+    let listed = place.bash(".", "setfacl -m u:1:r d/f2 && getfacl -c d/f2 && setfacl -d -m u:2:rw d && touch d/new && getfacl -c d/new");
+    let text = mount::text(&listed.stdout);
+    assert!(
+        listed.status.success() && text.contains("user:1:r--") && text.contains("user:2:rw-"),
+        "{}",
+        said(&listed)
+    );
+    // The others are what they were.
+    assert_eq!(get(&file(3), "user.colour"), Err(Errno::NODATA));
+}
+
+#[test]
+fn no_attribute_is_missed_while_files_are_looked_up_again() {
+    // It drops the machine's caches all the time.
+    if !guest::inside() {
+        return;
+    }
+    let place = mounted(ALWAYS, |source| with_and_without(source, 4));
+    let directory = place.path().join("d");
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                fs::write("/proc/sys/vm/drop_caches", "2").unwrap();
+                for entry in fs::read_dir(&directory).unwrap() {
+                    entry.unwrap().metadata().unwrap();
+                }
+            }
+        });
+        // No panic before the other thread is told to end.
+        let wrong = (0..300).find_map(|round| {
+            let file = directory.join(format!("f{}", round % 4));
+            let name = "user.colour";
+            let told = (get(&file, name), set(&file, name, b"blue"), get(&file, name), remove(&file, name));
+            (told != (Err(Errno::NODATA), Ok(()), Ok(b"blue".to_vec()), Ok(()))).then_some((round, told))
+        });
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(wrong, None);
+    });
+    assert!(status(place.mount())["xattr_answers"].as_u64() > Some(0));
+}
+
+#[test]
+fn what_is_learned_while_something_changes_or_for_no_time_is_not_answered() {
+    if !needs::root("bpf") || !can("BPF security programs", "bpf") {
+        return;
+    }
+    // The programs know nothing of FUSE: any file system shows what they answer.
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("file");
+    fs::write(&path, "x").unwrap();
+    set(&path, "user.colour", b"red").unwrap();
+    let stat = rustix::fs::stat(&path).unwrap();
+    let (device, ino) = ((rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev)), stat.st_ino);
+    let files = NoXattrs::attach(&Types::read().unwrap(), device).unwrap();
+    let user = Absent { user: true, ..Absent::default() };
+    let (real, absent) = (Ok(b"red".to_vec()), Err(Errno::NODATA));
+    let hour = Duration::from_secs(3600);
+
+    files.learn(ino, hour, || user);
+    assert_eq!(get(&path, "user.colour"), absent, "the programs answer what they are told");
+    assert_eq!(get(&path, "security.colour"), Err(Errno::NODATA));
+    assert_eq!(files.answers(), 1, "other names are left to the file system");
+    files.forget(ino);
+    assert_eq!(get(&path, "user.colour"), real);
+    files.learn(ino, Duration::ZERO, || user);
+    assert_eq!(get(&path, "user.colour"), real, "it has expired");
+    files.learn(ino, hour, || {
+        files.forget(ino + 1);
+        user
+    });
+    assert_eq!(get(&path, "user.colour"), real, "something has changed since it was looked at");
+    files.learn(ino, hour, || user);
+    files.learn(ino, hour, Absent::default);
+    assert_eq!(get(&path, "user.colour"), real, "it has attributes by now");
+    files.learn(ino, hour, || user);
+    drop(files);
+    // The kernel may take its time (`bpf_link_put`).
+    eventually("nobody answers any more", || get(&path, "user.colour") == real);
+}
+
+#[test]
+fn a_descriptor_of_the_source_keeps_the_kernel_from_answering() {
+    if !needs::root("bpf") || !can("BPF security programs", "bpf") {
+        return;
+    }
+    let place = mounted(ALWAYS, |source| with_and_without(source, 1));
+    let file = place.path().join("d/f0");
+    assert_eq!(get(&file, "user.colour"), Err(Errno::NODATA));
+    // By a path that leads to the source's file itself: neither the library nor the daemon has a part in this.
+    let script = "exec 3<d/f0 && setfattr -n user.colour -v red /proc/self/fd/3";
+    let changed = Command::new(build::command())
+        .args(["run", "bash", "-c", script])
+        .current_dir(place.path())
+        .output()
+        .unwrap();
+    assert!(changed.status.success(), "{}", said(&changed));
+    assert!(place.mount().account().answered.contains_key("open"));
+    assert_eq!(get(&file, "user.colour").unwrap(), b"red");
+}
+
+#[test]
+fn an_answer_costs_less_than_two_fifths_of_a_request() {
+    // Elsewhere nobody counts instructions.
+    if !guest::inside() {
+        return;
+    }
+    let place = mounted(ALWAYS, |source| with_and_without(source, 1));
+    let cost = |file: &str| {
+        let path = place.path().join(file);
+        let ask = || assert!(get(&path, "user.none").is_err());
+        (0..10).for_each(|_| ask());
+        let start = Instant::now();
+        (0..200).for_each(|_| ask());
+        start.elapsed() / 200
+    };
+    // The file with an attribute is asked for every time.
+    let (request, answer) = (cost("with"), cost("d/f0"));
+    println!("instructions: a request {}, an answer {}", request.as_nanos(), answer.as_nanos());
+    assert!(answer * 5 <= request * 2, "{answer:?}, {request:?}");
+}
+
 /// The tests above, in guests.
 mod guests {
     use super::*;
 
     /// What the tests start, besides Finesse's own.
-    const PROGRAMS: &[&str] = &["ls"];
+    const PROGRAMS: &[&str] = &["bash", "getfacl", "ls", "setfacl", "setfattr", "tar", "touch"];
 
     fn all_pass_on(series: &str) {
         // No guest within a guest.
@@ -118,8 +336,10 @@ mod guests {
         }
         let Some(kernel) = Kernel::of_series(series, "bpf") else { return };
         let this = std::env::current_exe().unwrap();
-        let (printed, status) = kernel.run(&this, &["--test-threads=1", "--skip", "guests::"], PROGRAMS);
-        for line in printed.lines().filter(|line| line.starts_with("test ")) {
+        let (printed, status) =
+            kernel.run(&this, &["--test-threads=1", "--nocapture", "--skip", "guests::"], PROGRAMS);
+        for line in printed.lines().filter(|line| line.starts_with("test ") || line.contains("instructions"))
+        {
             println!("Linux {series}: {line}");
         }
         assert_eq!(status, 0, "{printed}");

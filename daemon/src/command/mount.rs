@@ -46,7 +46,8 @@ Mount options:
                                file; the same once large transfers make that worth it, which is faster for many
                                small files; or only descriptors of the mount (default: always)
   bpf                          load BPF programs that help with programs on the kernel road, as far as the
-                               kernel allows: `finesse status` then shows what they ask for (needs root)
+                               kernel allows (needs root): `finesse status` then shows what they ask for, and the kernel
+                               answers for files without extended attributes or ACLs by itself
   kernel=SUBTREE               make every change below this directory through the kernel, for watchers that
                                are not preloaded; may be given several times
   They are separated by commas; of contradicting ones the last wins.")]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use finesse_ipc::counters::Counts;
-use finesse_ipc::handshake::{Operations, Requests};
+use finesse_ipc::handshake::{Operations, Requests, Saved};
 use finesse_ipc::status::Report;
 use serde_json::{Map, Value, json};
 
@@ -138,6 +138,11 @@ fn to_json(mount: &Found, report: &Result<Report, String>) -> Value {
                 "clients": clients,
                 "requests": requests_json(&report.mount.requests),
                 "senders": senders,
+                "xattr_answers": match &report.mount.xattr_answers {
+                    Saved::Unwanted => Value::Null,
+                    Saved::Impossible(why) => json!({ "error": why }),
+                    Saved::Requests(count) => (*count).into(),
+                },
             })
         }
     };
@@ -254,6 +259,15 @@ fn kernel_road(text: &mut String, report: &Report) {
     if !operations.is_empty() {
         let _ = writeln!(text, "    asked for  {}", listed(operations));
     }
+    match &report.mount.xattr_answers {
+        Saved::Unwanted => {}
+        Saved::Impossible(why) => {
+            let _ = writeln!(text, "    saved      nothing: {why}");
+        }
+        Saved::Requests(count) => {
+            let _ = writeln!(text, "    saved      GETXATTR {}", grouped(*count));
+        }
+    }
     if !report.senders.is_empty() {
         let _ = writeln!(text, "  {:>10} {:>10}  PROGRAM", "PROCESS", "REQUESTS");
     }
@@ -308,6 +322,7 @@ mod tests {
             resident_bytes: 3 << 20,
             counts,
             requests: Requests::Counted(vec![("LOOKUP".into(), 1200), ("OPEN".into(), 2)]),
+            xattr_answers: Saved::Requests(3000),
         };
         let sender = SenderStatus { pid: 9, command: "ls".into(), requests: vec![("LOOKUP".into(), 1200)] };
         Report { mount, clients: vec![client], senders: vec![sender] }
@@ -325,6 +340,7 @@ mod tests {
             "a\\nb",
             "kernel road  1 202 requests\n",
             "asked for  LOOKUP 1 200 · OPEN 2\n",
+            "saved      GETXATTR 3 000\n",
             "         9      1 200  ls: LOOKUP 1 200\n",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");

@@ -112,6 +112,11 @@ impl Ids {
         Ok(())
     }
 
+    /// Whether a node is on the root's device.
+    pub(super) fn is_beside_root(&self, id: u64) -> bool {
+        self.device_index(id) == 0
+    }
+
     fn device_index(&self, id: u64) -> u16 {
         self.split(id).map_or(0, |(index, _)| index)
     }

@@ -270,6 +270,10 @@ impl PassthroughFs {
         };
         let birth = Birth { born: attributes::born(stat), kind, created };
         let generation = self.nodes.refer(id, birth, !by_handle, locate)?;
+        // Nothing can be answered for what is neither (`xattr_permission`, `vfs_get_acl`).
+        if kind != Kind::Other {
+            self.learn_xattrs(id, base, relative, stat);
+        }
         Ok((id, generation))
     }
 

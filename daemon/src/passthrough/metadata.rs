@@ -3,15 +3,18 @@
 #![deny(unsafe_code)]
 
 use std::ffi::OsStr;
+use std::os::fd::AsFd;
 
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, StatVfs, Timestamps, Uid, XattrFlags, chmodat, chownat, fstatvfs, utimensat,
+    AtFlags, CWD, Gid, Mode, OFlags, StatVfs, Statx, Timestamps, Uid, XattrFlags, chmodat, chownat, fstatvfs,
+    openat, utimensat,
 };
 use rustix::io::{Errno, Result};
 
-use super::inodes::{Inode, stat_of};
-use super::{PassthroughFs, Rights, attributes, sys};
-use crate::{FileAttr, FileHandle, Request, Road, TimeOrNow};
+use super::ids::device_number;
+use super::inodes::{Inode, ProcPath, stat_of};
+use super::{Grants, PassthroughFs, Rights, attributes, sys};
+use crate::{Absent, FileAttr, FileHandle, Request, Road, TimeOrNow};
 
 /// The longest value of an extended attribute (`XATTR_SIZE_MAX`) and list of names (`XATTR_LIST_MAX`), in bytes.
 const LONGEST_XATTR: u32 = 65536;
@@ -176,7 +179,56 @@ impl PassthroughFs {
         };
         self.act(req, rights)?;
         let flags = XattrFlags::from_bits(flags as u32).ok_or(Errno::INVAL)?;
-        rustix::fs::setxattr(inode.path().as_c_str(), name, value, flags)
+        let result = rustix::fs::setxattr(inode.path().as_c_str(), name, value, flags);
+        if let Some((files, _)) = self.xattr_free.get() {
+            files.changed(id);
+        }
+        result
+    }
+
+    /// Which attributes a file of the source's file system lacks if it has none: where the file system has none at all, the
+    /// errno is another.
+    pub(super) fn absent_xattrs(&self) -> Absent {
+        let root = ProcPath::of(&self.root);
+        let can = |name: &str| {
+            matches!(rustix::fs::getxattr_query(root.as_c_str(), name), Ok(_) | Err(Errno::NODATA))
+        };
+        Absent {
+            user: can("user.finesse"),
+            security: can("security.finesse"),
+            trusted: can("trusted.finesse"),
+            acl: can("system.posix_acl_access"),
+        }
+    }
+
+    /// Lets the kernel answer for a regular file or directory, `relative` to `base`, if it has no extended attributes.
+    pub(super) fn learn_xattrs(&self, id: u64, base: impl AsFd, relative: &OsStr, stat: &Statx) {
+        let Some((files, absent)) = self.xattr_free.get() else { return };
+        if !self.ids.is_beside_root(id) {
+            return;
+        }
+        let has_none = || {
+            if relative.is_empty() {
+                return Ok(rustix::fs::listxattr_query(ProcPath::of(&base).as_c_str())? == 0);
+            }
+            // The name may stand for another file by now.
+            let file =
+                openat(&base, relative, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            let found = stat_of(&file)?;
+            let same = found.stx_ino == stat.stx_ino && device_number(&found) == device_number(stat);
+            Ok::<_, Errno>(same && rustix::fs::listxattr_query(ProcPath::of(&file).as_c_str())? == 0)
+        };
+        // What cannot be looked at may have some.
+        files.learn(id, self.ttl, || if has_none().unwrap_or(false) { *absent } else { Absent::default() });
+    }
+
+    /// A file is opened for a client. If it gets a descriptor of the source's file, attributes can change by that.
+    pub(super) fn xattrs_change_unseen(&self, id: u64) {
+        if let Some((files, _)) = self.xattr_free.get()
+            && self.options.grants != Grants::Never
+        {
+            files.changes_unseen(id);
+        }
     }
 
     pub(super) fn remove_xattr(&self, req: &Request, id: u64, name: &OsStr) -> Result<()> {

@@ -35,8 +35,8 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat};
@@ -49,11 +49,11 @@ use self::metadata::{Changes, Xattr};
 use self::nodes::Nodes;
 use self::sys::FileLock;
 use crate::{
-    AccessFlags, BsdFileFlags, Bypass, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
+    Absent, AccessFlags, BsdFileFlags, Bypass, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
     ForgetOne, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
     ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Road,
-    TimeOrNow, WriteFlags,
+    TimeOrNow, WriteFlags, XattrFree,
 };
 
 /// For how long the kernel and the bypass may rely on what they were told about the source.
@@ -215,6 +215,8 @@ pub struct PassthroughFs {
     kernel_serves_data: AtomicBool,
     /// Whether flock(2) comes here, too.
     serves_flock: bool,
+    /// Set if the kernel can answer for files without extended attributes.
+    xattr_free: OnceLock<(XattrFree, Absent)>,
 }
 
 impl std::fmt::Debug for PassthroughFs {
@@ -272,6 +274,7 @@ impl PassthroughFs {
             may_use_handles,
             kernel_serves_data: AtomicBool::new(false),
             serves_flock: false,
+            xattr_free: OnceLock::new(),
         })
     }
 
@@ -407,6 +410,14 @@ impl Filesystem for PassthroughFs {
             .with_checks_types(true)
             .with_acts_as_caller(true)
             .with_applies_umask(true)
+    }
+
+    fn xattr_free(&self, files: XattrFree) {
+        // With a lifetime of zero nothing may be known of the source.
+        if !self.ttl.is_zero() {
+            // The engine offers it once.
+            let _ = self.xattr_free.set((files, self.absent_xattrs()));
+        }
     }
 
     fn left_to_kernel(&self) -> Vec<PathBuf> {
@@ -573,6 +584,7 @@ impl Filesystem for PassthroughFs {
             };
         }
         let regular = opened.regular;
+        self.xattrs_change_unseen(ino.0);
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
         // The client's own copy of the descriptor: never one that another open shares.
@@ -754,6 +766,7 @@ impl Filesystem for PassthroughFs {
                 None => reply.created(&self.ttl, attr, generation, fh, self.open_flags() | direct),
             };
         }
+        self.xattrs_change_unseen(attr.ino.0);
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
         match (self.options.grants != Grants::Never).then(|| reply.open_backing(&*file)) {

@@ -72,6 +72,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn name(&self) -> &'static str;
     /// Help in the kernel.
     fn bpf(&self) -> &Bpf;
+    /// Attaches it to the mount with this device number.
+    fn attach_bpf(&self, device: (u32, u32));
     /// The bypass has ended.
     fn end(&self);
     /// Inodes that the kernel or the engine holds.
@@ -145,6 +147,12 @@ impl<FS: Filesystem> Service for Engine<FS> {
         &self.core().bpf
     }
 
+    fn attach_bpf(&self, device: (u32, u32)) {
+        let core = self.core();
+        let shared = matches!(core.acl, fuser::SessionACL::All);
+        core.bpf.attach(device, shared, |files| core.fs.xattr_free(files));
+    }
+
     fn end(&self) {
         self.core().bpf.detach();
         Engine::end(self);
@@ -189,7 +197,7 @@ impl Server {
     /// # Errors
     /// The mount cannot be looked at.
     pub(crate) fn attach_bpf(&self) -> io::Result<()> {
-        self.service.bpf().attach(device(&*self.service)?);
+        self.service.attach_bpf(device(&*self.service)?);
         Ok(())
     }
 }

@@ -225,6 +225,7 @@ impl Reception {
             resident_bytes: resident_bytes(),
             counts,
             requests,
+            xattr_answers: self.service.bpf().xattr_answers(),
         };
         handshake::send(socket, &Answer::Mount(mount), &[])?;
         for client in clients {
