@@ -276,6 +276,12 @@ fn what_is_learned_while_something_changes_or_for_no_time_is_not_answered() {
     files.learn(ino, hour, Absent::default);
     assert_eq!(get(&path, "user.colour"), real, "it has attributes by now");
     files.learn(ino, hour, || user);
+    files.learn(ino, hour, || {
+        files.forget(ino + 1);
+        Absent::default()
+    });
+    assert_eq!(get(&path, "user.colour"), real, "it has attributes by now, whatever else has changed");
+    files.learn(ino, hour, || user);
     drop(files);
     // The kernel may take its time (`bpf_link_put`).
     eventually("nobody answers any more", || get(&path, "user.colour") == real);
