@@ -771,6 +771,13 @@ static void check_changed(const char *name)
 /* Looks at everything that the round has changed. */
 static void check_round(uint32_t from, uint32_t to)
 {
+    /* First what looking at anything else puts right: who looks up a moved directory makes the kernel move it, and who asks
+       for attributes learns that pages are old. */
+    if (directory[CWD][MOUNT] >= 0)
+        check((struct glance){WORKING_DIRECTORY, 0, NULL, 0});
+    for (int slot = 0; slot < FILES; slot++)
+        if (held_map[slot])
+            check((struct glance){HELD_MAP, 0, NULL, slot});
     if (to - from > 10 || chance(24) == 0) {
         check_all();
         check_held();
