@@ -196,12 +196,21 @@ const FOUND_VIRTUAL: [&str; 3] = [
     "ordinary=10 preloaded=01\n0 open 0 :a 2 420",
 ];
 
+/// The same in memory.
+const FOUND_IN_MEMORY: [&str; 2] = [
+    // That one directory is above the other is said before what they are, and what may be done with them.
+    "ordinary=00 preloaded=10\n0 rename :d :d//a",
+    "ordinary=00 preloaded=01\n10 rename :m/e/x :d/e",
+];
+
 #[test]
 fn what_was_different_once_is_the_same() {
     if !needs::root("what_was_different_once_is_the_same") {
         return;
     }
-    for (subject, found) in [(ALWAYS, &FOUND[..]), (NEVER, &FOUND_VIRTUAL)] {
+    for (subject, found) in
+        [(ALWAYS, &FOUND[..]), (NEVER, &FOUND_VIRTUAL), (Subject::Memory, &FOUND_IN_MEMORY)]
+    {
         let mut sites = Sites::new(subject);
         for script in found.iter().map(|text| Script::parse(text)) {
             if let Some((difference, outcomes)) = sites.differ(&script) {

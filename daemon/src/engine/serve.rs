@@ -334,7 +334,15 @@ impl<FS: Filesystem> Engine<FS> {
             let source = self.child(call.context, &call.request, &from.directory, from.name)?;
             let Some(source) = source else { return fail(libc::ENOENT) };
             let target = self.child(call.context, &call.request, &to.directory, to.name)?;
-            self.may_rename(call, &from, &source, &to, target.as_ref())?;
+            let judged = self.may_rename(call, &from, &source, &to, target.as_ref());
+            let nodes = [Some(&source), target.as_ref()];
+            if let Err(Stop::Errno(_)) = judged
+                && nodes.into_iter().flatten().any(|node| node.inode.kind == FileType::Directory)
+            {
+                // That one is above the other comes first (`lock_rename`: EINVAL, ENOTEMPTY).
+                return kernel(Fallback::KernelByChoice);
+            }
+            judged?;
             replaced = target.map(|target| target.inode);
             moved = Some(source.inode);
         }
