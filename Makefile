@@ -10,7 +10,7 @@ RELEASE := $(TARGET)/release
 # Where `make test-linux` unpacks Debian's Linux sources; a tmpfs is fastest.
 LINUX ?= $(TARGET)/linux
 # The test files that `make test-long` runs at length.
-LONG ?= conformance differential staleness real_programs kernel_build
+LONG ?= conformance differential locks staleness real_programs kernel_build
 CARGO_DENY_VERSION := 0.20.2
 
 # What the tests and the demonstration use, by the program that shows whether the package is there.

@@ -51,7 +51,8 @@ impl ForgetOne {
 pub struct Bypass {
     /// The descriptor behind a [`BackingId`](crate::BackingId) may be handed to the program that opened the
     /// file, and the open file be released at once. Off: the file system relies on `release` being the last
-    /// that is heard of an open file.
+    /// that is heard of an open file. Locks on such a descriptor are locks on the backing file; so `setlk` and `getlk` must be about
+    /// that, too, and `FUSE_POSIX_LOCKS` and `FUSE_FLOCK_LOCKS` be asked for, or programs on the two roads do not exclude each other.
     pub grants: bool,
     /// Files are opened virtually even so, and a descriptor is handed out only when the program asks for it because that
     /// pays: opening becomes cheaper, reading and writing much dearer.

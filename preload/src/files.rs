@@ -20,6 +20,7 @@ use crate::attr;
 use crate::calls::{Found, Road, Times};
 use crate::connection::Guard;
 use crate::fds::Kind;
+use crate::locks;
 use crate::process::FDS;
 use crate::sys::{self, Buffers, Data, PathArg};
 use crate::virtuals::{self, Pin};
@@ -485,6 +486,7 @@ pub(crate) fn set_status_flags(fd: RawFd, flags: i32) -> Road<()> {
 
 /// `close`; as libc's, it always frees the number.
 pub(crate) fn close(fd: RawFd) -> Road<()> {
+    end_locks(fd);
     while let Some(pin) = virtuals::pin(fd) {
         // Otherwise another thread closes it as well.
         if FDS.take(fd, pin.token()) {
@@ -494,6 +496,19 @@ pub(crate) fn close(fd: RawFd) -> Road<()> {
         }
     }
     Road::Kernel
+}
+
+/// A descriptor is about to be closed: the kernel's it must be for that, if POSIX locks end with it. (What cannot be
+/// promoted is closed all the same.)
+fn end_locks(fd: RawFd) {
+    if ends_locks(fd) {
+        let _: Road<()> = kernel(fd);
+    }
+    locks::closing(fd);
+}
+
+fn ends_locks(fd: RawFd) -> bool {
+    virtuals::pin(fd).is_some_and(|pin| locks::may_be_on(pin.ino()))
 }
 
 /// Makes a duplicate of a descriptor, by `next`; `next` answers the number, or -1 and errno.
@@ -559,6 +574,7 @@ pub(crate) fn duplicate_onto(from: RawFd, to: RawFd, next: impl Fn() -> RawFd) -
         sys::set_errno(errno);
         return -1;
     }
+    end_locks(to);
     loop {
         let pin = virtuals::pin(from);
         let over = virtuals::pin(to);
@@ -660,14 +676,14 @@ pub(crate) fn promote_all() -> Result<(), i32> {
     promote_some(|_| true)
 }
 
-/// Makes those virtual descriptors the kernel's that a new program gets.
+/// Makes those virtual descriptors the kernel's that a new program gets, or that end locks when it starts.
 ///
 /// # Errors
 /// As [`promote_all`].
 pub(crate) fn promote_inherited() -> Result<(), i32> {
     promote_some(|fd| {
         let flags = sys::borrow(fd).map(rustix::io::fcntl_getfd);
-        !matches!(flags, Some(Ok(flags)) if flags.contains(rustix::io::FdFlags::CLOEXEC))
+        !matches!(flags, Some(Ok(flags)) if flags.contains(rustix::io::FdFlags::CLOEXEC)) || ends_locks(fd)
     })
 }
 
@@ -715,7 +731,7 @@ fn promote_alone(pin: &Pin) -> Result<(), Unpromoted> {
         // Only then others find it: until here they wait.
         FDS.set(number, promoted.kind);
     }
-    drop(promoted);
+    locks::keep(promoted.file, pin.ino());
     if let Some(mount) = pin.connection() {
         // If it was spared: without it, the next file would need two numbers.
         let _ = mount.keep_placeholder();

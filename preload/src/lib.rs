@@ -58,6 +58,7 @@
 //! | `fds` | what a descriptor, the current directory is | |
 //! | `virtuals` | who uses an open file, who must wait | |
 //! | `files` | what is asked of the daemon by descriptor | promotes |
+//! | `locks` | which closing ends locks | |
 //! | `dirstreams` | which road a directory stream is on | opens, reads, closes them |
 //! | `process` | whether the library is on | fork, mask, what was inherited |
 //! | `exec` | what environment a program gets | |
@@ -79,6 +80,7 @@ mod fds;
 mod files;
 #[allow(unsafe_code)]
 mod hooks;
+mod locks;
 mod mounts;
 mod next;
 mod process;

@@ -6,13 +6,14 @@
 //! open-file-description locks on that. Closing it releases them all, which is what POSIX wants of any `close`.
 //! flock(2) locks belong to the open file and are taken on its own descriptor.
 //!
-//! FUSE tells the two kinds apart by a flag that fuser 0.18 does not pass on, but a thread that waits for its lock is
-//! inside the system call that asks for it, and `/proc/PID/syscall` names that ([`Kind::asked_by`]).
+//! FUSE tells flock(2) apart by a flag that fuser 0.18 does not pass on, and open-file-description locks not at all. But a
+//! thread that waits for its lock is inside the system call that asks for it, and `/proc/PID/syscall` names that
+//! ([`Caller::kind`]).
 //!
 //! Nobody blocks in the kernel for a lock: requests that have to wait are tried again by one thread, which also notices
 //! when a signal is pending for the waiting program. fuser ignores FUSE's INTERRUPT, and a program that waits
-//! for ever could not even be killed. The price is a delay of up to [`SLOW`], first come first served is not
-//! kept, and deadlocks between owners are not detected (`EDEADLK`), as for all open-file-description locks.
+//! for ever could not even be killed. The price is a delay of up to [`SLOW`], and first come first served is not
+//! kept. The kernel looks for deadlocks among its own POSIX locks only; [`deadlocks`](super::deadlocks) does for these.
 
 #![deny(unsafe_code)]
 
@@ -27,6 +28,7 @@ use rustix::fs::{CWD, FlockOperation, Mode, OFlags, flock};
 use rustix::io::{Errno, Result};
 
 use super::credentials;
+use super::deadlocks::{self, Waits};
 use super::handles::OpenFile;
 use super::sys::{self, FileLock};
 use crate::{LockOwner, ReplyEmpty};
@@ -41,53 +43,84 @@ const PERSEVERANCE: Duration = Duration::from_secs(2);
 /// How often a waiting program is looked at for pending signals.
 const SIGNALS: Duration = Duration::from_millis(50);
 
-/// The two kinds of file lock.
+/// The kinds of file lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     /// fcntl(2) `F_SETLK`: a byte range, owned by a process.
     Posix,
+    /// fcntl(2) `F_OFD_SETLK`: a byte range, owned by an open file.
+    Description,
     /// flock(2): a whole file, owned by an open file.
     Flock,
 }
 
-impl Kind {
-    /// What the thread `tid`, which waits for an answer, asked for. Unknown counts as [`Kind::Posix`]: then the two
-    /// kinds conflict with each other where they should not, but each still excludes its own.
-    pub(super) fn asked_by(tid: u32) -> Self {
-        // On machines that run 32-bit programs too, their flock(2) has number 143 (x86 and Arm alike), which is
-        // no locking call of a 64-bit program.
-        const COMPAT_FLOCK: i64 = 143;
-        if tid == 0 || credentials::become_daemon().is_err() {
-            return Self::Posix;
+/// The program's thread that asks for a lock, as the kernel names it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller {
+    /// Its process; 0 if it gives a lock up.
+    pub(super) pid: u32,
+    /// Itself; 0 if it is not known.
+    pub(super) tid: u32,
+}
+
+impl Caller {
+    /// What it asked for, if it waits for the answer. Unknown counts as [`Kind::Posix`]: then the kinds conflict with each
+    /// other where they should not, but each still excludes its own.
+    fn kind(self) -> Kind {
+        if self.tid == 0 || credentials::become_daemon().is_err() {
+            return Kind::Posix;
         }
         let start = Instant::now();
         while start.elapsed() < PERSEVERANCE {
-            let Ok(text) = std::fs::read_to_string(format!("/proc/{tid}/syscall")) else {
-                return Self::Posix;
-            };
-            match text.split_ascii_whitespace().next().map(str::parse::<i64>) {
-                Some(Ok(number)) if number == libc::SYS_flock || number == COMPAT_FLOCK => {
-                    return Self::Flock;
-                }
-                Some(Ok(_)) => return Self::Posix,
-                // "running": it has sent the request but not yet gone to sleep, for which it may have to wait on a busy
-                // machine.
-                _ => std::thread::sleep(Duration::from_micros(50)),
+            let Ok(text) = std::fs::read_to_string(format!("/proc/{}/syscall", self.tid)) else { break };
+            if let Some(kind) = kind_of_call(&text) {
+                return kind;
             }
+            // "running": it has sent the request but not yet gone to sleep, for which it may have to wait on a busy
+            // machine.
+            std::thread::sleep(Duration::from_micros(50));
         }
-        Self::Posix
-    }
-
-    /// Whether [`asked_by`](Self::asked_by) works here.
-    pub(super) fn can_be_told_apart() -> bool {
-        const CAP_SYS_PTRACE: u32 = 19;
-        sys::has_capability(CAP_SYS_PTRACE) && std::fs::read_to_string("/proc/self/syscall").is_ok()
+        Kind::Posix
     }
 }
 
-struct Owner {
-    fd: OwnedFd,
-    pid: u32,
+/// What a line of `/proc/PID/syscall` asks for (number, arguments, stack, program counter); `None` if the thread runs.
+fn kind_of_call(line: &str) -> Option<Kind> {
+    // On machines that run 32-bit programs too, their flock(2) has number 143 (x86 and Arm alike), which is
+    // no locking call of a 64-bit program.
+    const COMPAT_FLOCK: i64 = 143;
+    let mut words = line.split_ascii_whitespace();
+    let number: i64 = words.next()?.parse().ok()?;
+    if number == libc::SYS_flock || number == COMPAT_FLOCK {
+        return Some(Kind::Flock);
+    }
+    let command = words.nth(1).and_then(|word| i32::from_str_radix(word.strip_prefix("0x")?, 16).ok());
+    Some(match command {
+        Some(libc::F_OFD_SETLK | libc::F_OFD_SETLKW) => Kind::Description,
+        _ => Kind::Posix,
+    })
+}
+
+/// Whether a request's kind can be found out here. Without the capability, that goes for the daemon's own user, to whom alone
+/// the mount is shown then, unless Yama keeps him from tracing what is not his child.
+fn can_be_told_apart() -> bool {
+    const CAP_SYS_PTRACE: u32 = 19;
+    let unrestricted = || match std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope") {
+        Ok(scope) => scope.trim() == "0",
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    let may_trace = sys::has_capability(CAP_SYS_PTRACE) || unrestricted();
+    may_trace && std::fs::read_to_string("/proc/self/syscall").is_ok()
+}
+
+/// Who has byte-range locks on an inode, or waits for them.
+pub(super) struct Owner {
+    /// Holds the locks.
+    pub(super) fd: OwnedFd,
+    /// The owning process; 0 if it is an open file.
+    pub(super) pid: u32,
+    /// Requests of this owner that wait.
+    waiting: AtomicUsize,
 }
 
 /// Something that a lock can be tried on.
@@ -119,24 +152,49 @@ struct Waiter {
     reply: ReplyEmpty,
 }
 
+impl Waiter {
+    /// Answers; what was tried is over before anybody sees that.
+    fn finish(self, outcome: Result<()>) {
+        if let Attempt::Posix(owner, _) = &self.attempt {
+            owner.waiting.fetch_sub(1, Ordering::AcqRel);
+        }
+        drop(self.attempt);
+        match outcome {
+            Ok(()) => self.reply.ok(),
+            Err(errno) => self.reply.error(super::errno(errno)),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Waiting {
     waiters: Vec<Waiter>,
     running: bool,
 }
 
+/// By inode and lock owner.
+type Owners = Mutex<HashMap<(u64, u64), Arc<Owner>>>;
+
 /// All locks that were taken through the mount.
 pub(super) struct Locks {
-    owners: Mutex<HashMap<(u64, u64), Arc<Owner>>>,
+    owners: Arc<Owners>,
     /// The number of `owners`, so that a `flush` where nobody locks anything costs one load.
     count: AtomicUsize,
     waiting: Arc<Mutex<Waiting>>,
+    /// Whether it can be found out what kind of lock a program asks for.
+    tells_kinds: bool,
 }
 
 impl Locks {
     /// No locks.
     pub(super) fn new() -> Self {
-        Self { owners: Mutex::default(), count: AtomicUsize::new(0), waiting: Arc::default() }
+        let tells_kinds = can_be_told_apart();
+        Self { owners: Arc::default(), count: AtomicUsize::new(0), waiting: Arc::default(), tells_kinds }
+    }
+
+    /// Whether flock(2) can be served beside other locks.
+    pub(super) fn tell_kinds(&self) -> bool {
+        self.tells_kinds
     }
 
     /// The lock that stands in the way of `lock`, and its process.
@@ -152,51 +210,31 @@ impl Locks {
             // A fresh description, because `file` itself may hold locks of other owners.
             None => sys::get_lock(description(file)?, lock)?,
         };
+        let owners = &self.owners;
         Ok(found.map(|(found, pid)| match u32::try_from(pid) {
             Ok(pid) => (found, pid),
-            Err(_) => (found, self.holder(file.id, found)),
+            Err(_) => (found, deadlocks::holder(&owners_of(owners, Some(file.id)), found)),
         }))
     }
 
-    /// The process behind a lock that the daemon holds for it; 0 if there is none.
-    fn holder(&self, id: u64, lock: FileLock) -> u32 {
-        let owners: Vec<Arc<Owner>> = self
-            .owners
-            .lock()
-            .iter()
-            .filter(|(key, _)| key.0 == id)
-            .map(|(_, owner)| Arc::clone(owner))
-            .collect();
-        let holds = |owner: &Owner| {
-            let path = format!("/proc/self/fdinfo/{}", owner.fd.as_raw_fd());
-            std::fs::read_to_string(path).is_ok_and(|text| {
-                text.lines().filter(|line| line.starts_with("lock:")).any(|line| covers(line, lock))
-            })
-        };
-        owners.iter().find(|owner| holds(owner)).map_or(0, |owner| owner.pid)
-    }
-
     /// Takes, changes or releases a lock, and replies: at once, or when the lock is there.
-    #[allow(clippy::too_many_arguments)]
     pub(super) fn set(
         &self,
         file: Arc<OpenFile>,
         owner: LockOwner,
-        kind: Kind,
+        caller: Caller,
         lock: FileLock,
-        pid: u32,
-        tid: u32,
         sleep: bool,
         reply: ReplyEmpty,
     ) {
-        let attempt = match self.attempt(file, owner, kind, lock, pid) {
+        let attempt = match self.attempt(file, owner, caller, lock) {
             Ok(Some(attempt)) => attempt,
             Ok(None) => return reply.ok(),
             Err(errno) => return reply.error(super::errno(errno)),
         };
         let result = attempt.try_now();
         if result == Err(Errno::AGAIN) && sleep {
-            return self.wait(attempt, tid, reply);
+            return self.wait(attempt, caller.tid, reply);
         }
         // Whoever sees the reply may release the owner, and then nothing may be left of it.
         drop(attempt);
@@ -210,10 +248,17 @@ impl Locks {
         &self,
         file: Arc<OpenFile>,
         owner: LockOwner,
-        kind: Kind,
+        caller: Caller,
         lock: FileLock,
-        pid: u32,
     ) -> Result<Option<Attempt>> {
+        let key = (file.id, owner.0);
+        let gives_up = lock.kind == libc::F_UNLCK;
+        let known = self.owners.lock().get(&key).cloned();
+        // Only flock(2) always means the whole file.
+        let kind = match lock.is_whole() || known.is_none() && !gives_up {
+            true if self.tells_kinds => caller.kind(),
+            _ => Kind::Posix,
+        };
         if kind == Kind::Flock {
             let operation = match lock.kind {
                 libc::F_RDLCK => FlockOperation::NonBlockingLockShared,
@@ -222,22 +267,23 @@ impl Locks {
             };
             return Ok(Some(Attempt::Flock(file, operation)));
         }
-        let key = (file.id, owner.0);
-        if lock.kind != libc::F_UNLCK {
+        if !gives_up {
             let mut lockers = file.lockers.lock();
             if !lockers.contains(&owner) {
                 lockers.push(owner);
             }
         }
-        if let Some(owner) = self.owners.lock().get(&key) {
-            return Ok(Some(Attempt::Posix(Arc::clone(owner), lock)));
+        if let Some(known) = known {
+            return Ok(Some(Attempt::Posix(known, lock)));
         }
-        if lock.kind == libc::F_UNLCK {
+        if gives_up {
             return Ok(None);
         }
         let fd = description(&file)?;
+        let pid = if kind == Kind::Posix { caller.pid } else { 0 };
         let mut owners = self.owners.lock();
-        let owner = owners.entry(key).or_insert_with(|| Arc::new(Owner { fd, pid }));
+        let owner =
+            owners.entry(key).or_insert_with(|| Arc::new(Owner { fd, pid, waiting: AtomicUsize::new(0) }));
         let owner = Arc::clone(owner);
         self.count.store(owners.len(), Ordering::Release);
         Ok(Some(Attempt::Posix(owner, lock)))
@@ -266,10 +312,16 @@ impl Locks {
             return;
         }
         let mut owners = self.owners.lock();
-        let gone = owners.remove(&(id, owner.0));
-        self.count.store(owners.len(), Ordering::Release);
+        let key = (id, owner.0);
+        let Some(owner) = owners.get(&key).cloned() else { return };
+        // Whoever waits in another thread gets his lock afterwards all the same, and keeps it.
+        if owner.waiting.load(Ordering::Acquire) == 0 {
+            owners.remove(&key);
+            self.count.store(owners.len(), Ordering::Release);
+        }
         drop(owners);
-        drop(gone);
+        // To close it is not enough: somebody may be looking at it. Fails only where there is nothing to release.
+        let _ = sys::set_lock(&owner.fd, FileLock { kind: libc::F_UNLCK, ..FileLock::WHOLE });
     }
 
     /// Releases the flock(2) locks of a file that is closed. To close its descriptor is not enough: the kernel may hold on
@@ -283,40 +335,54 @@ impl Locks {
     }
 
     fn wait(&self, attempt: Attempt, tid: u32, reply: ReplyEmpty) {
+        if let Attempt::Posix(owner, _) = &attempt {
+            owner.waiting.fetch_add(1, Ordering::AcqRel);
+        }
         let waiter = Waiter { attempt, tid, since: Instant::now(), looked: Instant::now(), reply };
         let mut waiting = self.waiting.lock();
         waiting.waiters.push(waiter);
-        if waiting.running {
-            return;
-        }
-        let shared = Arc::clone(&self.waiting);
-        let thread =
-            std::thread::Builder::new().name("finesse-locks".into()).spawn(move || keep_trying(&shared));
-        match thread {
-            Ok(_) => waiting.running = true,
-            Err(_) => {
-                if let Some(waiter) = waiting.waiters.pop() {
-                    waiter.reply.error(crate::Errno::ENOLCK);
+        if !waiting.running {
+            let (shared, owners) = (Arc::clone(&self.waiting), Arc::clone(&self.owners));
+            let thread = std::thread::Builder::new().name("finesse-locks".into());
+            if thread.spawn(move || keep_trying(&shared, &owners)).is_err() {
+                let waiter = waiting.waiters.pop();
+                drop(waiting);
+                if let Some(waiter) = waiter {
+                    waiter.finish(Err(Errno::NOLCK));
                 }
+                return;
             }
+            waiting.running = true;
         }
     }
 }
 
+/// The owners of locks, on one inode or on all.
+fn owners_of(owners: &Owners, id: Option<u64>) -> Vec<Arc<Owner>> {
+    let owners = owners.lock();
+    owners
+        .iter()
+        .filter(|(key, _)| id.is_none_or(|id| id == key.0))
+        .map(|(_, owner)| Arc::clone(owner))
+        .collect()
+}
+
 /// Tries all waiting requests until none is left.
-fn keep_trying(shared: &Mutex<Waiting>) {
+fn keep_trying(shared: &Mutex<Waiting>, owners: &Owners) {
     // The thread that started this one may have been acting as somebody else.
     let _ = credentials::become_daemon();
     loop {
         let mut waiting = shared.lock();
         let now = Instant::now();
-        let mut index = 0;
         let mut done = Vec::new();
+        let mut overdue = false;
+        let mut index = 0;
         while let Some(waiter) = waiting.waiters.get_mut(index) {
             let outcome = match waiter.attempt.try_now() {
                 Err(Errno::AGAIN) if now.duration_since(waiter.looked) < SIGNALS => None,
                 Err(Errno::AGAIN) => {
                     waiter.looked = now;
+                    overdue = true;
                     signal_pending(waiter.tid).then_some(Err(Errno::INTR))
                 }
                 outcome => Some(outcome),
@@ -326,24 +392,37 @@ fn keep_trying(shared: &Mutex<Waiting>) {
                 None => index += 1,
             }
         }
+        if overdue && let Some(index) = deadlocked(&waiting.waiters, owners) {
+            done.push((waiting.waiters.remove(index), Err(Errno::DEADLK)));
+        }
         let fresh = waiting.waiters.iter().any(|waiter| now.duration_since(waiter.since) < FRESH);
         let finished = waiting.waiters.is_empty();
         if finished {
             waiting.running = false;
         }
         drop(waiting);
-        for (Waiter { attempt, reply, .. }, outcome) in done {
-            drop(attempt);
-            match outcome {
-                Ok(()) => reply.ok(),
-                Err(errno) => reply.error(super::errno(errno)),
-            }
+        for (waiter, outcome) in done {
+            waiter.finish(outcome);
         }
         if finished {
             return;
         }
         std::thread::sleep(if fresh { FAST } else { SLOW });
     }
+}
+
+/// One of those who wait for each other in a circle: the one who came last.
+fn deadlocked(waiters: &[Waiter], owners: &Owners) -> Option<usize> {
+    let posix = |waiter: &Waiter| match &waiter.attempt {
+        Attempt::Posix(owner, lock) if owner.pid != 0 => Some((Arc::clone(owner), *lock)),
+        _ => None,
+    };
+    let here: Vec<_> = waiters.iter().filter_map(posix).collect();
+    if here.is_empty() {
+        return None;
+    }
+    let waits = Waits::new(&here, &owners_of(owners, None));
+    waiters.iter().rposition(|waiter| posix(waiter).is_some_and(|(owner, _)| waits.are_circular(owner.pid)))
 }
 
 /// Whether a signal would end the system call in which the thread waits, or the thread is gone.
@@ -371,33 +450,19 @@ fn description(file: &Arc<OpenFile>) -> Result<OwnedFd> {
     open(OFlags::RDWR).or_else(|_| open(own))
 }
 
-/// Whether a `lock:` line of `/proc/PID/fdinfo/FD` is a lock of that kind that meets that range:
-/// `lock: 1: OFDLCK ADVISORY WRITE -1 fd:00:1234 0 EOF`.
-fn covers(line: &str, lock: FileLock) -> bool {
-    let mut words = line.split_ascii_whitespace().skip(2);
-    let (Some("OFDLCK"), Some(_), Some(kind)) = (words.next(), words.next(), words.next()) else {
-        return false;
-    };
-    let (Some(start), Some(end)) = (words.nth(2), words.next()) else { return false };
-    let Ok(start) = start.parse::<u64>() else { return false };
-    let end = if end == "EOF" { i64::MAX as u64 } else { end.parse().unwrap_or(0) };
-    let kind_matches = (kind == "WRITE") == (lock.kind == libc::F_WRLCK);
-    kind_matches && start <= lock.end && end >= lock.start
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn lock_lines_are_understood() {
-        let lock = |kind, start, end| FileLock { kind, start, end };
-        let line = "lock:\t1: OFDLCK ADVISORY  WRITE -1 fe:00:1052 100 199";
-        assert!(covers(line, lock(libc::F_WRLCK, 100, 199)));
-        assert!(covers(line, lock(libc::F_WRLCK, 0, i64::MAX as u64)));
-        assert!(!covers(line, lock(libc::F_WRLCK, 200, 300)));
-        assert!(!covers(line, lock(libc::F_RDLCK, 100, 199)));
-        assert!(!covers("lock:\t1: FLOCK  ADVISORY  WRITE 12 fe:00:1052 0 EOF", lock(libc::F_WRLCK, 0, 1)));
-        assert!(covers("lock:\t2: OFDLCK ADVISORY  READ -1 fe:00:1052 0 EOF", lock(libc::F_RDLCK, 5, 5)));
+    fn calls_tell_the_kind_of_lock() {
+        let fcntl =
+            |command: i32| format!("{} 0x3 {command:#x} 0x7ffc 0x0 0x0 0x0 0x7ffd 0x7f00", libc::SYS_fcntl);
+        assert_eq!(kind_of_call("running\n"), None);
+        assert_eq!(kind_of_call(&fcntl(libc::F_SETLK)), Some(Kind::Posix));
+        assert_eq!(kind_of_call(&fcntl(libc::F_SETLKW)), Some(Kind::Posix));
+        assert_eq!(kind_of_call(&fcntl(libc::F_OFD_SETLK)), Some(Kind::Description));
+        assert_eq!(kind_of_call(&fcntl(libc::F_OFD_SETLKW)), Some(Kind::Description));
+        assert_eq!(kind_of_call(&format!("{} 0x3 0x26 0x0", libc::SYS_flock)), Some(Kind::Flock));
     }
 }

@@ -16,6 +16,7 @@
 
 mod attributes;
 mod credentials;
+mod deadlocks;
 mod directories;
 mod files;
 mod handles;
@@ -44,7 +45,7 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat};
 use self::directories::Directories;
 use self::handles::{Handles, OpenDirectory, OpenFile, OpenInodes};
 use self::ids::{Device, Ids, ROOT};
-use self::locks::{Kind as LockKind, Locks};
+use self::locks::{Caller, Locks};
 use self::metadata::{Changes, Xattr};
 use self::nodes::Nodes;
 use self::sys::FileLock;
@@ -213,8 +214,6 @@ pub struct PassthroughFs {
     may_use_handles: bool,
     /// Whether `FUSE_PASSTHROUGH` was negotiated, and has not failed since.
     kernel_serves_data: AtomicBool,
-    /// Whether flock(2) comes here, too.
-    serves_flock: bool,
     /// Set if the kernel can answer for files without extended attributes.
     xattr_free: OnceLock<(XattrFree, Absent)>,
 }
@@ -273,7 +272,6 @@ impl PassthroughFs {
             can_switch,
             may_use_handles,
             kernel_serves_data: AtomicBool::new(false),
-            serves_flock: false,
             xattr_free: OnceLock::new(),
         })
     }
@@ -448,11 +446,10 @@ impl Filesystem for PassthroughFs {
             wanted.push(InitFlags::FUSE_CACHE_SYMLINKS);
         }
         let has = |flag| config.capabilities().contains(flag);
-        // Where the two kinds of lock cannot be told apart, flock(2) is left to the kernel, which knows of no locks on
+        // Where the kinds of lock cannot be told apart, flock(2) is left to the kernel, which knows of no locks on
         // the source itself.
-        if LockKind::can_be_told_apart() && has(InitFlags::FUSE_FLOCK_LOCKS) {
+        if self.locks.tell_kinds() && has(InitFlags::FUSE_FLOCK_LOCKS) {
             wanted.push(InitFlags::FUSE_FLOCK_LOCKS);
-            self.serves_flock = true;
         }
         // What is never granted to programs is not given to the kernel, either: an inode cannot be served both from
         // its backing file and by the daemon, which serves what becomes the kernel's of a virtual descriptor.
@@ -817,15 +814,8 @@ impl Filesystem for PassthroughFs {
             Ok(file) => file,
             Err(error) => return reply.error(errno(error)),
         };
-        // Only flock(2) always means the whole file.
-        let whole = start == 0 && end == i64::MAX as u64;
-        let kind = if self.serves_flock && whole && req.road() == Road::Kernel {
-            LockKind::asked_by(req.pid())
-        } else {
-            LockKind::Posix
-        };
         let lock = FileLock { kind: typ, start, end };
-        self.locks.set(file, lock_owner, kind, lock, pid, req.pid(), sleep, reply);
+        self.locks.set(file, lock_owner, Caller { pid, tid: req.pid() }, lock, sleep, reply);
     }
 
     fn ioctl(

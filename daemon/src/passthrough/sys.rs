@@ -128,6 +128,14 @@ pub(super) struct FileLock {
 }
 
 impl FileLock {
+    /// A lock for writing on every byte.
+    pub(super) const WHOLE: Self = Self { kind: libc::F_WRLCK, start: 0, end: i64::MAX as u64 };
+
+    /// Whether it is about every byte.
+    pub(super) fn is_whole(self) -> bool {
+        (self.start, self.end) == (Self::WHOLE.start, Self::WHOLE.end)
+    }
+
     fn to_flock(self) -> Result<libc::flock> {
         let start = i64::try_from(self.start).map_err(|_| Errno::INVAL)?;
         let end = i64::try_from(self.end).unwrap_or(i64::MAX);

@@ -6,6 +6,7 @@ use super::{fail, hook, take, take_with};
 use crate::calls::Road;
 use crate::connection::{self, is_own};
 use crate::files;
+use crate::locks;
 use crate::process::FDS;
 use crate::sys;
 use crate::virtuals;
@@ -26,6 +27,7 @@ pub(super) fn onto(from: c_int, to: c_int, next: impl Fn() -> c_int) -> c_int {
     if FDS.is_virtual(from) || FDS.is_virtual(to) {
         return files::duplicate_onto(from, to, next);
     }
+    locks::closing(to);
     let before = FDS.get(to);
     FDS.clear(to);
     let result = next();
@@ -78,7 +80,11 @@ pub(super) fn control(fd: c_int, command: c_int, argument: c_long, next: impl Fn
         libc::F_GETFD | libc::F_SETFD => next(),
         libc::F_GETFL => take_with(files::status_flags(fd), |flags| flags, next),
         libc::F_SETFL => take(files::set_status_flags(fd, argument as c_int), next),
-        // Locks, leases, owners, hints: what the kernel has of an open file.
+        libc::F_SETLK | libc::F_SETLKW => take(files::kernel(fd), || {
+            locks::taken(fd);
+            next()
+        }),
+        // Other locks, leases, owners, hints: what the kernel has of an open file.
         _ => take(files::kernel(fd), next),
     }
 }

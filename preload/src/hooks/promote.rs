@@ -8,6 +8,7 @@ use super::{fail, hook};
 use crate::calls::{Road, names_descriptor};
 use crate::dirstreams;
 use crate::files;
+use crate::locks;
 use crate::next::{self, Stream};
 use crate::process::FDS;
 use crate::sys::{Aio, Aios, FdSet, Message, PathArg, PollFds};
@@ -102,7 +103,12 @@ hook! {
     fn [ioctl](fd: c_int, request: c_ulong, argument: c_ulong) -> c_int, next =>
         with(fd, || next(fd, request, argument));
     fn [flock](fd: c_int, operation: c_int) -> c_int, next => with(fd, || next(fd, operation));
-    fn [lockf, lockf64](fd: c_int, command: c_int, len: off_t) -> c_int, next => with(fd, || next(fd, command, len));
+    fn [lockf, lockf64](fd: c_int, command: c_int, len: off_t) -> c_int, next => {
+        with(fd, || {
+            locks::taken(fd);
+            next(fd, command, len)
+        })
+    };
     fn [syncfs](fd: c_int) -> c_int, next => with(fd, || next(fd));
     fn [name_to_handle_at](
         dirfd: c_int, path: PathArg, handle: *mut c_void, mount: *mut c_int, flags: c_int

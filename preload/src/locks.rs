@@ -1,0 +1,106 @@
+//! POSIX locks that this process may have. Closing any descriptor of a file ends the process's locks on it (`locks_remove_posix`),
+//! but the kernel does not see a virtual one being closed. So the files that the process has locked are remembered, and a virtual
+//! descriptor of one of those is promoted before it is closed.
+//!
+//! For the same reason the library itself must close no descriptor of such a file: the one that a promotion leaves over is kept
+//! until the program closes one.
+
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
+use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+
+use crate::connection;
+use crate::fds::Kind;
+use crate::process::FDS;
+use crate::{sys, virtuals};
+
+/// One bit for each 64th of all inode numbers. To be mistaken costs a promotion.
+static LOCKED: AtomicU64 = AtomicU64::new(0);
+
+fn bit(ino: u64) -> u64 {
+    // Fibonacci hashing: the upper bits are the best.
+    1 << (ino.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58)
+}
+
+/// The process is about to lock a part of an open file.
+pub(crate) fn taken(fd: RawFd) {
+    if connection::table().is_empty() {
+        return;
+    }
+    if let Some(ino) = inode(fd) {
+        LOCKED.fetch_or(bit(ino), Ordering::SeqCst);
+    }
+}
+
+/// The inode number of an open file on a mount; of others, the one that it has elsewhere.
+fn inode(fd: RawFd) -> Option<u64> {
+    let known = match FDS.get(fd) {
+        Kind::Granted { ino, .. } => Some(ino),
+        Kind::Virtual(_) => virtuals::pin(fd).map(|pin| pin.ino()),
+        _ => None,
+    };
+    known.or_else(|| Some(rustix::fs::fstat(sys::borrow(fd)?).ok()?.st_ino))
+}
+
+/// Whether the process may have a lock on the file of this inode number.
+pub(crate) fn may_be_on(ino: u64) -> bool {
+    LOCKED.load(Ordering::SeqCst) & bit(ino) != 0
+}
+
+/// A descriptor that is left over, and its file's inode number.
+struct Kept {
+    /// -1 if there is none.
+    fd: AtomicI32,
+    ino: AtomicU64,
+}
+
+/// As many as a program has descriptors of files that it locks. What finds no room is closed.
+static KEPT: [Kept; 64] = [const { Kept { fd: AtomicI32::new(-1), ino: AtomicU64::new(0) } }; 64];
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// A promotion has left a descriptor over, which stays open if closing it would end locks.
+pub(crate) fn keep(file: sys::Hidden, ino: u64) {
+    if !may_be_on(ino) {
+        return;
+    }
+    let Some(fd) = file.fd().map(|fd| fd.as_raw_fd()) else { return };
+    let place = KEPT.iter().find(|kept| {
+        // Taken, but nobody's yet.
+        kept.fd.compare_exchange(-1, -2, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+    });
+    let Some(place) = place else { return };
+    if !FDS.set(fd, Kind::Own) {
+        place.fd.store(-1, Ordering::Release);
+        return;
+    }
+    file.into_fd().map(IntoRawFd::into_raw_fd);
+    place.ino.store(ino, Ordering::Relaxed);
+    COUNT.fetch_add(1, Ordering::AcqRel);
+    place.fd.store(fd, Ordering::Release);
+}
+
+/// The program is about to close a descriptor: what has been kept of its file goes as well.
+#[inline]
+pub(crate) fn closing(fd: RawFd) {
+    if COUNT.load(Ordering::Acquire) != 0 {
+        let_go(fd);
+    }
+}
+
+#[cold]
+fn let_go(fd: RawFd) {
+    let Some(ino) = inode(fd) else { return };
+    for kept in KEPT.iter().filter(|kept| kept.ino.load(Ordering::Relaxed) == ino) {
+        let fd = kept.fd.load(Ordering::Acquire);
+        if fd < 0 || kept.fd.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            continue;
+        }
+        COUNT.fetch_sub(1, Ordering::AcqRel);
+        // The program may have put something of its own there.
+        if FDS.get(fd) == Kind::Own {
+            FDS.clear(fd);
+            sys::close(fd);
+        }
+    }
+}
