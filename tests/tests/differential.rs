@@ -61,11 +61,8 @@ impl Sites {
 
     /// What went differently, and how.
     fn differ(&mut self, script: &Script) -> Option<(Difference, Vec<Outcome>)> {
-        let mut outcomes: Vec<_> =
+        let outcomes: Vec<_> =
             self.sites.iter_mut().map(|site| site.perform(&self.programs, script)).collect();
-        if outcomes.len() < Roads::ALL.len() {
-            outcomes.insert(0, outcomes[0].clone());
-        }
         self.calls += script.steps.len();
         compare(script, &outcomes).map(|difference| (difference, outcomes))
     }
@@ -95,7 +92,7 @@ fn described(script: &Script, difference: &Difference, outcomes: &[Outcome]) -> 
             each[0].to_owned()
         } else {
             let mut text = String::from("DIFFERENT:");
-            for (said, roads) in each.iter().zip(Roads::ALL) {
+            for (said, roads) in each.iter().rev().zip(Roads::ALL.into_iter().rev()) {
                 let _ = write!(text, " {roads:?} {said};");
             }
             text

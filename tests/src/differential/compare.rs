@@ -148,9 +148,11 @@ pub struct Difference {
 }
 
 /// Compares the kernel road with the native directory, and the others with the kernel road. Where the first two differ by
-/// an excuse, preloaded programs may do what is native, too: the kernel's FUSE is not in their way.
+/// an excuse, preloaded programs may do what is native, too: the kernel's FUSE is not in their way. Without a native directory
+/// they may wherever an excuse applies.
 pub fn compare(script: &Script, outcomes: &[Outcome]) -> Option<Difference> {
-    let [native, kernel, bypass, mixed] = outcomes else { unreachable!("{} roads", Roads::ALL.len()) };
+    let [natives @ .., kernel, bypass, mixed] = outcomes else { unreachable!("{} roads", Roads::ALL.len()) };
+    let native = natives.first().unwrap_or(kernel);
     let of = |outcome: &Outcome, index: usize| match outcome.results.get(index) {
         Some(said) => said.clone(),
         None => "nothing".to_owned(),
@@ -158,7 +160,7 @@ pub fn compare(script: &Script, outcomes: &[Outcome]) -> Option<Difference> {
     let differ = |step, roads: (Roads, Roads), said: (String, String)| Some(Difference { step, roads, said });
     let steps = outcomes.iter().map(|outcome| outcome.results.len()).max().unwrap_or_default();
     // Whether the native directory is out of the comparison.
-    let mut apart = false;
+    let mut apart = natives.is_empty();
     for index in 0..steps {
         let (natively, by_kernel) = (of(native, index), of(kernel, index));
         let excuse = |list: &'static [Excuse], said: &str| {
