@@ -37,7 +37,7 @@ fn names_and_attributes_are_those_of_a_plain_directory() {
          touch $(printf '%0255d' 0); touch $(printf '%0256d' 0) 2>&1 | tail -c 20; ls | wc -c; rm -r a",
     );
     let account = places[2].mount().account();
-    assert!(account.answered["stat"] > 10 && account.answered["rename"] > 2, "{:?}", account.answered);
+    assert!(account.answered["stat"] > 10 && account.answered["rename"] > 1, "{:?}", account.answered);
 }
 
 #[test]

@@ -72,16 +72,16 @@ impl Session {
 }
 
 const REDIRECTIONS: Session = session("redirections", &["bash"], 97.0);
-const COREUTILS: Session = session("coreutils", &["ls", "setfattr"], 97.0);
+const COREUTILS: Session = session("coreutils", &["ls", "setfattr"], 95.0);
 const FIND: Session = session("find", &["find", "xargs"], 98.0);
 const TAR: Session = session("tar", &["tar", "setfacl", "setfattr"], 96.0).with_acls();
 const RSYNC: Session = session("rsync", &["rsync", "setfacl", "setfattr"], 96.0).with_acls();
-const GIT: Session = session("git", &["git"], 98.0);
+const GIT: Session = session("git", &["git"], 95.0);
 const SQLITE: Session = session("sqlite", &["sqlite3"], 97.0);
 const SQLITE_TOGETHER: Session = session("sqlite-together", &["sqlite3"], 97.0).with("sqlite-other");
 const PYTHON: Session = session("python", &["/usr/bin/python3", "setfattr"], 95.0);
 const PERL: Session = session("perl", &["perl", "patch"], 98.0);
-const GCC: Session = session("gcc", &["gcc", "make"], 98.0);
+const GCC: Session = session("gcc", &["gcc", "make"], 95.0);
 const VIM: Session = session("vim", &["vim", "tmux"], 95.0);
 const DPKG: Session = session("dpkg", &["dpkg-deb"], 98.0);
 const CARGO: Session = session("cargo", &["cargo"], 95.0).long("takes minutes");
