@@ -82,14 +82,16 @@ impl<FS: Filesystem> Adapter<FS> {
     /// An access control list also changes the mode, which the kernel expects only if it knows of such lists
     /// (`fuse_set_acl`).
     fn changes_xattr(&self, ino: INodeNo, name: &OsStr) -> Hooks {
-        match name.as_encoded_bytes().starts_with(b"system.posix_acl_") {
-            true => self.changes_unforeseen(ino),
-            false => self.changes_attr(ino),
-        }
+        if is_acl(name) { self.changes_unforeseen(ino) } else { self.changes_attr(ino) }
     }
 
     fn changes_name(&self, parent: INodeNo, name: &OsStr) -> Hooks {
         self.changes(parent, || Effect::name(parent.0, name))
+    }
+
+    /// Hooks for a request that makes a name and is answered with what stands there.
+    fn makes_name(&self, parent: INodeNo, name: &OsStr) -> Hooks {
+        self.changes_name(parent, name).names(parent.0, name)
     }
 
     fn fs(&self) -> &FS {
@@ -211,6 +213,11 @@ impl<FS: Filesystem> Adapter<FS> {
     }
 }
 
+/// Whether an extended attribute is an access control list.
+fn is_acl(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"system.posix_acl_")
+}
+
 /// The file system, if nobody else holds it, not even weakly.
 fn sole<FS: Filesystem>(core: &mut Arc<Core<FS>>) -> Option<&mut FS> {
     Arc::get_mut(&mut Arc::get_mut(core)?.fs)
@@ -277,7 +284,8 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             // Also of a one-time name: only creating it leads to the file.
             return reply.error(Errno::ENOENT);
         }
-        self.fs().lookup(&req.into(), parent, name, ReplyEntry::kernel(reply, self.hooks(parent)));
+        let hooks = self.hooks(parent).names(parent.0, name);
+        self.fs().lookup(&req.into(), parent, name, ReplyEntry::kernel(reply, hooks));
     }
 
     // fuser's default for `batch_forget` calls this for each inode; its argument's type has no public name, so
@@ -321,7 +329,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(ino) {
             return reply.error(Errno::EPERM);
         }
-        let reply = ReplyAttr::kernel(reply, self.changes_attr(ino));
+        let reply = ReplyAttr::kernel(reply, self.changes_attr(ino).unversioned());
         self.fs().setattr(
             &req.into(),
             ino,
@@ -358,7 +366,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(parent) {
             return reply.error(Errno::EPERM);
         }
-        let reply = ReplyEntry::kernel(reply, self.changes_name(parent, name));
+        let reply = ReplyEntry::kernel(reply, self.makes_name(parent, name).unversioned());
         self.fs().mknod(&req.into(), parent, name, mode, umask, rdev, reply);
     }
 
@@ -374,7 +382,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(parent) {
             return reply.error(Errno::EPERM);
         }
-        let reply = ReplyEntry::kernel(reply, self.changes_name(parent, name));
+        let reply = ReplyEntry::kernel(reply, self.makes_name(parent, name).unversioned());
         self.fs().mkdir(&req.into(), parent, name, mode, umask, reply);
     }
 
@@ -405,7 +413,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(parent) {
             return reply.error(Errno::EPERM);
         }
-        let reply = ReplyEntry::kernel(reply, self.changes_name(parent, link_name));
+        let reply = ReplyEntry::kernel(reply, self.makes_name(parent, link_name).unversioned());
         self.fs().symlink(&req.into(), parent, link_name, target, reply);
     }
 
@@ -425,6 +433,11 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             return reply.error(Errno::EPERM);
         }
         let hooks = self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname));
+        // What is moved keeps its lifetime (`d_move`), which no answer gives to the new name.
+        self.core().coherence.kernel_moves_to(newparent.0, newname);
+        if flags.contains(RenameFlags::RENAME_EXCHANGE) {
+            self.core().coherence.kernel_moves_to(parent.0, name);
+        }
         let reply = ReplyEmpty::kernel(reply, hooks);
         self.fs().rename(&req.into(), parent, name, newparent, newname, flags, reply);
     }
@@ -441,6 +454,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             return reply.error(Errno::EPERM);
         }
         let hooks = self.changes(ino, || Effect::link(newparent.0, newname, ino.0));
+        let hooks = hooks.names(newparent.0, newname).unversioned();
         self.fs().link(&req.into(), ino, newparent, newname, ReplyEntry::kernel(reply, hooks));
     }
 
@@ -638,6 +652,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             // knows as the owner, nothing in the directory could be opened.
             return reply.error(Errno::ENODATA);
         }
+        if is_acl(name) {
+            self.core().coherence.asked_for_acl(ino.0);
+        }
         self.fs().getxattr(&req.into(), ino, name, size, ReplyXattr::kernel(reply, self.hooks(ino)));
     }
 
@@ -676,7 +693,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if parent == DIRECTORY {
             return self.promote(&req.into(), name, flags, reply);
         }
-        let reply = ReplyCreate::kernel(reply, self.changes_name(parent, name).opens(flags));
+        let reply = ReplyCreate::kernel(reply, self.makes_name(parent, name).opens(flags));
         if self.creates.get() != Some(&true) {
             return self.create_or_make(&req.into(), parent, name, mode, umask, flags, reply);
         }
