@@ -368,11 +368,16 @@ impl Coherence {
         self.clients.fetch_sub(1, Ordering::SeqCst);
     }
 
+    /// Whether bypass clients are connected.
+    pub(crate) fn has_clients(&self) -> bool {
+        self.clients.load(Ordering::SeqCst) > 0
+    }
+
     // --- What the kernel is sent ---
 
     /// To be taken when a request of the kernel's arrives, before the file system is asked.
     pub(crate) fn mark(&self) -> u64 {
-        self.clock.load(Ordering::SeqCst)
+        if mutant::leaves_out("answers: mark") { u64::MAX } else { self.clock.load(Ordering::SeqCst) }
     }
 
     /// How the filter knows a name.
@@ -383,6 +388,7 @@ impl Coherence {
     /// The lifetimes to send with an answer to a request that arrived at `mark`, attributes first. Counts the kernel's
     /// reference, and notes what it will know. `key` is `None` for a name that the bypass cannot change.
     pub(crate) fn entry(&self, key: Option<Key>, answer: &Answer<'_>, mark: u64) -> (Duration, Duration) {
+        mutant::lingers("answers: mark");
         let Answer { attr, attr_ttl, entry_ttl, versioned, created } = *answer;
         let there = attr.ino.0 != 0;
         if !there && (entry_ttl.is_zero() || !self.absent_names) {
@@ -411,6 +417,7 @@ impl Coherence {
 
     /// The lifetime to send with the attributes of `ino` that were asked for at `mark`.
     pub(crate) fn attr(&self, ino: u64, attr: &FileAttr, ttl: Duration, mark: u64) -> Duration {
+        mutant::lingers("answers: mark");
         let ttl = self.lifetime(ino, attr, ttl);
         if ttl.is_zero() || self.is_written_unseen(ino) {
             return Duration::ZERO;
@@ -521,6 +528,21 @@ impl Coherence {
         }
     }
 
+    /// A request of the kernel's own has changed an inode's attributes. Then the kernel asks for them again
+    /// (`fuse_dir_changed`, `fuse_update_ctime`), but makes no new version: what it asked for before, and hears of later, it
+    /// would take for good. To be called before the request is answered; waits for nothing.
+    pub(crate) fn kernel_changed_attr(&self, ino: u64) {
+        let now = self.tick();
+        let mut inodes = shard(&self.inodes, ino).lock();
+        inodes.changed = inodes.changed.max(now);
+        let held = inodes.known.get(&ino).map_or(0, |known| known.attrs);
+        drop(inodes);
+        if held != 0 && !mutant::leaves_out("kernel road: versions") {
+            self.forget_attributes_of(ino);
+            self.forgot_attributes(ino, held);
+        }
+    }
+
     /// Makes the kernel forget the attributes that it was sent with the answer of this number.
     fn forget_attributes(&self, ino: u64, held: u32) {
         let created_in = shard(&self.opens, ino).lock().get(&ino).map(|open| open.created_in.clone());
@@ -547,6 +569,11 @@ impl Coherence {
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(1));
         }
+        self.forgot_attributes(ino, held);
+    }
+
+    /// The kernel has forgotten the attributes that it was sent with the answer of this number.
+    fn forgot_attributes(&self, ino: u64, held: u32) {
         let mut inodes = shard(&self.inodes, ino).lock();
         if let Some(known) = inodes.known.get_mut(&ino)
             && known.attrs == held
@@ -800,8 +827,7 @@ impl Coherence {
         // each other (`fuse_file_io_open`). What is open virtually may become the kernel's, and is served here then.
         let passthrough = passthrough && !opens.cached && !opens.direct && opens.virtuals == 0;
         // The page cache of a writer would hide what it writes through mappings, and where the file ends.
-        let clients = self.clients.load(Ordering::SeqCst) > 0;
-        let apart = (access.writes && opens.virtuals > 0) || (access.appends && clients);
+        let apart = (access.writes && opens.virtuals > 0) || (access.appends && self.has_clients());
         if !passthrough && apart {
             flags.insert(FopenFlags::FOPEN_DIRECT_IO);
         }

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use finesse_ipc::frame::ROOT;
 use fuser::{FileAttr, FileType, INodeNo};
 use hashbrown::{DefaultHashBuilder, HashMap};
 use parking_lot::{Mutex, RwLock};
@@ -95,6 +96,8 @@ pub(crate) struct Inode {
     dead: AtomicBool,
     /// Bumped when the attributes change.
     version: AtomicU64,
+    /// How many cached names stand for it.
+    names: AtomicUsize,
     /// Somebody may read it through a descriptor that the daemon does not see.
     granted: AtomicBool,
     attributes: Mutex<Attributes>,
@@ -148,7 +151,9 @@ impl Inode {
         let current = attributes.expiry > Instant::now();
         attributes.attr.filter(|attr| {
             let one_name = attr.nlink <= 1 || attr.kind == FileType::Directory;
-            current && (one_name || attributes.unlinks == cache.unlinks.load(Ordering::Acquire))
+            // Whoever changes its only name finds it by that. The root has none.
+            let is_found = one_name && (self.ino == ROOT || self.names.load(Ordering::Acquire) > 0);
+            current && (is_found || attributes.unlinks == cache.unlinks.load(Ordering::Acquire))
         })
     }
 
@@ -214,6 +219,16 @@ struct Dentry {
     /// `None`: the name does not exist.
     inode: Option<Arc<Inode>>,
     expiry: Instant,
+}
+
+impl Dentry {
+    /// It is in the cache no more. To be called under the lock of its shard, as [`Inode::names`] counts what is there.
+    fn removed(self) -> Self {
+        if let Some(inode) = &self.inode {
+            inode.names.fetch_sub(1, Ordering::AcqRel);
+        }
+        self
+    }
 }
 
 struct Shared {
@@ -339,6 +354,7 @@ impl Cache {
             generation: AtomicU64::new(generation),
             lookups: AtomicU64::new(lookups),
             dead: AtomicBool::new(false),
+            names: AtomicUsize::new(0),
             granted: AtomicBool::new(false),
             version: AtomicU64::new(0),
             attributes: Mutex::new(Attributes { attr: None, expiry: Instant::EXPIRED, unlinks: 0 }),
@@ -387,6 +403,7 @@ impl Cache {
         entry: &answer::Entry,
         mark: u64,
     ) -> Option<Arc<Inode>> {
+        mutant::lingers("cache: mark");
         let now = Instant::now();
         let ino = entry.attr.ino.0;
         if ino == 0 {
@@ -464,7 +481,10 @@ impl Cache {
         }
         let surplus = make_room(&mut shard);
         let key = Key { directory: reference.directory, name: reference.name.into() };
-        let before = shard.insert(key, Dentry { inode, expiry });
+        if let Some(inode) = &inode {
+            inode.names.fetch_add(1, Ordering::AcqRel);
+        }
+        let before = shard.insert(key, Dentry { inode, expiry }).map(Dentry::removed);
         // Inodes are dropped outside the lock: they pay their forgets to the file system then.
         drop(shard);
         drop((before, surplus));
@@ -486,7 +506,7 @@ impl Cache {
     /// Forgets a name and its inode's attributes, and returns the inode.
     fn forget_name(&self, directory: &Inode, name: &OsStr) -> Option<Arc<Inode>> {
         let inode = self.take_name(directory, name);
-        if inode.is_none() && self.may_hold_hard_links() && !mutant::leaves_out("cache: hard links") {
+        if inode.is_none() && !mutant::leaves_out("cache: hard links") {
             self.unlinks.fetch_add(1, Ordering::AcqRel);
         }
         inode
@@ -498,7 +518,7 @@ impl Cache {
         if mutant::leaves_out("cache: names") {
             return None;
         }
-        let removed = self.dentry_shard(&key).lock().remove(&key);
+        let removed = self.dentry_shard(&key).lock().remove(&key).map(Dentry::removed);
         let inode = removed.and_then(|dentry| dentry.inode);
         if let Some(inode) = &inode {
             inode.changed();
@@ -603,13 +623,15 @@ fn make_room(shard: &mut HashMap<Key, Dentry, DefaultHashBuilder>) -> Vec<(Key, 
         return Vec::new();
     }
     let now = Instant::now();
-    let mut dropped: Vec<_> = shard.extract_if(|_, dentry| dentry.expiry <= now).collect();
+    let removed = |(key, dentry): (Key, Dentry)| (key, dentry.removed());
+    let mut dropped: Vec<_> = shard.extract_if(|_, dentry| dentry.expiry <= now).map(removed).collect();
     if shard.len() > DENTRIES_PER_SHARD / 2 {
         let mut odd = false;
-        dropped.extend(shard.extract_if(|_, _| {
+        let half = shard.extract_if(|_, _| {
             odd = !odd;
             odd
-        }));
+        });
+        dropped.extend(half.map(removed));
     }
     dropped
 }

@@ -71,6 +71,18 @@ impl<FS: Filesystem> Adapter<FS> {
         Hooks::new(Arc::clone(&self.core().coherence), ino.0, effect)
     }
 
+    /// What a name stands for, which the kernel does not tell when it moves it. Nobody asks while no client is connected.
+    fn inode_of(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr) -> Option<u64> {
+        if !self.core().coherence.has_clients() {
+            return None;
+        }
+        let (reply, answer) = ReplyEntry::local();
+        self.fs().lookup(&req.into(), parent, name, reply);
+        let ino = answer.wait().ok().map(|entry| entry.attr.ino).filter(|ino| ino.0 != 0)?;
+        self.fs().forget(&req.into(), ino, 1);
+        Some(ino.0)
+    }
+
     fn changes_attr(&self, ino: INodeNo) -> Hooks {
         self.changes(ino, || Effect::Attr(ino.0))
     }
@@ -432,10 +444,15 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if is_hidden(parent, name) || is_hidden(newparent, newname) {
             return reply.error(Errno::EPERM);
         }
-        let hooks = self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname));
+        let exchanges = flags.contains(RenameFlags::RENAME_EXCHANGE);
+        let moved = [
+            self.inode_of(req, parent, name),
+            if exchanges { self.inode_of(req, newparent, newname) } else { None },
+        ];
+        let hooks = self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname, moved));
         // What is moved keeps its lifetime (`d_move`), which no answer gives to the new name.
         self.core().coherence.kernel_moves_to(newparent.0, newname);
-        if flags.contains(RenameFlags::RENAME_EXCHANGE) {
+        if exchanges {
             self.core().coherence.kernel_moves_to(parent.0, name);
         }
         let reply = ReplyEmpty::kernel(reply, hooks);

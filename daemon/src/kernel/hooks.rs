@@ -28,28 +28,38 @@ pub(crate) enum Effect {
 pub(crate) struct Names {
     first: (u64, Box<OsStr>),
     second: Option<(u64, Box<OsStr>)>,
-    /// An inode whose link count changes without being reached by one of the names.
-    child: Option<u64>,
+    /// Inodes that are not found by the names, and change: how many names they have, or when that was.
+    children: [Option<u64>; 2],
 }
 
 impl Effect {
     /// One name in `parent` changes.
     pub(crate) fn name(parent: u64, name: &OsStr) -> Self {
-        Self::Names(Box::new(Names { first: (parent, name.into()), second: None, child: None }))
+        Self::Names(Box::new(Names { first: (parent, name.into()), second: None, children: [None; 2] }))
     }
 
-    /// Two names change.
-    pub(crate) fn names(parent: u64, name: &OsStr, newparent: u64, newname: &OsStr) -> Self {
+    /// Two names change, and what is moved.
+    pub(crate) fn names(
+        parent: u64,
+        name: &OsStr,
+        newparent: u64,
+        newname: &OsStr,
+        moved: [Option<u64>; 2],
+    ) -> Self {
         Self::Names(Box::new(Names {
             first: (parent, name.into()),
             second: Some((newparent, newname.into())),
-            child: None,
+            children: moved,
         }))
     }
 
     /// A name for the inode `child` is added.
     pub(crate) fn link(parent: u64, name: &OsStr, child: u64) -> Self {
-        Self::Names(Box::new(Names { first: (parent, name.into()), second: None, child: Some(child) }))
+        Self::Names(Box::new(Names {
+            first: (parent, name.into()),
+            second: None,
+            children: [Some(child), None],
+        }))
     }
 
     fn run(self, coherence: &Coherence) {
@@ -64,14 +74,19 @@ impl Effect {
             Self::None => {}
             Self::Atime(ino) => cache.atime(ino),
             Self::Unforeseen(ino) => cache.attr(ino),
-            Self::Attr(ino) => cache.attr(ino),
+            Self::Attr(ino) => {
+                cache.attr(ino);
+                coherence.kernel_changed_attr(ino);
+            }
             Self::Names(names) => {
                 for (parent, name) in std::iter::once(&names.first).chain(&names.second) {
                     cache.entry(*parent, name);
                     cache.attr(*parent);
+                    coherence.kernel_changed_attr(*parent);
                 }
-                if let Some(child) = names.child {
+                for child in names.children.into_iter().flatten() {
                     cache.attr(child);
+                    coherence.kernel_changed_attr(child);
                 }
             }
         }
