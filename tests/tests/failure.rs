@@ -152,10 +152,13 @@ except OSError as e: print(errno.errorcode[e.errno])
     assert_eq!(program.line(), "asking");
     eventually("the program sleeps, waiting for the daemon", || {
         let stat = fs::read_to_string(format!("/proc/{}/stat", program.0.id())).unwrap();
-        stat.rsplit(") ").next().unwrap().starts_with('S')
+        // On the ring; or in the kernel, because a mount has appeared elsewhere on the machine.
+        stat.rsplit(") ").next().unwrap().starts_with(['S', 'D'])
     });
     place.mount().signal(Signal::KILL);
-    assert_eq!(program.finish(), "ENOTCONN");
+    // The kernel's own requests end with the latter (`fuse_abort_conn`).
+    let said = program.finish();
+    assert!(["ENOTCONN", "ECONNABORTED"].contains(&&*said), "{said}");
 }
 
 #[test]
