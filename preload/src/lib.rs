@@ -59,6 +59,7 @@
 //! | `virtuals` | who uses an open file, who must wait | |
 //! | `files` | what is asked of the daemon by descriptor | promotes |
 //! | `locks` | which closing ends locks | |
+//! | `copies` | what the kernel takes for two file systems | moves the bytes |
 //! | `dirstreams` | which road a directory stream is on | opens, reads, closes them |
 //! | `process` | whether the library is on | fork, mask, what was inherited |
 //! | `exec` | what environment a program gets | |
@@ -74,6 +75,7 @@
 mod attr;
 mod calls;
 mod connection;
+mod copies;
 mod dirstreams;
 mod exec;
 mod fds;

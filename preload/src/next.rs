@@ -467,7 +467,7 @@ table! {
         else raw!(SYS_tee, from, to, len, flags);
     fn vmsplice(fd: c_int, buffers: *const c_void, count: usize, flags: c_uint) -> isize;
         else raw!(SYS_vmsplice, fd, buffers, count, flags);
-    fn copy_file_range(from: c_int, from_offset: *mut off_t, to: c_int, to_offset: *mut off_t, len: usize, flags: c_uint) -> isize;
+    fn copy_file_range(from: c_int, from_offset: Out<off_t>, to: c_int, to_offset: Out<off_t>, len: usize, flags: c_uint) -> isize;
         else raw!(SYS_copy_file_range, from, from_offset, to, to_offset, len, flags);
     fn ioctl(fd: c_int, request: c_ulong, argument: c_ulong) -> c_int;
         else raw!(SYS_ioctl, fd, request, argument);

@@ -128,6 +128,20 @@ impl<T> Out<T> {
         is_suspicious(self.0.addr())
     }
 
+    /// Whether there is no place.
+    pub(crate) fn is_null(self) -> bool {
+        self.0.is_null()
+    }
+
+    /// What the program has put there; `None` if the pointer looks bad.
+    pub(crate) fn get(self) -> Option<T>
+    where
+        T: Copy,
+    {
+        // SAFETY: the hooked function's contract: a place that holds a T.
+        (!self.is_suspicious()).then(|| unsafe { self.0.read_unaligned() })
+    }
+
     /// Stores the result. Does nothing if the pointer looks bad.
     #[inline]
     pub(crate) fn put(self, value: T) {

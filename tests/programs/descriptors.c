@@ -361,6 +361,70 @@ static void duplicates(void) {
     say("all closed", lseek(fd, 0, SEEK_CUR));
 }
 
+/* A descriptor that was opened by the kernel, whatever is preloaded: by a system call without libc. */
+static int opened_without_libc(const char *path) {
+    long result;
+#if defined __x86_64__
+    __asm__ volatile("syscall" : "=a"(result) : "0"(SYS_open), "D"(path), "S"(O_RDWR), "d"(0) : "rcx", "r11", "memory");
+#elif defined __aarch64__
+    register long number __asm__("x8") = SYS_openat, directory __asm__("x0") = AT_FDCWD;
+    register const char *name __asm__("x1") = path;
+    register long flags __asm__("x2") = O_RDWR, mode __asm__("x3") = 0;
+    __asm__ volatile("svc 0" : "+r"(directory) : "r"(number), "r"(name), "r"(flags), "r"(mode) : "memory");
+    result = directory;
+#endif
+    errno = result < 0 ? -result : 0;
+    return result < 0 ? -1 : result;
+}
+
+static void copies(void) {
+    int one = make("c", "0123456789"), other = make("c2", ""), same;
+    close(other);
+    other = opened_without_libc("c2");
+    same = opened_without_libc("c");
+    off_t from = 2, to = 5;
+    /* So that what is copied has come to stay wherever it is kept. */
+    struct flock whole = {.l_type = F_RDLCK};
+    say("lock", fcntl(one, F_SETLK, &whole));
+    say("there", copy_file_range(one, NULL, other, NULL, 4, 0));
+    show("source", one), show("target", other);
+    say("on", copy_file_range(one, NULL, other, NULL, 100, 0));
+    show("source", one), show("target", other);
+    say("at the end", copy_file_range(one, NULL, other, NULL, 1, 0));
+    say("to offsets", copy_file_range(one, &from, other, &to, 3, 0));
+    printf("%ld %ld\n", (long)from, (long)to);
+    show("source", one), show("target", other);
+    lseek(other, 0, SEEK_SET), from = 8;
+    say("back", copy_file_range(other, NULL, one, &from, 6, 0));
+    printf("%ld\n", (long)from);
+    show("source", other), show("target", one);
+    say("by number", syscall(SYS_copy_file_range, other, NULL, one, NULL, 2, 0));
+    show("source", other), show("target", one);
+    from = 0, to = 3;
+    say("onto itself", copy_file_range(one, &from, same, &to, 4, 0));
+    say("beside itself", copy_file_range(one, &from, same, &to, 3, 0));
+    printf("%ld %ld\n", (long)from, (long)to);
+    show("itself", same);
+    from = -1;
+    say("before the beginning", copy_file_range(one, &from, other, NULL, 1, 0));
+    from = INT64_MAX - 1;
+    say("beyond all", copy_file_range(one, &from, other, NULL, 8, 0));
+    say("nothing", copy_file_range(one, NULL, other, NULL, 0, 0));
+    say("flags", copy_file_range(one, NULL, other, NULL, 1, 1));
+    say("nowhere", copy_file_range(one, (off_t *)8, other, NULL, 1, 0));
+    fcntl(other, F_SETFL, O_APPEND);
+    say("to the end", copy_file_range(one, NULL, other, NULL, 1, 0));
+    close(other);
+    other = open("c2", O_RDONLY);
+    say("to what is read", copy_file_range(same, NULL, other, NULL, 1, 0));
+    int size = ftruncate(one, 1 << 20);
+    from = to = 0, close(other), close(same);
+    other = opened_without_libc("c2");
+    say("much", size + copy_file_range(one, &from, other, &to, SIZE_MAX, 0));
+    printf("%ld %ld\n", (long)from, (long)to);
+    close(one), close(other);
+}
+
 static void by_the_kernel(void) {
     char buffer[32] = "";
     int fd = make("k", "0123456789"), target = make("k2", "");
@@ -679,7 +743,7 @@ int main(int count, char **arguments) {
         const char *name;
         void (*run)(void);
     } parts[] = {{"transfers", transfers},   {"modes", modes},         {"attributes", attributes},
-                 {"not_for_files", not_for_files}, {"neither", neither}, {"streams", streams}, {"duplicates", duplicates}, {"by_the_kernel", by_the_kernel},
+                 {"not_for_files", not_for_files}, {"neither", neither}, {"streams", streams}, {"duplicates", duplicates}, {"by_the_kernel", by_the_kernel}, {"copies", copies},
                  {"children", children},     {"unlinked", unlinked},   {"bad_memory", bad_memory},
                  {"limits", limits}};
     for (size_t part = 0; part < sizeof parts / sizeof *parts; part++)

@@ -124,6 +124,7 @@ parts! {
     streams_are_what_they_are_natively: "streams", &["open", "write"];
     duplicates_share_offset_and_flags_before_and_after_promotion: "duplicates", &["read", "promote", "close"];
     what_the_ring_does_not_serve_is_promoted_with_its_offset: "by_the_kernel", &["write", "promote"];
+    copies_go_between_descriptors_of_both_roads: "copies", &["open", "promote"];
     processes_share_what_is_open: "children", &["write", "promote"];
     files_without_a_name_stay_what_they_are: "unlinked", &["write", "unlink", "promote"];
     bad_pointers_fail_and_leave_the_offset: "bad_memory", &["read", "write"];

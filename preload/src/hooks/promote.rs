@@ -6,12 +6,13 @@ use libc::{off_t, pid_t, size_t};
 
 use super::{fail, hook};
 use crate::calls::{Road, names_descriptor};
+use crate::copies;
 use crate::dirstreams;
 use crate::files;
 use crate::locks;
 use crate::next::{self, Stream};
 use crate::process::FDS;
-use crate::sys::{Aio, Aios, FdSet, Message, PathArg, PollFds};
+use crate::sys::{Aio, Aios, FdSet, Message, Out, PathArg, PollFds};
 use crate::virtuals;
 
 /// Whether the library has not started yet.
@@ -96,9 +97,13 @@ hook! {
     fn [vmsplice](fd: c_int, buffers: *const c_void, count: size_t, flags: c_uint) -> isize, next =>
         with(fd, || next(fd, buffers, count, flags));
     fn [copy_file_range](
-        from: c_int, from_offset: *mut off_t, to: c_int, to_offset: *mut off_t, len: size_t, flags: c_uint
+        from: c_int, from_offset: Out<off_t>, to: c_int, to_offset: Out<off_t>, len: size_t, flags: c_uint
     ) -> isize, next =>
-        with_both(from, to, || next(from, from_offset, to, to_offset, len, flags));
+        with_both(from, to, || {
+            copies::range((from, from_offset), (to, to_offset), len, || {
+                next(from, from_offset, to, to_offset, len, flags)
+            })
+        });
 
     fn [ioctl](fd: c_int, request: c_ulong, argument: c_ulong) -> c_int, next =>
         with(fd, || next(fd, request, argument));

@@ -17,6 +17,7 @@ use super::stat::{stat_at, stat_open, statx_at};
 use super::{hook, take_with};
 use crate::calls::{self, Road, Times};
 use crate::connection::is_own;
+use crate::copies;
 use crate::dirstreams::{self, Before};
 use crate::files::{self, At};
 use crate::process::{self, FDS};
@@ -181,6 +182,10 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
                 calls::attributes_changed(a.int());
             }
             result
+        }
+        libc::SYS_copy_file_range => {
+            let copy = copies::range((a.int(), b.out()), (c.int(), d.out()), e.size(), || next().0 as isize);
+            Word(copy as i64)
         }
         _ => historical(number, all, pass),
     }

@@ -27,7 +27,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/xattr.h>
@@ -234,9 +233,6 @@ static long copy(int tree, const struct change *c, int to)
     if (from < 0)
         return -1;
     long copied = copy_file_range(from, NULL, to, NULL, 500, 0);
-    /* One of them may be the source's, the other the mount's: as cp does then. */
-    if (copied < 0 && errno == EXDEV)
-        copied = sendfile(to, from, NULL, 500);
     int error = errno;
     close(from);
     errno = error;
