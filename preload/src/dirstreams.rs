@@ -261,7 +261,8 @@ pub(crate) fn close(stream: &'static Stream) -> Result<(), i32> {
 
 /// The program reads from, or positions, a descriptor: a stream on it goes on where that leads, as libc's does.
 pub(crate) fn used_directly(fd: RawFd) {
-    if ON_RING.load(Ordering::Relaxed) == 0 {
+    // A stream without a descriptor has number -1.
+    if fd < 0 || ON_RING.load(Ordering::Relaxed) == 0 {
         return;
     }
     for stream in STREAMS.claimed() {
