@@ -198,7 +198,9 @@ const FOUND_VIRTUAL: [&str; 3] = [
 ];
 
 /// The same in memory.
-const FOUND_IN_MEMORY: [&str; 2] = [
+const FOUND_IN_MEMORY: [&str; 3] = [
+    // Direct writes of ordinary users take set-user-ID bits away.
+    "ordinary=11 preloaded=10\n0 openat 0 -1 R/c 17474 2505\n0 writev 0 1 5 5",
     // That one directory is above the other is said before what they are, and what may be done with them.
     "ordinary=00 preloaded=10\n0 rename :d :d//a",
     "ordinary=00 preloaded=01\n10 rename :m/e/x :d/e",

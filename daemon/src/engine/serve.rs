@@ -781,9 +781,9 @@ pub(super) struct Changes {
     pub(super) fh: Option<FileHandle>,
 }
 
-/// The mode without the bits that a change of owner or size takes away (`fuse_setattr` without
+/// The mode without the bits that a change of owner, size or contents takes away (`fuse_setattr` without
 /// `FUSE_HANDLE_KILLPRIV`); `None` if there are none.
-pub(super) fn without_privileges(attr: &FileAttr) -> Option<u32> {
+pub(crate) fn without_privileges(attr: &FileAttr) -> Option<u32> {
     if attr.kind != FileType::RegularFile {
         return None;
     }

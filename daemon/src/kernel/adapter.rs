@@ -17,6 +17,7 @@ use super::hidden::{self, DIRECTORY};
 use super::hooks::{Effect, Hooks};
 use crate::answer;
 use crate::coherence::{Access, Turn};
+use crate::engine::serve::without_privileges;
 use crate::filesystem::Filesystem;
 use crate::reply::{
     ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
@@ -105,6 +106,21 @@ impl<FS: Filesystem> Adapter<FS> {
         let (reply, answer) = ReplyAttr::local();
         self.fs().getattr(req, ino, Some(fh), reply);
         answer.wait()
+    }
+
+    /// Takes set-user-ID and set-group-ID bits away before a direct write: that the kernel leaves to the file system
+    /// (`fuse_direct_io`), which need not know that a file is open for direct output, because of a client. Says whether there
+    /// were any. A file system that acts as the caller has its backing do it.
+    fn shed_privileges(&self, req: &Request, ino: INodeNo, fh: FileHandle) -> Result<bool, Errno> {
+        if self.fs().bypass().acts_as_caller {
+            return Ok(false);
+        }
+        let Some(mode) = without_privileges(&self.attr_of(req, ino, fh)?.attr) else { return Ok(false) };
+        let (reply, answer) = ReplyAttr::local();
+        let (mode, fh) = (Some(mode), Some(fh));
+        self.fs()
+            .setattr(req, ino, mode, None, None, None, None, None, None, fh, None, None, None, None, reply);
+        answer.wait().map(|_| true)
     }
 
     /// `CREATE` for a file system that is not known to have `create`.
@@ -484,11 +500,18 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         lock_owner: Option<LockOwner>,
         reply: fuser::ReplyWrite,
     ) {
-        // An uncached write does not take set-user-ID bits away in the kernel (`fuse_direct_write_iter`); a file
-        // system may.
+        let shed = match write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
+            true => self.shed_privileges(&req.into(), ino, fh),
+            false => Ok(false),
+        };
         let appends = flags.0 & libc::O_APPEND != 0;
-        let hooks = if appends { self.changes_unforeseen(ino) } else { self.changes_attr(ino) };
+        // The kernel does not expect that the mode changes.
+        let unforeseen = appends || !matches!(shed, Ok(false));
+        let hooks = if unforeseen { self.changes_unforeseen(ino) } else { self.changes_attr(ino) };
         let reply = ReplyWrite::kernel(reply, hooks);
+        if let Err(error) = shed {
+            return reply.error(error);
+        }
         if appends
             && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE)
             && let Some(turn) = self.core().coherence.append_turn(ino.0)
