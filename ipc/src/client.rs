@@ -239,14 +239,7 @@ impl Client {
     /// Forgets a connection that belongs to the parent process: closes this process's copies of its
     /// descriptors and leaves the mapping alone, which a child does not have.
     pub fn forget(self) {
-        let this = ManuallyDrop::new(self);
-        for fd in this.fds() {
-            // SAFETY: both are ours alone, and `this` is never used again.
-            #[allow(unsafe_code)]
-            unsafe {
-                rustix::io::close(fd)
-            };
-        }
+        ManuallyDrop::new(self).close_copies();
     }
 
     /// Like [`Client::forget`], for a child that may have been forked in the middle of a call: the call ends,
@@ -254,13 +247,17 @@ impl Client {
     pub fn abandon(&self) {
         // A failure leaves what a plain fork would leave: an interrupted call that cannot go on.
         let _ = self.segment.stand_in();
+        self.close_copies();
+    }
+
+    /// Closes a forked child's copies of the descriptors. There may be none: the kernel copies descriptors before it copies memory
+    /// (`copy_process`), and this connection may have been made by another thread in between.
+    fn close_copies(&self) {
         for fd in self.fds() {
-            // SAFETY: both are this process's copies, and a closed client never uses them again: `wait` looks
-            // at the closed mark before it looks at the socket.
+            // SAFETY: both are this process's copies, and neither a forgotten nor an abandoned client uses them again: `wait`
+            // looks at the closed mark before it looks at the socket.
             #[allow(unsafe_code)]
-            unsafe {
-                rustix::io::close(fd)
-            };
+            let _ = unsafe { rustix::io::try_close(fd) };
         }
     }
 

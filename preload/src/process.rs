@@ -130,6 +130,10 @@ fn after_fork() {
     virtuals::after_fork();
     connection::after_fork();
     dirstreams::after_fork();
+    // Their numbers are free: what gets them next need not come to our knowledge (`pipe`).
+    for (fd, ..) in FDS.granted().filter(|(fd, ..)| !sys::is_open(*fd)) {
+        FDS.clear(fd);
+    }
 }
 
 /// The program sets the mask by calling `set`, and gets the old one.

@@ -738,12 +738,19 @@ pub(crate) fn exists(path: &CStr) -> Result<(), c_int> {
     }
 }
 
-/// Closes a descriptor that is ours to close, by the system call itself.
+/// Closes a descriptor that is ours to close, by the system call itself. In a forked child it may not be open: see
+/// [`is_open`].
 pub(crate) fn close(fd: RawFd) {
     if fd >= 0 {
         // SAFETY: callers pass a descriptor that they own and never use again.
-        unsafe { rustix::io::close(fd) };
+        let _ = unsafe { rustix::io::try_close(fd) };
     }
+}
+
+/// Whether a descriptor is open. In a forked child some are not that were open when its memory was copied: the kernel copies
+/// descriptors first (`copy_process`), and other threads may have opened more in between.
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    borrow(fd).is_some_and(|fd| rustix::io::fcntl_getfd(fd).is_ok())
 }
 
 /// Closes a descriptor of the program's by the system call itself.
