@@ -47,7 +47,8 @@ pub struct Notices {
     pub worker: AtomicU32,
     /// The CPU on which the worker that last served this client runs.
     pub worker_cpu: AtomicU32,
-    /// Changes whenever the daemon's mount table does; the client then looks at its own again.
+    /// Changes whenever the daemon's mount table does in what decides where a client's paths lead (FUSE mounts, and others at,
+    /// above or below this one); the client then looks at its own again.
     pub mount_generation: AtomicU64,
     /// Set when the connection has ended: the client stays on the kernel road from then on.
     pub closed: AtomicU32,

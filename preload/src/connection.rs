@@ -401,14 +401,8 @@ impl Guard {
     /// The path of the mount's hidden directory.
     fn hidden_path<'b>(&self, buffer: &'b mut [u8; HIDDEN_PATH]) -> Option<&'b CStr> {
         let mut root = [0; MOUNT_PATH_MAX + 1];
-        // Another thread may be making the table of paths anew, because somebody has mounted something.
-        let mut turn = 0;
-        while !TABLE.path_of(self.index, &mut root) {
-            if turn == TABLE_PATIENCE {
-                return None;
-            }
-            sys::pause(turn);
-            turn += 1;
+        if !TABLE.path_of(self.index, &mut root) {
+            return None;
         }
         let root = CStr::from_bytes_until_nul(&root).ok()?.to_bytes();
         let hidden = &self.client.welcome().hidden;
@@ -441,7 +435,7 @@ impl Drop for Guard {
 pub(crate) enum Entry {
     /// It may be used.
     Inside(Guard),
-    /// The mount table had changed; the paths of mounts have been read anew and are to be looked at again.
+    /// The mount table had changed; the paths of mounts have been listed anew and are to be looked at again.
     Relisted,
     /// The kernel serves the call.
     Outside,
@@ -461,7 +455,7 @@ pub(crate) fn enter(index: usize) -> Option<Guard> {
     None
 }
 
-/// How often a path is looked for in a table that is being made anew, in pauses (about a second).
+/// How long to wait for another thread that makes the list of paths anew, in pauses (about a second).
 const TABLE_PATIENCE: u32 = 5000;
 /// Room for the path of a mount's hidden directory.
 const HIDDEN_PATH: usize = MOUNT_PATH_MAX + 128;
@@ -496,12 +490,12 @@ pub(crate) fn enter_again(index: usize, connection: u32) -> Option<Guard> {
 /// How often the mount table may change under a call before the kernel serves it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Attempt {
-    First,
+    Early,
     Last,
 }
 
 impl Attempt {
-    pub(crate) const ALL: [Self; 2] = [Self::First, Self::Last];
+    pub(crate) const ALL: [Self; 5] = [Self::Early, Self::Early, Self::Early, Self::Early, Self::Last];
 }
 
 /// Uses the connection to the mount that the table of paths has named.
@@ -543,9 +537,19 @@ pub(crate) fn try_enter(index: usize, attempt: Attempt) -> Entry {
 /// The daemon has told of another generation of the mount table than the paths are good for.
 #[cold]
 fn relist(guard: Guard, generation: u64, attempt: Attempt) -> Entry {
-    guard.mount.generation.store(generation, Ordering::Relaxed);
-    guard.mount.statfs_flags.store(-1, Ordering::Relaxed);
-    if list_from_kernel() && attempt == Attempt::First {
+    let listed = match list_from_kernel() {
+        Listing::Done => {
+            guard.mount.generation.store(generation, Ordering::Relaxed);
+            guard.mount.statfs_flags.store(-1, Ordering::Relaxed);
+            true
+        }
+        Listing::Others => (0..TABLE_PATIENCE).any(|turn| {
+            sys::pause(turn);
+            !TABLE.is_being_replaced()
+        }),
+        Listing::Failed => false,
+    };
+    if listed && attempt == Attempt::Early {
         return Entry::Relisted;
     }
     guard.client.counters().fell_back(Fallback::MountsChanged);
@@ -666,8 +670,8 @@ fn attach(index: usize, mount: &'static Mount) -> u32 {
         complain(format_args!("{show} is served through the kernel: its daemon serves another mount"));
         return REFUSED;
     }
-    let hinted = mount.hinted.swap(NOT_HINTED, Ordering::Relaxed);
-    let generation = if hinted == NOT_HINTED { client.mount_generation() } else { hinted };
+    // Without a hint nobody knows whether the list is older than what the daemon tells: it is made again.
+    let generation = mount.hinted.swap(NOT_HINTED, Ordering::Relaxed);
     mount.generation.store(generation, Ordering::Relaxed);
     mount.mount_id.store(identity.mount_id, Ordering::Relaxed);
     mount.mask.store(identity.mask, Ordering::Relaxed);
@@ -802,7 +806,7 @@ pub(crate) fn start(environment: sys::Strings) {
 }
 
 fn list_from_hints(value: &[u8]) {
-    let Some(mut writer) = TABLE.rewrite() else { return };
+    let Some(mut writer) = TABLE.replace() else { return };
     let mut buffer = [0; MOUNT_PATH_MAX];
     for hint in environment::hints(value) {
         if let Hint::Mount { dev, generation, socket, path } = hint
@@ -827,26 +831,39 @@ fn list_from_hints(value: &[u8]) {
             writer.exclude(path);
         }
     }
+    writer.commit();
 }
 
-/// Reads `/proc/self/mountinfo` and makes a new table of paths; whether it did.
+/// What came of the wish to list the paths of mounts anew.
+enum Listing {
+    Done,
+    /// Another thread does it.
+    Others,
+    /// It could not be done: the list is as old as it was.
+    Failed,
+}
+
+/// Reads `/proc/self/mountinfo` and makes a new list of paths. No signal handler may come in between: it might have to wait for
+/// that ([`relist`]).
 #[cold]
-fn list_from_kernel() -> bool {
-    let Some(mut writer) = TABLE.rewrite() else { return false };
-    let mut size = 64 << 10;
-    while size <= MOUNTINFO_MAX {
-        let Some(mut pages) = Pages::new(size + MOUNTINFO_PATH) else { return false };
-        let (text, path) = pages.bytes().split_at_mut(size);
-        match read_mountinfo(text) {
-            None => return false,
-            Some(len) if len == text.len() => size *= 2,
-            Some(len) => {
-                list(&mut writer, text.get(..len).unwrap_or(&[]), path);
-                return true;
+fn list_from_kernel() -> Listing {
+    sys::without_signals(|| {
+        let Some(writer) = TABLE.replace() else { return Listing::Others };
+        let mut size = 64 << 10;
+        while size <= MOUNTINFO_MAX {
+            let Some(mut pages) = Pages::new(size + MOUNTINFO_PATH) else { break };
+            let (text, path) = pages.bytes().split_at_mut(size);
+            match read_mountinfo(text) {
+                None => break,
+                Some(len) if len == text.len() => size *= 2,
+                Some(len) => {
+                    list(writer, text.get(..len).unwrap_or(&[]), path);
+                    return Listing::Done;
+                }
             }
         }
-    }
-    false
+        Listing::Failed
+    })
 }
 
 /// Room for one path of mountinfo.
@@ -867,11 +884,11 @@ fn read_mountinfo(buffer: &mut [u8]) -> Option<usize> {
     Some(len)
 }
 
-fn list(writer: &mut Writer<'_>, mountinfo: &[u8], buffer: &mut [u8]) {
+fn list(mut writer: Writer<'_>, mountinfo: &[u8], buffer: &mut [u8]) {
     for mounted in mounts::mounted(mountinfo) {
         let may_be_ours = mounted.is_fuse && mounted.is_whole;
         // Most machines have no FUSE mount at all.
-        if !may_be_ours && writer.is_empty() {
+        if (!may_be_ours && writer.is_empty()) || (may_be_ours && mounts::is_hidden(mountinfo, &mounted)) {
             continue;
         }
         let Some(path) = mounts::unmangle(mounted.path, buffer) else { continue };
@@ -898,6 +915,7 @@ fn list(writer: &mut Writer<'_>, mountinfo: &[u8], buffer: &mut [u8]) {
             let _ = [CANDIDATE, REFUSED, FOREIGN].into_iter().any(|state| mount.change(state, FREE));
         }
     }
+    writer.commit();
 }
 
 /// The place of the mount with a device number: its own, or a free one.

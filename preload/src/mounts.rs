@@ -1,12 +1,12 @@
 //! Which paths are on which mount: the table of mount paths, and where it comes from.
 //!
-//! The table is read by every hooked call with an absolute path, also in signal handlers, and replaced when the
-//! machine's mounts change. A sequence counter makes that safe without a lock: whoever reads while somebody
-//! writes is told "not ours", and the kernel serves that call.
+//! The table is read by every hooked call with an absolute path, also in signal handlers, and replaced when mounts change that
+//! matter. There are two lists: whoever makes a new one fills the one that nobody reads. So no reader ever waits, or finds
+//! nothing meanwhile; one that was overtaken looks again.
 
 #![forbid(unsafe_code)]
 
-use std::sync::atomic::{AtomicU8, AtomicU32, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering, fence};
 
 use finesse_ipc::environment::MOUNT_PATH_MAX;
 
@@ -35,19 +35,16 @@ impl Entry {
 }
 
 /// Mounted paths, the longest first, so that the first that matches decides.
-pub(crate) struct Table {
-    /// Odd while somebody writes.
-    sequence: AtomicU32,
+struct List {
     count: AtomicU32,
     entries: [Entry; PATHS],
     used: AtomicU32,
     arena: [AtomicU8; ARENA],
 }
 
-impl Table {
-    pub(crate) const fn new() -> Self {
+impl List {
+    const fn new() -> Self {
         Self {
-            sequence: AtomicU32::new(0),
             count: AtomicU32::new(0),
             entries: [const { Entry::new() }; PATHS],
             used: AtomicU32::new(0),
@@ -55,34 +52,8 @@ impl Table {
         }
     }
 
-    /// The mount that an absolute path falls on, and the rest of the path without leading slashes.
-    #[inline]
-    pub(crate) fn find<'p>(&self, path: CPath<'p>) -> Option<(usize, CPath<'p>)> {
-        if self.count.load(Ordering::Relaxed) == 0 {
-            return None;
-        }
-        let sequence = self.sequence.load(Ordering::Acquire);
-        if sequence & 1 != 0 {
-            return None;
-        }
-        for entry in self.entries.iter().take(self.count.load(Ordering::Relaxed) as usize) {
-            let bytes = self.bytes(entry).iter().map(|byte| byte.load(Ordering::Relaxed));
-            let Some(rest) = path.strip(bytes) else { continue };
-            if !matches!(rest.first(), 0 | b'/') {
-                continue;
-            }
-            let mount = entry.mount.load(Ordering::Relaxed);
-            fence(Ordering::Acquire);
-            if mount == EXCLUDED || self.sequence.load(Ordering::Relaxed) != sequence {
-                return None;
-            }
-            let mut rest = rest;
-            while let Some(shorter) = rest.strip(std::iter::once(b'/')) {
-                rest = shorter;
-            }
-            return Some((mount as usize, rest));
-        }
-        None
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().take(self.count.load(Ordering::Relaxed) as usize)
     }
 
     fn bytes(&self, entry: &Entry) -> &[AtomicU8] {
@@ -91,14 +62,30 @@ impl Table {
         self.arena.get(offset..).and_then(|rest| rest.get(..len)).unwrap_or(&[])
     }
 
-    /// Copies the path of a mount, with a NUL behind it.
-    pub(crate) fn path_of(&self, mount: usize, buffer: &mut [u8; MOUNT_PATH_MAX + 1]) -> bool {
-        let sequence = self.sequence.load(Ordering::Acquire);
-        let count = self.count.load(Ordering::Relaxed) as usize;
-        let entries = self.entries.iter().take(count);
-        let Some(entry) =
-            entries.into_iter().find(|entry| entry.mount.load(Ordering::Relaxed) == mount as u32)
-        else {
+    /// The mount that an absolute path falls on, and the rest of the path without leading slashes.
+    #[inline]
+    fn find<'p>(&self, path: CPath<'p>) -> Option<(usize, CPath<'p>)> {
+        for entry in self.entries() {
+            let bytes = self.bytes(entry).iter().map(|byte| byte.load(Ordering::Relaxed));
+            let Some(mut rest) = path.strip(bytes) else { continue };
+            if !matches!(rest.first(), 0 | b'/') {
+                continue;
+            }
+            let mount = entry.mount.load(Ordering::Relaxed);
+            if mount == EXCLUDED {
+                return None;
+            }
+            while let Some(shorter) = rest.strip(std::iter::once(b'/')) {
+                rest = shorter;
+            }
+            return Some((mount as usize, rest));
+        }
+        None
+    }
+
+    fn path_of(&self, mount: usize, buffer: &mut [u8; MOUNT_PATH_MAX + 1]) -> bool {
+        let mut entries = self.entries();
+        let Some(entry) = entries.find(|entry| entry.mount.load(Ordering::Relaxed) == mount as u32) else {
             return false;
         };
         let bytes = self.bytes(entry);
@@ -112,46 +99,115 @@ impl Table {
         if bytes.is_empty() {
             buffer[0] = b'/';
         }
-        fence(Ordering::Acquire);
-        sequence & 1 == 0 && self.sequence.load(Ordering::Relaxed) == sequence
+        true
+    }
+}
+
+/// The list of mounted paths, and room for the next one.
+pub(crate) struct Table {
+    /// How often the list has been replaced. Its lowest bit says which of the two it is.
+    version: AtomicU32,
+    /// Somebody fills the other one.
+    is_replaced: AtomicBool,
+    lists: [List; 2],
+}
+
+/// One list of the table's: what was found in it holds as long as [`Table::is_current`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Version(u32);
+
+impl Table {
+    pub(crate) const fn new() -> Self {
+        Self {
+            version: AtomicU32::new(0),
+            is_replaced: AtomicBool::new(false),
+            lists: [const { List::new() }; 2],
+        }
+    }
+
+    fn list(&self, version: u32) -> &List {
+        // Indexed by one bit.
+        &self.lists[version as usize & 1]
+    }
+
+    /// Reads the list; again, if it was replaced meanwhile.
+    #[inline]
+    fn read<R>(&self, read: impl Fn(&List) -> R) -> (R, Version) {
+        loop {
+            let version = self.version.load(Ordering::Acquire);
+            let result = read(self.list(version));
+            fence(Ordering::Acquire);
+            // Only whoever replaces the next list writes to this one.
+            if self.version.load(Ordering::Relaxed) == version {
+                return (result, Version(version));
+            }
+        }
+    }
+
+    /// The mount that an absolute path falls on, the rest of the path without leading slashes, and the list that says so.
+    #[inline]
+    pub(crate) fn find<'p>(&self, path: CPath<'p>) -> Option<(usize, CPath<'p>, Version)> {
+        if self.is_empty() {
+            return None;
+        }
+        let (found, version) = self.read(|list| list.find(path));
+        found.map(|(mount, rest)| (mount, rest, version))
+    }
+
+    /// Whether a list has not been replaced.
+    #[inline]
+    pub(crate) fn is_current(&self, version: Version) -> bool {
+        self.version.load(Ordering::Acquire) == version.0
+    }
+
+    /// Copies the path of a mount, with a NUL behind it.
+    pub(crate) fn path_of(&self, mount: usize, buffer: &mut [u8; MOUNT_PATH_MAX + 1]) -> bool {
+        loop {
+            let version = self.version.load(Ordering::Acquire);
+            let found = self.list(version).path_of(mount, buffer);
+            fence(Ordering::Acquire);
+            if self.version.load(Ordering::Relaxed) == version {
+                return found;
+            }
+        }
     }
 
     /// Whether there is any path.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {
-        self.count.load(Ordering::Relaxed) == 0
+        self.list(self.version.load(Ordering::Relaxed)).count.load(Ordering::Relaxed) == 0
     }
 
-    /// Begins to replace the table; `None` if somebody else does.
-    pub(crate) fn rewrite(&self) -> Option<Writer<'_>> {
-        let sequence = self.sequence.load(Ordering::Relaxed);
-        if sequence & 1 != 0
-            || self
-                .sequence
-                .compare_exchange(sequence, sequence + 1, Ordering::Acquire, Ordering::Relaxed)
-                .is_err()
-        {
+    /// Whether somebody replaces the list at this moment.
+    pub(crate) fn is_being_replaced(&self) -> bool {
+        self.is_replaced.load(Ordering::Acquire)
+    }
+
+    /// Begins to replace the list; `None` if somebody else does.
+    pub(crate) fn replace(&self) -> Option<Writer<'_>> {
+        if self.is_replaced.swap(true, Ordering::Acquire) {
             return None;
         }
-        // Readers that see the writes below also see the odd sequence.
+        let version = self.version.load(Ordering::Relaxed);
+        let list = self.list(version.wrapping_add(1));
+        // Readers of the list that was current before see, with any of the writes below, that it is not any more.
         fence(Ordering::Release);
-        self.count.store(0, Ordering::Relaxed);
-        self.used.store(0, Ordering::Relaxed);
-        Some(Writer { table: self })
+        list.count.store(0, Ordering::Relaxed);
+        list.used.store(0, Ordering::Relaxed);
+        Some(Writer { table: self, list, version })
     }
 
-    /// In a forked child: ends a replacement that another thread of the parent was in the middle of.
+    /// In a forked child: nobody replaces the list, whoever did so in the parent.
     pub(crate) fn after_fork(&self) {
-        if self.sequence.load(Ordering::Relaxed) & 1 != 0 {
-            self.count.store(0, Ordering::Relaxed);
-            self.sequence.fetch_add(1, Ordering::Release);
-        }
+        self.is_replaced.store(false, Ordering::Release);
     }
 }
 
-/// Replaces the table; complete when dropped.
+/// Makes a new list, which replaces the other one by [`Writer::commit`].
 pub(crate) struct Writer<'t> {
     table: &'t Table,
+    list: &'t List,
+    version: u32,
 }
 
 impl Writer<'_> {
@@ -161,65 +217,66 @@ impl Writer<'_> {
         self.put(path, mount as u32)
     }
 
-    /// Says that another mount covers the path of one in the table.
+    /// Says that another mount covers the path of one in the list.
     pub(crate) fn cover(&mut self, path: &[u8]) {
         if let Some(entry) = self.same(path) {
             entry.mount.store(EXCLUDED, Ordering::Relaxed);
         }
     }
 
-    /// Adds the path of another mount, if it is below one in the table. If there is no room for it, the mounts above it
+    /// Adds the path of another mount, if it is below one in the list. If there is no room for it, the mounts above it
     /// are given up: the kernel serves them.
     pub(crate) fn exclude(&mut self, path: &[u8]) {
         if self.same(path).is_none() && self.is_above(path) && !self.put(path, EXCLUDED) {
-            let table = self.table;
-            for entry in table.entries.iter().take(table.count.load(Ordering::Relaxed) as usize) {
-                if is_below(path, table.bytes(entry)) {
+            for entry in self.list.entries() {
+                if is_below(path, self.list.bytes(entry)) {
                     entry.mount.store(EXCLUDED, Ordering::Relaxed);
                 }
             }
         }
     }
 
-    /// Whether a mount is in the table already.
+    /// Whether a mount is in the list already.
     pub(crate) fn contains(&self, mount: usize) -> bool {
-        let count = self.table.count.load(Ordering::Relaxed) as usize;
-        self.table.entries.iter().take(count).any(|entry| entry.mount.load(Ordering::Relaxed) == mount as u32)
+        self.list.entries().any(|entry| entry.mount.load(Ordering::Relaxed) == mount as u32)
     }
 
-    /// Whether the table is still empty.
+    /// Whether the list is still empty.
     pub(crate) fn is_empty(&self) -> bool {
-        self.table.is_empty()
+        self.list.count.load(Ordering::Relaxed) == 0
+    }
+
+    /// Puts the list in the other one's place.
+    pub(crate) fn commit(self) {
+        self.table.version.store(self.version.wrapping_add(1), Ordering::Release);
     }
 
     /// The entry of exactly this path.
     fn same(&self, path: &[u8]) -> Option<&Entry> {
         let path = if path == b"/" { b"" } else { path };
-        let count = self.table.count.load(Ordering::Relaxed) as usize;
-        self.table.entries.iter().take(count).find(|entry| {
-            let bytes = self.table.bytes(entry);
+        self.list.entries().find(|entry| {
+            let bytes = self.list.bytes(entry);
             bytes.len() == path.len() && is_below(path, bytes)
         })
     }
 
-    /// Whether a path is at or below one in the table.
+    /// Whether a path is at or below one in the list.
     fn is_above(&self, path: &[u8]) -> bool {
-        let count = self.table.count.load(Ordering::Relaxed) as usize;
-        self.table.entries.iter().take(count).any(|entry| is_below(path, self.table.bytes(entry)))
+        self.list.entries().any(|entry| is_below(path, self.list.bytes(entry)))
     }
 
     fn put(&mut self, path: &[u8], mount: u32) -> bool {
-        let table = self.table;
+        let list = self.list;
         // The root directory is the empty prefix, so that what follows a prefix always begins with a slash.
         let path = if path == b"/" { b"" } else { path };
-        let count = table.count.load(Ordering::Relaxed) as usize;
+        let count = list.count.load(Ordering::Relaxed) as usize;
         if let Some(entry) = self.same(path) {
             entry.mount.store(mount, Ordering::Relaxed);
             return true;
         }
-        let used = table.used.load(Ordering::Relaxed) as usize;
-        let room = table.arena.get(used..).and_then(|rest| rest.get(..path.len()));
-        let (Some(entry), Some(room), true) = (table.entries.get(count), room, path.len() <= MOUNT_PATH_MAX)
+        let used = list.used.load(Ordering::Relaxed) as usize;
+        let room = list.arena.get(used..).and_then(|rest| rest.get(..path.len()));
+        let (Some(entry), Some(room), true) = (list.entries.get(count), room, path.len() <= MOUNT_PATH_MAX)
         else {
             return false;
         };
@@ -229,11 +286,11 @@ impl Writer<'_> {
         entry.offset.store(used as u32, Ordering::Relaxed);
         entry.len.store(path.len() as u32, Ordering::Relaxed);
         entry.mount.store(mount, Ordering::Relaxed);
-        table.used.store((used + path.len()) as u32, Ordering::Relaxed);
-        table.count.store(count as u32 + 1, Ordering::Relaxed);
+        list.used.store((used + path.len()) as u32, Ordering::Relaxed);
+        list.count.store(count as u32 + 1, Ordering::Relaxed);
         // Insertion sort, by descending length.
         for index in (1..=count).rev() {
-            let (Some(above), Some(entry)) = (table.entries.get(index - 1), table.entries.get(index)) else {
+            let (Some(above), Some(entry)) = (list.entries.get(index - 1), list.entries.get(index)) else {
                 break;
             };
             if above.len.load(Ordering::Relaxed) >= entry.len.load(Ordering::Relaxed) {
@@ -251,7 +308,7 @@ impl Writer<'_> {
 
 impl Drop for Writer<'_> {
     fn drop(&mut self) {
-        self.table.sequence.fetch_add(1, Ordering::Release);
+        self.table.is_replaced.store(false, Ordering::Release);
     }
 }
 
@@ -264,6 +321,9 @@ fn is_below(path: &[u8], prefix: &[AtomicU8]) -> bool {
 /// One line of `/proc/self/mountinfo`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Mounted<'l> {
+    pub(crate) id: u32,
+    /// What it is mounted on.
+    pub(crate) parent: u32,
     /// `st_dev`, major and minor.
     pub(crate) dev: (u32, u32),
     /// Where, with octal escapes.
@@ -279,19 +339,47 @@ pub(crate) fn mounted(mountinfo: &[u8]) -> impl Iterator<Item = Mounted<'_>> {
     mountinfo.split(|byte| *byte == b'\n').filter_map(|line| {
         // ID PARENT MAJOR:MINOR ROOT PATH OPTIONS [OPTIONAL…] - TYPE SOURCE SUPER-OPTIONS
         let mut fields = line.split(|byte| *byte == b' ');
-        let dev = fields.nth(2)?;
+        let id = fields.next()?;
+        let parent = fields.next()?;
+        let dev = fields.next()?;
         let root = fields.next()?;
         let path = fields.next()?;
         let kind = fields.skip_while(|field| *field != b"-").nth(1)?;
         let colon = dev.iter().position(|byte| *byte == b':')?;
         let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.parse().ok();
         Some(Mounted {
+            id: number(id)?,
+            parent: number(parent)?,
             dev: (number(dev.get(..colon)?)?, number(dev.get(colon + 1..)?)?),
             path,
             is_whole: root == b"/",
             is_fuse: kind == b"fuse" || kind.starts_with(b"fuse.") || kind == b"fuseblk",
         })
     })
+}
+
+/// Whether no path leads to a mount: another one covers its place, or a directory above that, or hides what it is mounted on.
+pub(crate) fn is_hidden(mountinfo: &[u8], mount: &Mounted<'_>) -> bool {
+    /// Mounts upon mounts; beyond that something is wrong.
+    const DEPTH: usize = 64;
+    let (mut this, mut upon) = (*mount, mount.id);
+    for _ in 0..DEPTH {
+        let mut below = None;
+        for other in mounted(mountinfo).filter(|other| other.id != this.id && other.id != upon) {
+            let is_upon = other.parent == this.id && other.path == this.path;
+            let is_beside = other.parent == this.parent
+                && this.path.strip_prefix(other.path).is_some_and(|rest| rest.first() == Some(&b'/'));
+            if is_upon || is_beside {
+                return true;
+            }
+            if other.id == this.parent {
+                below = Some(other);
+            }
+        }
+        let Some(below) = below else { return false };
+        (this, upon) = (below, this.id);
+    }
+    true
 }
 
 /// Undoes mountinfo's escapes (`mangle_path`: a backslash and three octal digits).
@@ -322,20 +410,20 @@ mod tests {
 
     fn table(mounts: &[(&str, Option<usize>)]) -> Box<Table> {
         let table = Box::new(Table::new());
-        let mut writer = table.rewrite().unwrap();
+        let mut writer = table.replace().unwrap();
         for (path, mount) in mounts {
             match mount {
                 Some(mount) => assert!(writer.mount(path.as_bytes(), *mount)),
                 None => writer.exclude(path.as_bytes()),
             }
         }
-        drop(writer);
+        writer.commit();
         table
     }
 
     fn find(table: &Table, path: &str) -> Option<(usize, String)> {
         let path = CString::new(path).unwrap();
-        let (mount, rest) = table.find(CPath::new(&path))?;
+        let (mount, rest, _) = table.find(CPath::new(&path))?;
         Some((mount, String::from_utf8(rest.bytes().to_vec()).unwrap()))
     }
 
@@ -370,10 +458,10 @@ mod tests {
     #[test]
     fn a_later_mount_at_the_same_path_covers_the_earlier_one() {
         let covered = table(&[("/m", Some(0))]);
-        let mut writer = covered.rewrite().unwrap();
+        let mut writer = covered.replace().unwrap();
         writer.mount(b"/m", 0);
         writer.cover(b"/m");
-        drop(writer);
+        writer.commit();
         assert_eq!(find(&covered, "/m/x"), None);
         assert_eq!(find(&table(&[("/m", Some(0)), ("/m", Some(1))]), "/m/x"), Some((1, "x".into())));
     }
@@ -389,25 +477,54 @@ mod tests {
     #[test]
     fn a_mount_whose_exclusions_do_not_fit_is_given_up() {
         let table = Box::new(Table::new());
-        let mut writer = table.rewrite().unwrap();
+        let mut writer = table.replace().unwrap();
         assert!(writer.mount(b"/m", 0) && writer.mount(b"/n", 1));
         for number in 0..PATHS {
             writer.exclude(format!("/m/{number}").as_bytes());
         }
-        drop(writer);
+        writer.commit();
         assert_eq!(find(&table, "/m/x"), None);
         assert_eq!(find(&table, "/n/x"), Some((1, "x".into())));
     }
 
     #[test]
-    fn whoever_reads_during_a_replacement_is_sent_to_the_kernel() {
+    fn whoever_reads_during_a_replacement_finds_what_was_there_before() {
         let table = table(&[("/m", Some(0))]);
-        let writer = table.rewrite().unwrap();
-        assert!(table.rewrite().is_none());
-        assert_eq!(find(&table, "/m/x"), None);
-        drop(writer);
+        let found = || find(&table, "/m/x");
+        let path = CString::new("/m/x").unwrap();
+        let (.., version) = table.find(CPath::new(&path)).unwrap();
+        let mut writer = table.replace().unwrap();
+        assert!(table.replace().is_none() && table.is_being_replaced());
+        writer.mount(b"/n", 1);
+        assert_eq!(found(), Some((0, "x".into())));
+        assert!(table.is_current(version));
+        writer.commit();
+        assert!(!table.is_current(version) && !table.is_being_replaced());
+        assert_eq!((found(), find(&table, "/n/x")), (None, Some((1, "x".into()))));
         let mut path = [0; MOUNT_PATH_MAX + 1];
-        assert!(!table.path_of(0, &mut path), "replaced by nothing");
+        assert!(!table.path_of(0, &mut path) && table.path_of(1, &mut path) && path.starts_with(b"/n\0"));
+        // Given up: everything stays.
+        drop(table.replace());
+        assert_eq!(find(&table, "/n/x"), Some((1, "x".into())));
+    }
+
+    #[test]
+    fn a_mount_below_a_path_that_another_covers_is_hidden() {
+        let text = b"1 0 8:1 / / rw - ext4 /dev/sda1 rw\n\
+            2 1 0:51 / /a/m rw - fuse f rw\n\
+            3 1 0:52 / /a rw - tmpfs t rw\n\
+            4 3 0:53 / /a/m rw - fuse f rw\n\
+            5 1 0:54 / /b rw - tmpfs t rw\n\
+            6 5 0:55 / /b/c rw - tmpfs t rw\n\
+            7 6 0:56 / /b/c/m rw - fuse f rw\n\
+            8 5 0:57 / /b/cc rw - fuse f rw\n\
+            9 8 0:58 / /b/cc rw - tmpfs t rw\n";
+        let hidden = |text: &[u8]| -> Vec<u32> {
+            mounted(text).filter(|line| is_hidden(text, line)).map(|line| line.id).collect()
+        };
+        assert_eq!(hidden(text), [2, 8]);
+        let text = [&text[..], b"10 5 0:59 / /b rw - tmpfs t rw\n"].concat();
+        assert_eq!(hidden(&text), [2, 5, 6, 7, 8, 9]);
     }
 
     #[test]

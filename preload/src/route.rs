@@ -82,13 +82,15 @@ pub(crate) fn locate(dirfd: RawFd, path: &PathArg) -> Option<Target<'_>> {
 
 fn locate_below_root(path: CPath<'_>) -> Option<Target<'_>> {
     for attempt in Attempt::ALL {
-        let Some((index, rest)) = connection::table().find(path) else {
+        let Some((index, rest, version)) = connection::table().find(path) else {
             if virtuals::any() {
                 files::named_by(path.bytes());
             }
             return None;
         };
         match connection::try_enter(index, attempt) {
+            // The place of a mount may be another one's in a later list.
+            Entry::Inside(_) if !connection::table().is_current(version) => {}
             Entry::Inside(mount) => {
                 if path.len_with(rest) > PATH_MAX {
                     // ENAMETOOLONG, although what remains would fit.

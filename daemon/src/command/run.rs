@@ -82,7 +82,6 @@ impl Run {
 /// It is made by connecting to each daemon once: a mount that refuses this user is left out, as it would
 /// refuse the program. Without any mount there is no list, and the programs find those that are made later.
 fn mounts_value() -> Outcome<Option<OsString>> {
-    let table = mounts::table()?;
     let connect = |(entry, owner): (mounts::Entry, Owner)| match owner {
         Owner::Finesse(socket) => {
             let generation = Client::connect(&socket, "finesse run", FIRST_FD).ok()?.mount_generation();
@@ -94,6 +93,8 @@ fn mounts_value() -> Outcome<Option<OsString>> {
     };
     let asked = mounts::asked(|_| true, PATIENCE)?;
     let ours: Vec<_> = asked.into_iter().filter_map(connect).collect();
+    // After the generations were told: what is mounted later makes another one.
+    let table = mounts::table()?;
     if ours.is_empty() {
         return Ok(None);
     }

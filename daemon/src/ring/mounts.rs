@@ -1,4 +1,4 @@
-//! What is mounted below our mount, from /proc/self/mountinfo.
+//! What is mounted below our mount, and which mounts matter to our clients, from /proc/self/mountinfo.
 
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -15,6 +15,23 @@ pub(crate) fn below(mountinfo: &[u8], mountpoint: &Path) -> Vec<Vec<u8>> {
             (!rest.is_empty()).then(|| rest.to_vec())
         })
         .collect()
+}
+
+/// The lines that decide which paths of a client's lead where: those of FUSE mounts, which it may use, and of whatever is mounted
+/// at, below or above `mountpoint`.
+pub(crate) fn that_matter(mountinfo: &[u8], mountpoint: &Path) -> Vec<u8> {
+    let ours = mountpoint.as_os_str().as_bytes();
+    let is_within = |path: &[u8], other: &[u8]| {
+        path.strip_prefix(other).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+    };
+    let lines = mountinfo.split_inclusive(|byte| *byte == b'\n').filter(|line| {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let Some(path) = fields.nth(4).map(unescape) else { return true };
+        let kind = fields.skip_while(|field| *field != b"-").nth(1);
+        // Also "fuseblk" and "fuse.finesse".
+        kind.is_none_or(|kind| kind.starts_with(b"fuse")) || is_within(&path, ours) || is_within(ours, &path)
+    });
+    lines.flatten().copied().collect()
 }
 
 /// Undoes the kernel's octal escapes of space, tab, newline and backslash (`seq_path`).
@@ -39,6 +56,24 @@ fn unescape(path: &[u8]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mounts_elsewhere_do_not_matter_unless_they_may_be_used() {
+        let ours = b"30 22 0:40 / /mnt/a rw - fuse.finesse x rw\n";
+        let matters = |line: &[u8]| {
+            let mountinfo = [line, ours].concat();
+            let found = that_matter(&mountinfo, Path::new("/mnt/a"));
+            assert!(found == mountinfo || found == ours);
+            found == mountinfo
+        };
+        for path in ["/mnt/a", "/mnt", "/mnt/a/x/y"] {
+            assert!(matters(format!("31 22 0:41 / {path} rw - tmpfs t rw\n").as_bytes()), "{path}");
+        }
+        for path in ["/mnt/ab", "/mn", "/tmp/mnt/a", "/mnt/b/a"] {
+            assert!(!matters(format!("31 22 0:41 / {path} rw - tmpfs t rw\n").as_bytes()), "{path}");
+            assert!(matters(format!("31 22 0:41 / {path} rw shared:1 - fuse.x t rw\n").as_bytes()), "{path}");
+        }
+    }
 
     #[test]
     fn only_mounts_below_are_listed() {

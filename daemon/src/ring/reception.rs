@@ -70,14 +70,14 @@ pub(crate) struct Reception {
     /// Wakes the control thread.
     pub(crate) wake: Arc<OwnedFd>,
     pub(crate) tokens: AtomicU64,
-    /// How often the mount table has changed.
+    /// How often the mount table has changed in what matters to clients.
     pub(crate) mounts: AtomicU64,
 }
 
 impl Reception {
     /// Works until the control thread hangs up.
     pub(crate) fn run(&self, jobs: &Receiver<Job>) {
-        self.learn_mounts();
+        let mut mattered = self.learn_mounts();
         let mut sweeps = Sweeps::default();
         loop {
             let job = match sweeps.pause() {
@@ -112,7 +112,11 @@ impl Reception {
                     }
                 }
                 Job::MountsChanged => {
-                    self.learn_mounts();
+                    let matter = self.learn_mounts();
+                    if matter.is_some() && matter == mattered {
+                        continue;
+                    }
+                    mattered = matter;
                     let generation = self.mounts.fetch_add(1, Ordering::Relaxed) + 1;
                     for peer in self.pool.peers() {
                         peer.tell_mounts(generation);
@@ -237,11 +241,18 @@ impl Reception {
         handshake::send(socket, &Answer::End, &[])
     }
 
-    fn learn_mounts(&self) {
-        let Some(mountpoint) = self.service.mountpoint() else { return };
+    /// Learns what is mounted below, and returns what matters to clients; `None` if that is not known.
+    fn learn_mounts(&self) -> Option<Vec<u8>> {
+        let mountpoint = self.service.mountpoint()?;
         match std::fs::read("/proc/self/mountinfo") {
-            Ok(mountinfo) => self.service.set_covered(&mounts::below(&mountinfo, mountpoint)),
-            Err(error) => tracing::warn!(%error, "cannot read /proc/self/mountinfo; mounts below go unseen"),
+            Ok(mountinfo) => {
+                self.service.set_covered(&mounts::below(&mountinfo, mountpoint));
+                Some(mounts::that_matter(&mountinfo, mountpoint))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot read /proc/self/mountinfo; mounts below go unseen");
+                None
+            }
         }
     }
 }
