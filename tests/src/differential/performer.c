@@ -89,13 +89,13 @@ static long keep(int slot, int fd)
 }
 
 /* Frees a number in all slots that have it. The library may use it before the program does: for a stream of a directory,
- * which natively has a descriptor from the beginning. */
+ * which natively has a descriptor from the beginning. Once it is free, it may be the other thread's at once. */
 static long release(int slot)
 {
-    int fd = d[slot], result = close(fd);
+    int fd = d[slot];
     for (int i = 0; i < SLOTS; i++)
         d[i] = d[i] == fd ? -1 : d[i];
-    return result;
+    return close(fd);
 }
 
 /* What lies at a directory's end each file system says for itself. */

@@ -292,11 +292,15 @@ impl Site {
         }
         let ends: Vec<_> = children.iter_mut().map(|child| child.wait().expect("a child")).collect();
         let text = String::from_utf8_lossy(&fs::read(&report).unwrap()).into_owned();
-        let mut lines: Vec<String> = text
-            .lines()
+        let mut reported: Vec<&str> = text.lines().collect();
+        if order == Order::None {
+            reported
+                .sort_by_key(|line| line.split(' ').next().and_then(|number| number.parse::<usize>().ok()));
+        }
+        let mut lines: Vec<String> = reported
+            .into_iter()
             .enumerate()
             .map(|(index, line)| match line.split_once(' ') {
-                Some((_, rest)) if order == Order::None => self.neutral(rest),
                 Some((number, rest)) if number == index.to_string() => self.neutral(rest),
                 _ => format!("out of turn: {line}"),
             })
