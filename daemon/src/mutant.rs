@@ -3,6 +3,14 @@
 use std::ffi::OsString;
 use std::sync::OnceLock;
 
+/// Waits where a race is too short to be met, if the part that decides it is left out.
+#[inline]
+pub(crate) fn lingers(part: &str) {
+    if leaves_out(part) {
+        std::thread::sleep(std::time::Duration::from_micros(500));
+    }
+}
+
 /// Whether `FINESSE_MUTANT` in the daemon's environment names this part. Never in a build without debug assertions.
 #[inline]
 pub(crate) fn leaves_out(part: &str) -> bool {

@@ -273,7 +273,7 @@ fn a_reply_that_is_dropped_is_an_input_output_error() {
 }
 
 #[test]
-fn without_bypass_clients_the_kernel_keeps_names_for_their_lifetime() {
+fn the_kernel_keeps_names_for_their_lifetime() {
     let Mounted { dir, seen, session } = mount();
     let path = dir.path().join("file");
     fs::write(&path, b"").unwrap();

@@ -109,9 +109,6 @@ pub enum Refusal {
     /// The daemon cannot serve another client: memory, descriptors.
     #[error("the daemon has no room for another client (open files, memory)")]
     Resources,
-    /// The kernel cannot be made to forget what it caches: unmodified programs would see old answers.
-    #[error("the kernel's caches cannot be emptied at this moment (see the daemon's log)")]
-    Coherence,
     /// The client speaks another version.
     #[error("the program's preload library is of another version than the daemon")]
     Version,

@@ -5,7 +5,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use finesse_tests::mount::Options;
 use finesse_tests::road::{Place, Road};
@@ -34,6 +35,14 @@ def write(path, data):
     with open(path, "w") as f: f.write(data)
 def append(path, data):
     with open(path, "a") as f: f.write(data)
+def storm(directory, count):
+    for number in range(int(count)):
+        one, two = f"{directory}/{number % 7}", f"{directory}/{number % 5}.moved"
+        for step in (lambda: write(one, "1"), lambda: os.rename(one, two), lambda: os.link(two, one),
+                     lambda: os.unlink(two), lambda: os.chmod(one, 0o600 + number % 8), lambda: os.unlink(one),
+                     lambda: os.mkdir(two), lambda: os.rmdir(two)):
+            try: step()
+            except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError): pass
 def hold(path, flags):
     held[path] = os.open(path, {"r": os.O_RDONLY, "a": os.O_RDWR | os.O_APPEND | os.O_CREAT}[flags], 0o600)
 commands = {
@@ -41,7 +50,7 @@ commands = {
     "rename": os.rename, "unlink": os.unlink, "chmod": lambda p, m: os.chmod(p, int(m, 8)),
     "mkdir": os.mkdir, "rmdir": os.rmdir, "symlink": os.symlink, "link": os.link,
     "utime": lambda p, s: os.utime(p, (int(s), int(s))),
-    "hold": hold, "put": lambda p, data: os.write(held[p], data.encode()) and None,
+    "storm": storm, "hold": hold, "put": lambda p, data: os.write(held[p], data.encode()) and None,
     "cut": lambda p, n: os.ftruncate(held[p], int(n)), "fchmod": lambda p, m: os.fchmod(held[p], int(m, 8)),
     "futime": lambda p, s: os.utime(held[p], (int(s), int(s))),
     "drop": lambda p: os.close(held.pop(p)),
@@ -392,6 +401,87 @@ fn a_link_removed_on_the_other_road_is_not_counted_any_more() {
         fs::remove_file(&other).unwrap();
         assert_eq!(helper.ask(&["links", one.to_str().unwrap()]), "1", "removed, step {number}");
     }
+}
+
+#[test]
+fn an_open_file_tells_what_the_other_road_did_to_its_names() {
+    let place = one_mount();
+    let mut helper = Preloaded::new(&place);
+    let names = ["one", "two", "three"].map(|name| place.path().join(name).to_str().unwrap().to_owned());
+    let [one, two, three] = names.each_ref().map(String::as_str);
+    for number in 0..50 {
+        fs::write(one, "contents").unwrap();
+        let by_path = OpenOptions::new().read(true).custom_flags(libc::O_PATH).open(one).unwrap();
+        let file = File::open(one).unwrap();
+        let links = || (file.metadata().unwrap().nlink(), by_path.metadata().unwrap().nlink());
+        assert_eq!(links(), (1, 1), "step {number}");
+        helper.tell(&["rename", one, two]);
+        let changed = file.metadata().unwrap().ctime_nsec();
+        helper.tell(&["link", two, three]);
+        assert_eq!(links(), (2, 2), "linked, step {number}");
+        assert_ne!(file.metadata().unwrap().ctime_nsec(), changed, "step {number}");
+        helper.tell(&["unlink", two]);
+        assert_eq!(links(), (1, 1), "one removed, step {number}");
+        helper.tell(&["unlink", three]);
+        assert_eq!(links(), (0, 0), "both removed, step {number}");
+    }
+}
+
+/// Notifications wait for locks that the kernel's requests hold, which wait for the daemon.
+#[test]
+fn both_roads_can_work_in_one_directory_at_once() {
+    let place = one_mount();
+    let directory = place.path().join("shared");
+    fs::create_dir(&directory).unwrap();
+    let mut helper = Preloaded::new(&place);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for own in ["a", "b", "c"] {
+            let (directory, done) = (&directory, &done);
+            scope.spawn(move || {
+                let own = directory.join(own);
+                while !done.load(Ordering::SeqCst) {
+                    for number in 0..7 {
+                        // Whatever is there at the moment.
+                        let _ = fs::metadata(directory.join(number.to_string()));
+                        let _ = fs::read(directory.join(format!("{number}.moved")));
+                    }
+                    fs::write(&own, "own").unwrap();
+                    assert!(fs::read_dir(directory).unwrap().count() > 0);
+                    fs::rename(&own, own.with_extension("moved")).unwrap();
+                    assert_eq!(fs::metadata(own.with_extension("moved")).unwrap().len(), 3);
+                    fs::remove_file(own.with_extension("moved")).unwrap();
+                    let _ = fs::remove_file(directory.join("3"));
+                }
+            });
+        }
+        helper.tell(&["storm", directory.to_str().unwrap(), "1000"]);
+        done.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(see(&directory), see(&place.source().join("shared")));
+}
+
+#[test]
+fn what_is_mounted_below_stays_whatever_a_program_tries_to_do_to_its_place() {
+    if !finesse_tests::needs::root("what_is_mounted_below_stays_whatever_a_program_tries_to_do_to_its_place")
+    {
+        return;
+    }
+    let place = one_mount();
+    let below = place.path().join("below");
+    fs::create_dir(&below).unwrap();
+    let mounting = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&below).status();
+    assert!(mounting.unwrap().success(), "this test must be allowed to mount");
+    let device = fs::metadata(&below).unwrap().dev();
+    let mut helper = Preloaded::new(&place);
+    let name = below.to_str().unwrap();
+    assert_eq!(helper.ask(&["mkdir", name]), "EEXIST");
+    assert_eq!(helper.ask(&["rmdir", name]), "EBUSY");
+    assert_eq!(helper.ask(&["unlink", name]), "EISDIR");
+    assert_eq!(helper.ask(&["rename", name, &format!("{name}.moved")]), "EBUSY");
+    assert_eq!(fs::metadata(&below).unwrap().dev(), device);
+    drop(helper);
+    finesse_tests::mount::unmount(&below);
 }
 
 #[test]

@@ -21,13 +21,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use finesse_ipc::frame::ROOT;
 use fuser::{FileAttr, FileType, INodeNo};
 use hashbrown::{DefaultHashBuilder, HashMap};
 use parking_lot::{Mutex, RwLock};
 use rustix::time::ClockId;
 
 use crate::answer;
-use crate::coherence::Invalidate;
+use crate::coherence::{self, Coherence, Invalidate};
 use crate::filesystem::Filesystem;
 use crate::mutant;
 use crate::request::{Credentials, Request};
@@ -95,6 +96,8 @@ pub(crate) struct Inode {
     dead: AtomicBool,
     /// Bumped when the attributes change.
     version: AtomicU64,
+    /// How many cached names stand for it.
+    names: AtomicUsize,
     /// Somebody may read it through a descriptor that the daemon does not see.
     granted: AtomicBool,
     attributes: Mutex<Attributes>,
@@ -148,7 +151,9 @@ impl Inode {
         let current = attributes.expiry > Instant::now();
         attributes.attr.filter(|attr| {
             let one_name = attr.nlink <= 1 || attr.kind == FileType::Directory;
-            current && (one_name || attributes.unlinks == cache.unlinks.load(Ordering::Acquire))
+            // Whoever changes its only name finds it by that. The root has none.
+            let is_found = one_name && (self.ino == ROOT || self.names.load(Ordering::Acquire) > 0);
+            current && (is_found || attributes.unlinks == cache.unlinks.load(Ordering::Acquire))
         })
     }
 
@@ -216,6 +221,16 @@ struct Dentry {
     expiry: Instant,
 }
 
+impl Dentry {
+    /// It is in the cache no more. To be called under the lock of its shard, as [`Inode::names`] counts what is there.
+    fn removed(self) -> Self {
+        if let Some(inode) = &self.inode {
+            inode.names.fetch_sub(1, Ordering::AcqRel);
+        }
+        self
+    }
+}
+
 struct Shared {
     inodes: [Mutex<HashMap<u64, Weak<Inode>>>; SHARDS],
     /// `None` once the bypass has ended: the file system is to be destroyed then, and owed nothing.
@@ -247,8 +262,12 @@ pub(crate) enum Known {
 }
 
 /// The cache of one mount.
+///
+/// What a client changes it forgets here, and what the kernel's caches hold of that goes with it: by
+/// [`forget_attr`](Self::forget_attr) and its like, and by [`changing`](Self::changing).
 pub(crate) struct Cache {
     shared: Arc<Shared>,
+    coherence: Arc<Coherence>,
     dentries: [Mutex<HashMap<Key, Dentry, DefaultHashBuilder>>; SHARDS],
     /// Randomly seeded, so that nobody can choose names that collide.
     hasher: DefaultHashBuilder,
@@ -268,11 +287,12 @@ fn shard_of(ino: u64) -> usize {
 
 impl Cache {
     /// An empty cache over a file system.
-    pub(crate) fn new<FS: Filesystem>(fs: &Arc<FS>) -> Self {
+    pub(crate) fn new<FS: Filesystem>(fs: &Arc<FS>, coherence: &Arc<Coherence>) -> Self {
         let daemon =
             Credentials { uid: 0, gid: 0, groups: Box::default(), pid: std::process::id(), caps: u64::MAX };
         let hasher = DefaultHashBuilder::default();
         Self {
+            coherence: Arc::clone(coherence),
             shared: Arc::new(Shared {
                 inodes: std::array::from_fn(|_| Mutex::default()),
                 owed: RwLock::new(Some(Box::new(Payer(fs.clone(), Arc::new(daemon))))),
@@ -334,6 +354,7 @@ impl Cache {
             generation: AtomicU64::new(generation),
             lookups: AtomicU64::new(lookups),
             dead: AtomicBool::new(false),
+            names: AtomicUsize::new(0),
             granted: AtomicBool::new(false),
             version: AtomicU64::new(0),
             attributes: Mutex::new(Attributes { attr: None, expiry: Instant::EXPIRED, unlinks: 0 }),
@@ -382,6 +403,7 @@ impl Cache {
         entry: &answer::Entry,
         mark: u64,
     ) -> Option<Arc<Inode>> {
+        mutant::lingers("cache: mark");
         let now = Instant::now();
         let ino = entry.attr.ino.0;
         if ino == 0 {
@@ -459,16 +481,32 @@ impl Cache {
         }
         let surplus = make_room(&mut shard);
         let key = Key { directory: reference.directory, name: reference.name.into() };
-        let before = shard.insert(key, Dentry { inode, expiry });
+        if let Some(inode) = &inode {
+            inode.names.fetch_add(1, Ordering::AcqRel);
+        }
+        let before = shard.insert(key, Dentry { inode, expiry }).map(Dentry::removed);
         // Inodes are dropped outside the lock: they pay their forgets to the file system then.
         drop(shard);
         drop((before, surplus));
     }
 
-    /// A name has changed, or may have: forgets it and its inode's attributes, and returns the inode.
-    pub(crate) fn forget_name(&self, directory: &Inode, name: &OsStr) -> Option<Arc<Inode>> {
+    /// A client is about to change a name. To be called before the file system is asked, and before it is decided whether
+    /// the change [needs to know](Changing::needs_inode) what the name stands for.
+    pub(crate) fn changing<'c>(&'c self, directory: &'c Inode, name: &'c OsStr) -> Changing<'c> {
+        let kernel = self.coherence.changing(directory.ino, name, false);
+        Changing { cache: self, directory, name, kernel }
+    }
+
+    /// As [`changing`](Self::changing), for a name to which something is moved.
+    pub(crate) fn moving_to<'c>(&'c self, directory: &'c Inode, name: &'c OsStr) -> Changing<'c> {
+        let kernel = self.coherence.changing(directory.ino, name, true);
+        Changing { cache: self, directory, name, kernel }
+    }
+
+    /// Forgets a name and its inode's attributes, and returns the inode.
+    fn forget_name(&self, directory: &Inode, name: &OsStr) -> Option<Arc<Inode>> {
         let inode = self.take_name(directory, name);
-        if inode.is_none() && self.may_hold_hard_links() && !mutant::leaves_out("cache: hard links") {
+        if inode.is_none() && !mutant::leaves_out("cache: hard links") {
             self.unlinks.fetch_add(1, Ordering::AcqRel);
         }
         inode
@@ -480,7 +518,7 @@ impl Cache {
         if mutant::leaves_out("cache: names") {
             return None;
         }
-        let removed = self.dentry_shard(&key).lock().remove(&key);
+        let removed = self.dentry_shard(&key).lock().remove(&key).map(Dentry::removed);
         let inode = removed.and_then(|dentry| dentry.inode);
         if let Some(inode) = &inode {
             inode.changed();
@@ -488,17 +526,95 @@ impl Cache {
         inode
     }
 
-    /// An inode was read: its time of last access may have changed (`fuse_invalidate_atime`).
+    /// A client has read an inode: its time of last access may have changed (`fuse_invalidate_atime`).
     pub(crate) fn forget_atime(&self, inode: &Inode) {
         self.bump();
         inode.accessed();
+        self.coherence.changed_attr(inode.ino);
     }
 
-    /// An inode's attributes have changed, or may have.
+    /// A client has changed an inode's attributes, or may have.
     pub(crate) fn forget_attr(&self, inode: &Inode) {
         self.bump();
         inode.changed();
+        self.coherence.changed_attr(inode.ino);
     }
+
+    /// As [`forget_attr`](Self::forget_attr), for an inode that is known by its number only.
+    pub(crate) fn forget_attr_of(&self, ino: u64) {
+        self.attr(ino);
+        self.coherence.changed_attr(ino);
+    }
+}
+
+/// A name that a client is about to change. Dropped, it says that the file system was not asked.
+#[must_use]
+pub(crate) struct Changing<'c> {
+    cache: &'c Cache,
+    directory: &'c Inode,
+    name: &'c OsStr,
+    kernel: coherence::Changing<'c>,
+}
+
+impl Changing<'_> {
+    /// Whether what the name stands for must be known if the name is taken from it: it, or another name of it, may be
+    /// cached, here or by the kernel.
+    pub(crate) fn needs_inode(&self) -> bool {
+        self.cache.may_hold_hard_links() || self.kernel.is_known()
+    }
+
+    /// The file system has answered: forgets the name, and the attributes of its inode and of `child`, which the name stood
+    /// for or stands for now. `in_the_kernel` says that the kernel knows what the name stands for from now on.
+    pub(crate) fn settle<T>(
+        self,
+        answer: &Result<T, fuser::Errno>,
+        child: Option<&Arc<Inode>>,
+        in_the_kernel: bool,
+    ) -> Settled {
+        let cached = self.cache.forget_name(self.directory, self.name);
+        let error = answer.as_ref().err();
+        if error.is_some_and(|errno| is_refusal(*errno)) {
+            return Settled { cached, told: None };
+        }
+        let told = self.kernel.changed(in_the_kernel || error.is_some());
+        if let Some(ino) = told {
+            self.cache.attr(ino);
+        }
+        for inode in cached.iter().chain(child) {
+            self.cache.forget_attr(inode);
+        }
+        Settled { cached, told }
+    }
+}
+
+/// What was found out about a name that has changed.
+pub(crate) struct Settled {
+    /// Its inode, if the name was cached.
+    pub(crate) cached: Option<Arc<Inode>>,
+    /// The inode that the kernel got by this name while it changed.
+    pub(crate) told: Option<u64>,
+}
+
+/// Whether an error says for sure that no name has changed. A file system over a network may have acted before it failed.
+fn is_refusal(errno: fuser::Errno) -> bool {
+    matches!(
+        errno.code(),
+        libc::EACCES
+            | libc::EBUSY
+            | libc::EEXIST
+            | libc::EINVAL
+            | libc::EISDIR
+            | libc::ELOOP
+            | libc::EMLINK
+            | libc::ENAMETOOLONG
+            | libc::ENOENT
+            | libc::ENOSYS
+            | libc::ENOTDIR
+            | libc::ENOTEMPTY
+            | libc::EPERM
+            | libc::EROFS
+            | libc::EXDEV
+    )
 }
 
 /// Drops what has expired, and if that is not enough about half of the rest, from a full shard.
@@ -507,13 +623,15 @@ fn make_room(shard: &mut HashMap<Key, Dentry, DefaultHashBuilder>) -> Vec<(Key, 
         return Vec::new();
     }
     let now = Instant::now();
-    let mut dropped: Vec<_> = shard.extract_if(|_, dentry| dentry.expiry <= now).collect();
+    let removed = |(key, dentry): (Key, Dentry)| (key, dentry.removed());
+    let mut dropped: Vec<_> = shard.extract_if(|_, dentry| dentry.expiry <= now).map(removed).collect();
     if shard.len() > DENTRIES_PER_SHARD / 2 {
         let mut odd = false;
-        dropped.extend(shard.extract_if(|_, _| {
+        let half = shard.extract_if(|_, _| {
             odd = !odd;
             odd
-        }));
+        });
+        dropped.extend(half.map(removed));
     }
     dropped
 }
@@ -543,7 +661,8 @@ impl Invalidate for Cache {
         }
         match self.known(ino) {
             Some(inode) => {
-                self.forget_attr(&inode);
+                self.bump();
+                inode.changed();
                 self.shared.part(inode);
             }
             None => self.bump(),
@@ -553,7 +672,8 @@ impl Invalidate for Cache {
     fn atime(&self, ino: u64) {
         match self.known(ino) {
             Some(inode) => {
-                self.forget_atime(&inode);
+                self.bump();
+                inode.accessed();
                 self.shared.part(inode);
             }
             None => self.bump(),

@@ -432,8 +432,9 @@ impl<FS: Filesystem> Engine<FS> {
         let Some(turn) = turn else { return fail(libc::EBADF) };
         let changes = Changes { size: Some(call.frame.size), fh: Some(file.fh), ..Changes::default() };
         let turn = turn.lock();
-        let changed = self.setattr(&call.request, &file.inode, changes);
+        let changed = self.ask_setattr(&call.request, &file.inode, changes);
         drop(turn);
+        self.cache.forget_attr(&file.inode);
         self.data_changed(&file.inode);
         changed.map(|()| Reply::ok())
     }
@@ -612,6 +613,7 @@ impl<FS: Filesystem> Engine<FS> {
         let backing = file.backing.lock().as_ref().map(OwnedFd::try_clone);
         let Some(backing) = backing else { return Ok(None) };
         file.inode.grant();
+        self.core.coherence.note_granted(file.inode.ino);
         let flags = OFlags::from_bits_retain((file.flags() & CHANGEABLE) as u32);
         let kept = OFlags::from_bits_retain(CHANGEABLE as u32);
         let set = backing.and_then(|backing| {

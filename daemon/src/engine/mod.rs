@@ -177,8 +177,8 @@ impl<FS: Filesystem> Engine<FS> {
     /// invalidate.
     pub(crate) fn new(core: Arc<Core<FS>>) -> Self {
         let bypass = core.fs.bypass();
-        let cache = Arc::new(Cache::new(&core.fs));
-        core.coherence.set_cache(cache.clone());
+        let cache = Arc::new(Cache::new(&core.fs, &core.coherence));
+        core.coherence.set_cache(&cache);
         let checks = match (bypass.acts_as_caller, core.default_permissions) {
             (true, _) => Checks::Caller,
             (false, true) => Checks::Engine,

@@ -175,13 +175,14 @@ impl<FS: Filesystem> Engine<FS> {
         self.may_create(call.context, &call.request, directory)?;
         let flags = call.frame.flags as i32 & !libc::O_NOCTTY;
         let mode = self.masked(call, directory)? & 0o7777 | libc::S_IFREG;
+        let changing = self.cache.changing(directory, name);
         let mark = self.cache.mark();
         let (reply, answer) = ReplyCreate::local();
         let above = INodeNo(directory.ino);
         self.core.fs.create(&call.request, above, name, mode, call.frame.umask, flags, reply);
         let created = answer.wait();
         // The negative entry that led here is no more; the directory's times have changed.
-        self.cache.forget_name(directory, name);
+        changing.settle(&created, None, false);
         self.cache.forget_attr(directory);
         let created = created?;
         let Some(node) = self.learned(directory, name, &created.entry, mark) else { return fail(libc::EIO) };
@@ -204,9 +205,10 @@ impl<FS: Filesystem> Engine<FS> {
             _ => {
                 // The kernel will create it: O_EXCL would fail if the file stayed.
                 drop(opening);
+                let changing = self.cache.changing(directory, name);
                 let (reply, answer) = ReplyEmpty::local();
                 self.core.fs.unlink(&call.request, INodeNo(directory.ino), name, reply);
-                self.removed(directory, name, answer)?;
+                self.removed(changing, directory, answer, Some(&node.inode))?;
                 kernel(Fallback::NotGranted)
             }
         }
@@ -235,6 +237,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     fn grant(&self, inode: &Inode, mut opening: Opening<'_, FS>, output: &mut Output) -> Served {
         inode.grant();
+        self.core.coherence.note_granted(inode.ino);
         output.grant = opening.opened.as_mut().and_then(|opened| opened.backing.take());
         let mut reply = Reply::attr(Attr { ino: inode.ino, ..Attr::default() });
         reply.flags |= frame::REPLY_GRANT;

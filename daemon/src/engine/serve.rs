@@ -11,7 +11,7 @@ use fuser::{FileAttr, FileHandle, FileType, INodeNo, RenameFlags, TimeOrNow};
 
 use crate::answer::{self, Answer};
 use crate::coherence::Invalidate;
-use crate::engine::cache::Inode;
+use crate::engine::cache::{Changing, Inode};
 use crate::engine::permission::{EXEC, READ, WRITE};
 use crate::engine::walk::{Node, Parent};
 use crate::engine::{Checks, Context, Engine, Stop, fail, kernel};
@@ -129,7 +129,7 @@ impl<FS: Filesystem> Engine<FS> {
             Op::ResolveDir => self.resolve_dir(&call),
             Op::Getxattr | Op::Listxattr => self.xattr(&call, op, output),
             Op::Changed => {
-                self.cache.attr(call.frame.base);
+                self.cache.forget_attr_of(call.frame.base);
                 Ok(Reply::ok())
             }
             Op::OpenDir => self.open_dir(&call),
@@ -234,53 +234,26 @@ impl<FS: Filesystem> Engine<FS> {
         if parent.trailing_slash && !directory {
             return kernel(Fallback::KernelByChoice);
         }
+        let changing = self.cache.changing(&parent.directory, parent.name);
         // The child matters if the file system does not check its type, if permissions depend on it, if
-        // something may be mounted on it, or if another name of it may be cached.
-        let must_know =
-            self.judges_types() || !self.covered.read().is_empty() || self.cache.may_hold_hard_links();
+        // something may be mounted on it, or if it, or another name of it, may be cached.
+        let must_know = self.judges_types() || !self.covered.read().is_empty() || changing.needs_inode();
+        let mut child = None;
         if must_know {
-            let child = self.child(call.context, &call.request, &parent.directory, parent.name)?;
-            let Some(child) = child else { return fail(libc::ENOENT) };
-            self.may_delete(call.context, &call.request, &parent.directory, &child.inode)?;
-            match (child.inode.kind, directory) {
+            let there = self.child(call.context, &call.request, &parent.directory, parent.name)?;
+            let Some(there) = there else { return fail(libc::ENOENT) };
+            self.may_delete(call.context, &call.request, &parent.directory, &there.inode)?;
+            match (there.inode.kind, directory) {
                 _ if !self.judges_types() => {}
                 (FileType::Directory, false) => return fail(libc::EISDIR),
                 (FileType::Directory, true) | (_, false) => {}
                 (_, true) => return fail(libc::ENOTDIR),
             }
-            let served = self.remove_name(call, &parent, directory);
-            self.cache.forget_attr(&child.inode);
-            if served.is_ok() {
-                if directory {
-                    child.inode.bury();
-                } else {
-                    let (parent, name) = (parent.directory.ino, parent.name);
-                    self.core.coherence.bypass_removed_name(parent, name, child.inode.ino);
-                }
+            if directory && self.is_in_the_kernel(&there) && self.mounts_are_below() {
+                // Perhaps a mount point: the kernel knows every one of those, and answers EBUSY.
+                return kernel(Fallback::CrossesMount);
             }
-            return served;
-        }
-        self.remove_name(call, &parent, directory)
-    }
-
-    /// The directory of a name, if the kernel knows it: somebody may be in it, or below it. The kernel knows no name
-    /// without the directory that it is in. Decides nothing that the program sees.
-    fn directory_in_the_kernel(&self, call: &Call<'_>, parent: &Parent<'_>) -> Option<u64> {
-        if !self.core.coherence.kernel_knows(parent.directory.ino)
-            || mutant::leaves_out("bypass: directories in the kernel")
-        {
-            return None;
-        }
-        let child = self.child(call.context, &call.request, &parent.directory, parent.name).ok()??.inode;
-        (child.kind == FileType::Directory && self.core.coherence.kernel_knows(child.ino))
-            .then_some(child.ino)
-    }
-
-    fn remove_name(&self, call: &Call<'_>, parent: &Parent<'_>, directory: bool) -> Served {
-        let in_the_kernel = if directory { self.directory_in_the_kernel(call, parent) } else { None };
-        if in_the_kernel.is_some() && self.mounts_are_below() {
-            // Perhaps a mount point: the kernel knows every one of those, and answers EBUSY.
-            return kernel(Fallback::CrossesMount);
+            child = Some(there.inode);
         }
         let (reply, answer) = ReplyEmpty::local();
         let ino = INodeNo(parent.directory.ino);
@@ -288,28 +261,33 @@ impl<FS: Filesystem> Engine<FS> {
             false => self.core.fs.unlink(&call.request, ino, parent.name, reply),
             true => self.core.fs.rmdir(&call.request, ino, parent.name, reply),
         }
-        let child = self.removed(&parent.directory, parent.name, answer)?;
-        if let (Some(child), true) = (child, directory) {
+        let cached = self.removed(changing, &parent.directory, answer, child.as_ref())?;
+        if let (Some(child), true) = (child.or(cached), directory) {
             child.bury();
         }
-        if let Some(child) = in_the_kernel {
-            self.core.coherence.bypass_removed_name(parent.directory.ino, parent.name, child);
-        }
         Ok(Reply::ok())
+    }
+
+    /// Whether it is a directory that the kernel knows: somebody may be in it, or below it, or have mounted something there.
+    fn is_in_the_kernel(&self, child: &Node) -> bool {
+        child.inode.kind == FileType::Directory
+            && self.core.coherence.kernel_knows(child.inode.ino)
+            && !mutant::leaves_out("bypass: directories in the kernel")
     }
 
     /// Waits for a removal and forgets the name, whatever came of it.
     pub(super) fn removed(
         &self,
+        changing: Changing<'_>,
         directory: &Inode,
-        name: &OsStr,
         answer: Answer<()>,
+        child: Option<&Arc<Inode>>,
     ) -> Result<Option<Arc<Inode>>, Stop> {
         let removed = answer.wait();
-        let child = self.cache.forget_name(directory, name);
+        let settled = changing.settle(&removed, child, false);
         self.cache.forget_attr(directory);
         removed?;
-        Ok(child)
+        Ok(settled.cached)
     }
 
     fn rename(&self, call: &Call<'_>) -> Served {
@@ -323,17 +301,25 @@ impl<FS: Filesystem> Engine<FS> {
         if from.trailing_slash || to.trailing_slash {
             return kernel(Fallback::KernelByChoice);
         }
-        // Whoever is in a directory learns its path from the kernel, which only moves names itself.
-        if [&from, &to].iter().any(|parent| self.directory_in_the_kernel(call, parent).is_some()) {
-            return kernel(Fallback::KernelByChoice);
-        }
-        let must_know =
-            self.judges_types() || !self.covered.read().is_empty() || self.cache.may_hold_hard_links();
-        let (mut replaced, mut moved) = (None, None);
+        let exchanges = flags & libc::RENAME_EXCHANGE != 0;
+        let leaving = match exchanges {
+            true => self.cache.moving_to(&from.directory, from.name),
+            false => self.cache.changing(&from.directory, from.name),
+        };
+        let entering = self.cache.moving_to(&to.directory, to.name);
+        let must_know = self.judges_types()
+            || !self.covered.read().is_empty()
+            || leaving.needs_inode()
+            || entering.needs_inode();
+        let (mut moved, mut replaced) = (None, None);
         if must_know {
             let source = self.child(call.context, &call.request, &from.directory, from.name)?;
-            let Some(source) = source else { return fail(libc::ENOENT) };
             let target = self.child(call.context, &call.request, &to.directory, to.name)?;
+            // Whoever is in a directory learns its path from the kernel, which only moves names itself.
+            if [&source, &target].into_iter().flatten().any(|node| self.is_in_the_kernel(node)) {
+                return kernel(Fallback::KernelByChoice);
+            }
+            let Some(source) = source else { return fail(libc::ENOENT) };
             let judged = self.may_rename(call, &from, &source, &to, target.as_ref());
             let nodes = [Some(&source), target.as_ref()];
             if let Err(Stop::Errno(_)) = judged
@@ -357,26 +343,22 @@ impl<FS: Filesystem> Engine<FS> {
             reply,
         );
         let renamed = answer.wait();
-        self.cache.forget_name(&from.directory, from.name);
-        let target = self.cache.forget_name(&to.directory, to.name).or(replaced);
-        for inode in [&from.directory, &to.directory].into_iter().chain(&target) {
-            self.cache.forget_attr(inode);
+        let in_the_kernel = |inode: Option<&Arc<Inode>>| {
+            inode.is_some_and(|inode| self.core.coherence.kernel_knows(inode.ino))
+        };
+        let returns = exchanges && in_the_kernel(replaced.as_ref());
+        let left = leaving.settle(&renamed, moved.as_ref(), returns);
+        let followed = left.told.is_some() || in_the_kernel(moved.as_ref());
+        let target = entering.settle(&renamed, replaced.as_ref(), followed).cached.or(replaced);
+        for directory in [&from.directory, &to.directory] {
+            self.cache.forget_attr(directory);
         }
-        if let (Ok(()), Some(target), 0) = (&renamed, &target, flags & libc::RENAME_EXCHANGE)
+        renamed?;
+        if let (Some(target), false) = (&target, exchanges)
             && target.kind == FileType::Directory
         {
             // An empty directory that the moved one has replaced.
             target.bury();
-        }
-        renamed?;
-        if flags & libc::RENAME_EXCHANGE == 0 {
-            if let Some(target) = target {
-                self.core.coherence.bypass_removed_name(to.directory.ino, to.name, target.ino);
-            }
-            // With a directory's dentry, what is mounted below it would go (`d_invalidate`).
-            if let Some(moved) = moved.filter(|moved| moved.kind != FileType::Directory) {
-                self.core.coherence.bypass_removed_name(from.directory.ino, from.name, moved.ino);
-            }
         }
         Ok(Reply::ok())
     }
@@ -440,6 +422,7 @@ impl<FS: Filesystem> Engine<FS> {
         }
         self.may_make(call, &parent)?;
         let mode = self.masked(call, &parent.directory)?;
+        let changing = self.cache.changing(&parent.directory, parent.name);
         let (reply, answer) = ReplyEntry::local();
         let mark = self.cache.mark();
         let (fs, request, directory) = (&self.core.fs, &call.request, INodeNo(parent.directory.ino));
@@ -461,7 +444,7 @@ impl<FS: Filesystem> Engine<FS> {
                 fs.symlink(request, directory, parent.name, target, reply);
             }
         }
-        self.made(&parent, answer, mark)
+        self.made(&parent, changing, answer, mark)
     }
 
     /// The mode that a new inode asks for: masked, unless the file system does it.
@@ -490,9 +473,15 @@ impl<FS: Filesystem> Engine<FS> {
         self.may_create(call.context, &call.request, &parent.directory)
     }
 
-    fn made(&self, parent: &Parent<'_>, answer: Answer<answer::Entry>, mark: u64) -> Served {
+    fn made(
+        &self,
+        parent: &Parent<'_>,
+        changing: Changing<'_>,
+        answer: Answer<answer::Entry>,
+        mark: u64,
+    ) -> Served {
         let made = answer.wait();
-        self.cache.forget_name(&parent.directory, parent.name);
+        changing.settle(&made, None, false);
         self.cache.forget_attr(&parent.directory);
         // Takes over the reference; the name itself is remembered by the next lookup.
         match self.learned(&parent.directory, parent.name, &made?, mark) {
@@ -516,11 +505,12 @@ impl<FS: Filesystem> Engine<FS> {
             }
         }
         self.may_make(call, &parent)?;
+        let changing = self.cache.changing(&parent.directory, parent.name);
         let (reply, answer) = ReplyEntry::local();
         let mark = self.cache.mark();
         let (old, directory) = (INodeNo(source.inode.ino), INodeNo(parent.directory.ino));
         self.core.fs.link(&call.request, old, directory, parent.name, reply);
-        let served = self.made(&parent, answer, mark);
+        let served = self.made(&parent, changing, answer, mark);
         self.cache.forget_attr(&source.inode);
         served
     }
@@ -605,6 +595,13 @@ impl<FS: Filesystem> Engine<FS> {
     // --- attributes ---
 
     pub(super) fn setattr(&self, request: &Request, inode: &Inode, changes: Changes) -> Result<(), Stop> {
+        let changed = self.ask_setattr(request, inode, changes);
+        self.cache.forget_attr(inode);
+        changed
+    }
+
+    /// As [`setattr`](Self::setattr); it is left to the caller to forget the attributes.
+    pub(super) fn ask_setattr(&self, request: &Request, inode: &Inode, changes: Changes) -> Result<(), Stop> {
         let (reply, answer) = ReplyAttr::local();
         self.core.fs.setattr(
             request,
@@ -623,9 +620,7 @@ impl<FS: Filesystem> Engine<FS> {
             None,
             reply,
         );
-        let changed = answer.wait();
-        self.cache.forget_attr(inode);
-        changed?;
+        answer.wait()?;
         Ok(())
     }
 

@@ -3,11 +3,12 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::answer;
+use crate::coherence::reading_changes_atime;
 use crate::engine::cache::{Inode, Known};
 use crate::engine::{Context, Engine, Stop, fail, kernel};
 use crate::filesystem::Filesystem;
@@ -20,9 +21,6 @@ use finesse_ipc::frame::{Fallback, PATH_MAX, ROOT};
 const LINKS_MAX: u32 = 40;
 /// Longest name that Linux file systems store; what is longer is the kernel's to refuse.
 const NAME_MAX: usize = 255;
-
-/// After this time reading a file changes when it was last accessed in any case (`relatime_need_update`).
-const ATIME_LASTS: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// An inode at the end of a walk.
 pub(crate) struct Node {
@@ -60,13 +58,6 @@ pub(crate) struct Place {
     pub(crate) directory: Option<Arc<Inode>>,
     /// What it names, if that exists.
     pub(crate) inode: Option<Arc<Inode>>,
-}
-
-/// As file systems are mounted by default, with `relatime` (`relatime_need_update`).
-fn reading_changes_atime(attr: &FileAttr, now: SystemTime) -> bool {
-    attr.atime <= attr.mtime
-        || attr.atime <= attr.ctime
-        || now.duration_since(attr.atime).is_ok_and(|age| age >= ATIME_LASTS)
 }
 
 fn is_name(component: &[u8]) -> bool {
@@ -423,26 +414,6 @@ impl<FS: Filesystem> Engine<FS> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn reading_changes_a_time_of_access_that_is_old_or_before_the_last_change() {
-        let at = |hours: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(hours * 3600);
-        let changed = |accessed, modified, status| {
-            let attr = FileAttr {
-                atime: at(accessed),
-                mtime: at(modified),
-                ctime: at(status),
-                ..crate::kernel::hidden::attr(INodeNo(2))
-            };
-            reading_changes_atime(&attr, at(100))
-        };
-        assert!(!changed(99, 98, 97));
-        assert!(changed(98, 98, 97), "read as late as written");
-        assert!(changed(98, 97, 98));
-        assert!(changed(76, 1, 1), "a day ago");
-        assert!(!changed(77, 1, 1));
-        assert!(!changed(101, 1, 1), "in the future");
-    }
 
     #[test]
     fn components_are_split_at_runs_of_slashes() {

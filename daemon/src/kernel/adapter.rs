@@ -72,6 +72,18 @@ impl<FS: Filesystem> Adapter<FS> {
         Hooks::new(Arc::clone(&self.core().coherence), ino.0, effect)
     }
 
+    /// What a name stands for, which the kernel does not tell when it moves it. Nobody asks while no client is connected.
+    fn inode_of(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr) -> Option<u64> {
+        if !self.core().coherence.has_clients() {
+            return None;
+        }
+        let (reply, answer) = ReplyEntry::local();
+        self.fs().lookup(&req.into(), parent, name, reply);
+        let ino = answer.wait().ok().map(|entry| entry.attr.ino).filter(|ino| ino.0 != 0)?;
+        self.fs().forget(&req.into(), ino, 1);
+        Some(ino.0)
+    }
+
     fn changes_attr(&self, ino: INodeNo) -> Hooks {
         self.changes(ino, || Effect::Attr(ino.0))
     }
@@ -83,14 +95,16 @@ impl<FS: Filesystem> Adapter<FS> {
     /// An access control list also changes the mode, which the kernel expects only if it knows of such lists
     /// (`fuse_set_acl`).
     fn changes_xattr(&self, ino: INodeNo, name: &OsStr) -> Hooks {
-        match name.as_encoded_bytes().starts_with(b"system.posix_acl_") {
-            true => self.changes_unforeseen(ino),
-            false => self.changes_attr(ino),
-        }
+        if is_acl(name) { self.changes_unforeseen(ino) } else { self.changes_attr(ino) }
     }
 
     fn changes_name(&self, parent: INodeNo, name: &OsStr) -> Hooks {
         self.changes(parent, || Effect::name(parent.0, name))
+    }
+
+    /// Hooks for a request that makes a name and is answered with what stands there.
+    fn makes_name(&self, parent: INodeNo, name: &OsStr) -> Hooks {
+        self.changes_name(parent, name).names(parent.0, name)
     }
 
     fn fs(&self) -> &FS {
@@ -227,6 +241,11 @@ impl<FS: Filesystem> Adapter<FS> {
     }
 }
 
+/// Whether an extended attribute is an access control list.
+fn is_acl(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"system.posix_acl_")
+}
+
 /// The file system, if nobody else holds it, not even weakly.
 fn sole<FS: Filesystem>(core: &mut Arc<Core<FS>>) -> Option<&mut FS> {
     Arc::get_mut(&mut Arc::get_mut(core)?.fs)
@@ -293,7 +312,8 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             // Also of a one-time name: only creating it leads to the file.
             return reply.error(Errno::ENOENT);
         }
-        self.fs().lookup(&req.into(), parent, name, ReplyEntry::kernel(reply, self.hooks(parent)));
+        let hooks = self.hooks(parent).names(parent.0, name);
+        self.fs().lookup(&req.into(), parent, name, ReplyEntry::kernel(reply, hooks));
     }
 
     // fuser's default for `batch_forget` calls this for each inode; its argument's type has no public name, so
@@ -337,7 +357,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(ino) {
             return reply.error(Errno::EPERM);
         }
-        let reply = ReplyAttr::kernel(reply, self.changes_attr(ino));
+        let reply = ReplyAttr::kernel(reply, self.changes_attr(ino).unversioned());
         self.fs().setattr(
             &req.into(),
             ino,
@@ -374,7 +394,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(parent) {
             return reply.error(Errno::EPERM);
         }
-        let reply = ReplyEntry::kernel(reply, self.changes_name(parent, name));
+        let reply = ReplyEntry::kernel(reply, self.makes_name(parent, name).unversioned());
         self.fs().mknod(&req.into(), parent, name, mode, umask, rdev, reply);
     }
 
@@ -390,7 +410,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(parent) {
             return reply.error(Errno::EPERM);
         }
-        let reply = ReplyEntry::kernel(reply, self.changes_name(parent, name));
+        let reply = ReplyEntry::kernel(reply, self.makes_name(parent, name).unversioned());
         self.fs().mkdir(&req.into(), parent, name, mode, umask, reply);
     }
 
@@ -421,7 +441,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(parent) {
             return reply.error(Errno::EPERM);
         }
-        let reply = ReplyEntry::kernel(reply, self.changes_name(parent, link_name));
+        let reply = ReplyEntry::kernel(reply, self.makes_name(parent, link_name).unversioned());
         self.fs().symlink(&req.into(), parent, link_name, target, reply);
     }
 
@@ -440,7 +460,17 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if is_hidden(parent, name) || is_hidden(newparent, newname) {
             return reply.error(Errno::EPERM);
         }
-        let hooks = self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname));
+        let exchanges = flags.contains(RenameFlags::RENAME_EXCHANGE);
+        let moved = [
+            self.inode_of(req, parent, name),
+            if exchanges { self.inode_of(req, newparent, newname) } else { None },
+        ];
+        let hooks = self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname, moved));
+        // What is moved keeps its lifetime (`d_move`), which no answer gives to the new name.
+        self.core().coherence.kernel_moves_to(newparent.0, newname);
+        if exchanges {
+            self.core().coherence.kernel_moves_to(parent.0, name);
+        }
         let reply = ReplyEmpty::kernel(reply, hooks);
         self.fs().rename(&req.into(), parent, name, newparent, newname, flags, reply);
     }
@@ -457,6 +487,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             return reply.error(Errno::EPERM);
         }
         let hooks = self.changes(ino, || Effect::link(newparent.0, newname, ino.0));
+        let hooks = hooks.names(newparent.0, newname).unversioned();
         self.fs().link(&req.into(), ino, newparent, newname, ReplyEntry::kernel(reply, hooks));
     }
 
@@ -661,6 +692,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             // knows as the owner, nothing in the directory could be opened.
             return reply.error(Errno::ENODATA);
         }
+        if is_acl(name) {
+            self.core().coherence.asked_for_acl(ino.0);
+        }
         self.fs().getxattr(&req.into(), ino, name, size, ReplyXattr::kernel(reply, self.hooks(ino)));
     }
 
@@ -699,7 +733,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if parent == DIRECTORY {
             return self.promote(&req.into(), name, flags, reply);
         }
-        let reply = ReplyCreate::kernel(reply, self.changes_name(parent, name).opens(flags));
+        let reply = ReplyCreate::kernel(reply, self.makes_name(parent, name).opens(flags));
         if self.creates.get() != Some(&true) {
             return self.create_or_make(&req.into(), parent, name, mode, umask, flags, reply);
         }

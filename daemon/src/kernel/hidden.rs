@@ -191,7 +191,11 @@ impl Hidden {
         if janitor.is_none() {
             let (names, used) = channel::<Token>();
             let coherence = Arc::clone(coherence);
-            let work = move || used.iter().for_each(|token| coherence.drop_name(DIRECTORY.0, &token));
+            let work = move || {
+                for token in used {
+                    coherence.drop_name(DIRECTORY.0, &token);
+                }
+            };
             match std::thread::Builder::new().name("hidden-names".into()).spawn(work) {
                 Ok(thread) => *janitor = Some(Janitor { names, thread }),
                 Err(error) => {

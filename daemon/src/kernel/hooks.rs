@@ -2,8 +2,11 @@
 
 use std::ffi::OsStr;
 use std::sync::Arc;
+use std::time::Duration;
 
-use crate::coherence::{Access, Coherence};
+use fuser::FileAttr;
+
+use crate::coherence::{Access, Answer, Coherence, Key};
 
 /// What a request changes, so that the bypass forgets what it knew of it.
 #[derive(Debug)]
@@ -25,47 +28,65 @@ pub(crate) enum Effect {
 pub(crate) struct Names {
     first: (u64, Box<OsStr>),
     second: Option<(u64, Box<OsStr>)>,
-    /// An inode whose link count changes without being reached by one of the names.
-    child: Option<u64>,
+    /// Inodes that are not found by the names, and change: how many names they have, or when that was.
+    children: [Option<u64>; 2],
 }
 
 impl Effect {
     /// One name in `parent` changes.
     pub(crate) fn name(parent: u64, name: &OsStr) -> Self {
-        Self::Names(Box::new(Names { first: (parent, name.into()), second: None, child: None }))
+        Self::Names(Box::new(Names { first: (parent, name.into()), second: None, children: [None; 2] }))
     }
 
-    /// Two names change.
-    pub(crate) fn names(parent: u64, name: &OsStr, newparent: u64, newname: &OsStr) -> Self {
+    /// Two names change, and what is moved.
+    pub(crate) fn names(
+        parent: u64,
+        name: &OsStr,
+        newparent: u64,
+        newname: &OsStr,
+        moved: [Option<u64>; 2],
+    ) -> Self {
         Self::Names(Box::new(Names {
             first: (parent, name.into()),
             second: Some((newparent, newname.into())),
-            child: None,
+            children: moved,
         }))
     }
 
     /// A name for the inode `child` is added.
     pub(crate) fn link(parent: u64, name: &OsStr, child: u64) -> Self {
-        Self::Names(Box::new(Names { first: (parent, name.into()), second: None, child: Some(child) }))
+        Self::Names(Box::new(Names {
+            first: (parent, name.into()),
+            second: None,
+            children: [Some(child), None],
+        }))
     }
 
     fn run(self, coherence: &Coherence) {
         if let Self::Unforeseen(ino) = self {
             coherence.forget_attributes_of(ino);
         }
+        if matches!(self, Self::None) {
+            return;
+        }
         let Some(cache) = coherence.cache() else { return };
         match self {
             Self::None => {}
             Self::Atime(ino) => cache.atime(ino),
             Self::Unforeseen(ino) => cache.attr(ino),
-            Self::Attr(ino) => cache.attr(ino),
+            Self::Attr(ino) => {
+                cache.attr(ino);
+                coherence.kernel_changed_attr(ino);
+            }
             Self::Names(names) => {
                 for (parent, name) in std::iter::once(&names.first).chain(&names.second) {
                     cache.entry(*parent, name);
                     cache.attr(*parent);
+                    coherence.kernel_changed_attr(*parent);
                 }
-                if let Some(child) = names.child {
+                for child in names.children.into_iter().flatten() {
                     cache.attr(child);
+                    coherence.kernel_changed_attr(child);
                 }
             }
         }
@@ -79,6 +100,12 @@ pub(crate) struct Hooks {
     pub(crate) coherence: Arc<Coherence>,
     /// The inode that the request is about.
     pub(crate) ino: u64,
+    /// What [`Coherence::mark`] said when the request arrived.
+    pub(crate) mark: u64,
+    /// The name that the request asks for or makes.
+    pub(crate) key: Option<Key>,
+    /// The kernel keeps the version of the attributes that it asks for by the request.
+    pub(crate) versioned: bool,
     /// What can be done with a file that the request opens.
     pub(crate) access: Access,
     /// Whether a file that is there already is an error.
@@ -88,7 +115,21 @@ pub(crate) struct Hooks {
 
 impl Hooks {
     pub(crate) fn new(coherence: Arc<Coherence>, ino: u64, effect: Effect) -> Self {
-        Self { coherence, ino, access: Access::default(), exclusive: false, effect }
+        let mark = coherence.mark();
+        let access = Access::default();
+        Self { coherence, ino, mark, key: None, versioned: true, access, exclusive: false, effect }
+    }
+
+    /// The answer is about this name.
+    pub(crate) fn names(mut self, parent: u64, name: &OsStr) -> Self {
+        self.key = Some(self.coherence.key(parent, name));
+        self
+    }
+
+    /// The kernel takes the attributes in the answer as they are (`fuse_do_setattr`, `create_new_entry`).
+    pub(crate) fn unversioned(mut self) -> Self {
+        self.versioned = false;
+        self
     }
 
     /// Notes the flags that a file is opened with.
@@ -96,6 +137,27 @@ impl Hooks {
         self.access = Access::of(flags);
         self.exclusive = flags & libc::O_EXCL != 0;
         self
+    }
+
+    /// The lifetimes to send with an entry, attributes first; counts the kernel's reference.
+    pub(crate) fn entry(
+        &self,
+        key: Option<Key>,
+        attr: &FileAttr,
+        attr_ttl: Duration,
+        entry_ttl: Duration,
+    ) -> (Duration, Duration) {
+        let answer =
+            Answer { attr, attr_ttl, entry_ttl, versioned: self.versioned, created: self.access.writes };
+        self.coherence.entry(key, &answer, self.mark)
+    }
+
+    /// The lifetime to send with attributes.
+    pub(crate) fn attr(&self, attr: &FileAttr, ttl: Duration) -> Duration {
+        if !self.versioned {
+            return Duration::ZERO;
+        }
+        self.coherence.attr(self.ino, attr, ttl, self.mark)
     }
 
     /// Runs the effect unless that has happened. Failed requests run it too: a file system over a network

@@ -1,13 +1,14 @@
 //! Replies that list a directory.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fuser::{Errno, FileAttr, FileType, Generation, INodeNo};
 
 use super::{Kernel, To};
 use crate::answer::{self, Answer, Dirent, DirentPlus, Entry, Listing};
-use crate::coherence::Page;
+use crate::coherence::Coherence;
 use crate::kernel::hooks::Hooks;
 
 /// Size of `struct fuse_dirent` without the name.
@@ -95,39 +96,43 @@ impl ReplyDirectory {
     }
 }
 
-/// The answer of `readdirplus`. The field `page` comes last, because it must outlive the reply.
+/// What a page that is not sent yet tells the kernel of: counted as the kernel's already, so that a change that comes
+/// before the page is sent finds it.
+#[derive(Debug)]
+struct Told {
+    coherence: Arc<Coherence>,
+    children: Vec<u64>,
+}
+
+impl Drop for Told {
+    /// The page was not sent.
+    fn drop(&mut self) {
+        for ino in &self.children {
+            self.coherence.forgotten(*ino, 1);
+        }
+    }
+}
+
+/// The answer of `readdirplus`.
 #[derive(Debug)]
 pub struct ReplyDirectoryPlus {
     to: To<fuser::ReplyDirectoryPlus, Listing<DirentPlus>>,
     entries: Vec<DirentPlus>,
     room: Room,
-    /// The children that the kernel will hold references to, and the lifetimes sent with them.
-    children: Vec<(u64, (Duration, Duration))>,
-    page: Option<Page>,
+    /// For the kernel.
+    told: Option<Told>,
 }
 
 impl ReplyDirectoryPlus {
     pub(crate) fn kernel(reply: fuser::ReplyDirectoryPlus, hooks: Hooks) -> Self {
-        Self {
-            to: To::Kernel(Kernel { hooks, reply }),
-            entries: Vec::new(),
-            room: Room::new(0),
-            children: Vec::new(),
-            page: None,
-        }
+        let told = Some(Told { coherence: Arc::clone(&hooks.coherence), children: Vec::new() });
+        Self { to: To::Kernel(Kernel { hooks, reply }), entries: Vec::new(), room: Room::new(0), told }
     }
 
     /// A reply to the caller of at most `size` bytes, counted as FUSE would lay the page out.
     pub(crate) fn local(size: usize) -> (Self, Answer<Listing<DirentPlus>>) {
         let (sender, answer) = answer::channel();
-        let reply = Self {
-            to: To::Local(sender),
-            entries: Vec::new(),
-            room: Room::new(size),
-            children: Vec::new(),
-            page: None,
-        };
-        (reply, answer)
+        (Self { to: To::Local(sender), entries: Vec::new(), room: Room::new(size), told: None }, answer)
     }
 
     /// Adds an entry. `offset` is where a later call is to continue after it. True means that the page is
@@ -144,18 +149,19 @@ impl ReplyDirectoryPlus {
         let name = name.as_ref();
         match &mut self.to {
             To::Kernel(kernel) => {
-                let coherence = &kernel.hooks.coherence;
-                let gate = coherence.gate();
-                let (attr_ttl, entry_ttl) = gate.lifetimes(attr, *ttl, *ttl);
-                // fuser's object takes one lifetime for both.
-                let ttl = attr_ttl.min(entry_ttl);
-                if !ttl.is_zero() && self.page.is_none() {
-                    self.page = Some(Page::new(coherence));
+                let hooks = &kernel.hooks;
+                // `fuse_direntplus_link` takes neither a reference nor attributes of these.
+                let linked = name != "." && name != ".." && attr.ino.0 != 0;
+                if !linked {
+                    return kernel.reply.add(ino, offset, name, &Duration::ZERO, attr, generation);
                 }
-                let full = kernel.reply.add(ino, offset, name, &ttl, attr, generation);
-                // `fuse_direntplus_link` takes no reference for these.
-                if !full && name != "." && name != ".." && attr.ino.0 != 0 {
-                    self.children.push((attr.ino.0, (ttl, ttl)));
+                let key = hooks.coherence.key(hooks.ino, name);
+                let (attr_ttl, entry_ttl) = hooks.entry(Some(key), attr, *ttl, *ttl);
+                // fuser's object takes one lifetime for both.
+                let full = kernel.reply.add(ino, offset, name, &attr_ttl.min(entry_ttl), attr, generation);
+                match &mut self.told {
+                    Some(told) if !full => told.children.push(attr.ino.0),
+                    _ => hooks.coherence.forgotten(attr.ino.0, 1),
                 }
                 full
             }
@@ -174,13 +180,11 @@ impl ReplyDirectoryPlus {
     pub fn ok(self) {
         match self.to {
             To::Kernel(kernel) => {
-                let (hooks, reply) = kernel.settle();
                 // Before the reply, because the kernel may forget a child as soon as it has it.
-                let gate = hooks.coherence.gate();
-                for (ino, lifetimes) in &self.children {
-                    gate.page_entry(*ino, *lifetimes);
+                if let Some(mut told) = self.told {
+                    told.children.clear();
                 }
-                reply.ok();
+                kernel.settle().1.ok();
             }
             To::Local(sender) => sender.send(Ok(Listing { entries: self.entries, full: self.room.full })),
         }

@@ -142,8 +142,7 @@ impl ReplyEntry {
         match self.to {
             To::Kernel(kernel) => {
                 let (hooks, reply) = kernel.settle();
-                let gate = hooks.coherence.gate();
-                let (attr_ttl, entry_ttl) = gate.entry(attr, *attr_ttl, *entry_ttl);
+                let (attr_ttl, entry_ttl) = hooks.entry(hooks.key, attr, *attr_ttl, *entry_ttl);
                 reply.entry_with_ttls(&attr_ttl, &entry_ttl, attr, generation);
             }
             To::Local(sender) => {
@@ -164,8 +163,7 @@ impl ReplyAttr {
         match self.to {
             To::Kernel(kernel) => {
                 let (hooks, reply) = kernel.settle();
-                let gate = hooks.coherence.gate();
-                let ttl = gate.attr(hooks.ino, attr, *ttl);
+                let ttl = hooks.attr(attr, *ttl);
                 reply.attr(&ttl, attr);
             }
             To::Local(sender) => sender.send(Ok(Attr { attr: *attr, ttl: *ttl })),

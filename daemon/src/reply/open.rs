@@ -10,7 +10,6 @@ use log::warn;
 use super::backing::{BackingId, KernelBacking};
 use super::{To, reply};
 use crate::answer::{Created, Entry, Opened};
-use crate::coherence::Gate;
 use crate::kernel::hooks::Hooks;
 
 reply! {
@@ -25,16 +24,10 @@ reply! {
 
 /// The flags that go to the kernel, after what they mean has been noted, and whether the kernel may serve the backing file
 /// by itself. An inode of 0 is a directory: the kernel has no pages of it, and what it lists must never be cached.
-fn kernel_flags(
-    hooks: &Hooks,
-    gate: &Gate<'_>,
-    ino: u64,
-    flags: FopenFlags,
-    pass: bool,
-) -> (FopenFlags, bool) {
+fn kernel_flags(hooks: &Hooks, ino: u64, flags: FopenFlags, pass: bool) -> (FopenFlags, bool) {
     match ino {
-        0 => (gate.open_flags(ino, flags, pass).0, pass),
-        ino => gate.open_file(ino, flags, pass, hooks.access),
+        0 => (hooks.coherence.open_flags(ino, flags, pass).0, pass),
+        ino => hooks.coherence.open_file(ino, flags, pass, hooks.access, None),
     }
 }
 
@@ -62,8 +55,7 @@ impl ReplyOpen {
         match self.to {
             To::Kernel(kernel) => {
                 let (hooks, reply) = kernel.settle();
-                let gate = hooks.coherence.gate();
-                let (flags, _) = kernel_flags(&hooks, &gate, hooks.ino, flags, false);
+                let (flags, _) = kernel_flags(&hooks, hooks.ino, flags, false);
                 reply.opened(fh, flags);
             }
             To::Local(sender) => sender.send(Ok(Opened { fh, flags, backing: None })),
@@ -100,8 +92,7 @@ impl ReplyOpen {
             To::Kernel(kernel) => {
                 let (hooks, reply) = kernel.settle();
                 let backing = backing_id.for_kernel(&reply);
-                let gate = hooks.coherence.gate();
-                let (flags, pass) = kernel_flags(&hooks, &gate, hooks.ino, flags, backing.is_ok());
+                let (flags, pass) = kernel_flags(&hooks, hooks.ino, flags, backing.is_ok());
                 match backing {
                     Ok(backing) if pass => reply.opened_passthrough(fh, flags, backing),
                     Ok(_) => reply.opened(fh, flags),
@@ -203,11 +194,12 @@ impl ReplyCreate {
                         .inspect_err(|error| warn!("no passthrough for inode {}: {error}", attr.ino.0))
                         .ok()
                 });
-                let gate = hooks.coherence.gate();
+                let parent = Some(hooks.ino);
+                let (flags, pass) =
+                    hooks.coherence.open_file(attr.ino.0, flags, backing.is_some(), hooks.access, parent);
                 // One lifetime for both, as the message format of fuser's object has it: the shorter.
-                let (attr_ttl, entry_ttl) = gate.entry(attr, *ttl, *ttl);
+                let (attr_ttl, entry_ttl) = hooks.entry(hooks.key, attr, *ttl, *ttl);
                 let ttl = attr_ttl.min(entry_ttl);
-                let (flags, pass) = kernel_flags(&hooks, &gate, attr.ino.0, flags, backing.is_some());
                 match backing.filter(|_| pass) {
                     Some(backing) => reply.created_passthrough(&ttl, attr, generation, fh, flags, backing),
                     None => reply.created(&ttl, attr, generation, fh, flags),

@@ -49,11 +49,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn keep_watches(&self, held: &Held);
     /// Sets the directories below which other file systems are mounted.
     fn set_covered(&self, paths: &[Vec<u8>]);
-    /// A client is about to be served. Returns when the kernel holds nothing that could grow stale.
-    ///
-    /// # Errors
-    /// Why the client cannot be served; then it does not count as connected.
-    fn connected(&self) -> Result<(), String>;
+    /// A client is about to be served.
+    fn connected(&self);
     /// A client is gone: lets go of what it had open. Does not block.
     fn departed(&self, context: &Context);
     /// A client is gone.
@@ -102,8 +99,8 @@ impl<FS: Filesystem> Service for Engine<FS> {
         Engine::set_covered(self, paths.iter().map(Vec::as_slice));
     }
 
-    fn connected(&self) -> Result<(), String> {
-        self.core().coherence.bypass_connected().map_err(|refusal| refusal.to_string())
+    fn connected(&self) {
+        self.core().coherence.bypass_connected();
     }
 
     fn departed(&self, context: &Context) {

@@ -162,10 +162,7 @@ impl Reception {
                 return Err((socket, Refusal::Resources));
             }
         };
-        if let Err(reason) = self.service.connected() {
-            tracing::warn!("a client was refused: {reason}");
-            return Err((socket, Refusal::Coherence));
-        }
+        self.service.connected();
         // From here on the peer's drop tells the service that it is gone.
         let peer = Arc::new(Peer::new(
             self.tokens.fetch_add(1, Ordering::Relaxed),

@@ -1,0 +1,331 @@
+//! Which names the kernel may have in its cache: those of every entry that it was sent, whether something stands
+//! there or nothing.
+//!
+//! Of each name a fingerprint of 47 bits is kept, in [`BYTES`] bytes, so that four million names take less than
+//! 64 MiB. The hash is keyed at random for each mount, so that nobody can choose names that collide; names that
+//! collide cost an invalidation that was not needed. A name that is missing would show a program an old answer,
+//! which is why a fingerprint goes only when the kernel has dropped the name, and only if it was entered once: what
+//! was entered twice may stand for two names, or for an entry that is on its way.
+//!
+//! *A reply that is overtaken.* The kernel's question may be answered from before a change, and the answer sent after
+//! it. So a change first happens, then takes the next number of the clock, then is noted in the name's shard,
+//! where it sees all names entered so far; and an answer is entered in the shard first, together with a look at the number
+//! of the last change there, which the kernel may not cache if it is greater than the clock was when the question
+//! came.
+//!
+//! *Whose name it is.* Who removes a name needs its inode only if the kernel knows the name, and asks for that before.
+//! What the kernel learns from then on until the name is gone, the change is told when it [ends](Names::end).
+
+use std::ffi::OsStr;
+use std::hash::{BuildHasher, RandomState};
+use std::os::unix::ffi::OsStrExt;
+
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry;
+use parking_lot::{Mutex, MutexGuard};
+
+use super::Padded;
+
+/// Of the hash the upper bits choose the shard, the lower ones are the fingerprint.
+const SHARD_BITS: u32 = 8;
+/// Bytes of a fingerprint.
+const BYTES: usize = 6;
+/// The name was entered more than once.
+const SHARED: u64 = 1 << 47;
+/// Fingerprints in one shard: as many as 32 768 buckets hold. All shards together hold seven million.
+const SHARD_MAX: usize = 28_672;
+
+/// A name in a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Key(u64);
+
+impl Key {
+    fn fingerprint(self) -> u64 {
+        self.0 & (SHARED - 1)
+    }
+}
+
+/// A fingerprint, and whether it is [`SHARED`].
+#[derive(Clone, Copy)]
+struct Print([u8; BYTES]);
+
+impl Print {
+    fn new(bits: u64) -> Self {
+        let [a, b, c, d, e, f, ..] = bits.to_le_bytes();
+        Self([a, b, c, d, e, f])
+    }
+
+    fn bits(self) -> u64 {
+        let [a, b, c, d, e, f] = self.0;
+        u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+    }
+
+    fn is(self, key: Key) -> bool {
+        self.bits() & !SHARED == key.fingerprint()
+    }
+}
+
+/// Where a fingerprint goes in the table, which looks at the upper bits, too.
+fn spread(fingerprint: u64) -> u64 {
+    fingerprint.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+/// What stands at a name that the kernel is to know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Stands {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// This inode.
+    Inode(u64),
+    /// An inode that the kernel knows already.
+    Some,
+}
+
+/// What became of a name that the kernel is to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Entered {
+    /// It may be cached.
+    Current,
+    /// It has changed since the kernel asked.
+    Overtaken,
+    /// There is no room for it.
+    Full,
+}
+
+/// What the kernel knew of a name that has changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Known {
+    /// It may have it in its cache.
+    pub(super) named: bool,
+    /// What it was sent while the change was under way.
+    pub(super) sent: Stands,
+}
+
+/// A change that is under way.
+struct Change {
+    key: Key,
+    ticket: u64,
+    /// The name was entered on account of this change.
+    expected: bool,
+    sent: Stands,
+}
+
+#[derive(Default)]
+struct Shard {
+    /// The number of the last change.
+    changed: u64,
+    prints: HashTable<Print>,
+    under_way: Vec<Change>,
+}
+
+impl Shard {
+    fn find(&self, key: Key) -> Option<Print> {
+        self.prints.find(spread(key.fingerprint()), |print| print.is(key)).copied()
+    }
+
+    /// Enters a name; false if there is no room.
+    fn enter(&mut self, key: Key) -> bool {
+        if self.prints.len() >= SHARD_MAX && self.find(key).is_none() {
+            return false;
+        }
+        let hash = spread(key.fingerprint());
+        let rehash = |print: &Print| spread(print.bits() & !SHARED);
+        match self.prints.entry(hash, |print| print.is(key), rehash) {
+            Entry::Occupied(mut there) => *there.get_mut() = Print::new(key.fingerprint() | SHARED),
+            Entry::Vacant(free) => drop(free.insert(Print::new(key.fingerprint()))),
+        }
+        true
+    }
+
+    /// Takes a name out that was entered once.
+    fn remove(&mut self, key: Key) {
+        let hash = spread(key.fingerprint());
+        if let Ok(entry) = self.prints.find_entry(hash, |print| print.is(key))
+            && entry.get().bits() & SHARED == 0
+        {
+            entry.remove();
+        }
+    }
+}
+
+/// The names of one mount that the kernel may have cached.
+pub(super) struct Names {
+    hasher: RandomState,
+    shards: Box<[Padded<Mutex<Shard>>]>,
+}
+
+impl Names {
+    pub(super) fn new() -> Self {
+        Self { hasher: RandomState::new(), shards: (0..1 << SHARD_BITS).map(|_| Padded::default()).collect() }
+    }
+
+    pub(super) fn key(&self, parent: u64, name: &OsStr) -> Key {
+        Key(self.hasher.hash_one((parent, name.as_bytes())))
+    }
+
+    fn shard(&self, key: Key) -> MutexGuard<'_, Shard> {
+        self.shards[(key.0 >> (u64::BITS - SHARD_BITS)) as usize].0.lock()
+    }
+
+    /// The kernel is about to be sent the name, as it was asked for when the clock showed `mark`.
+    pub(super) fn enter(&self, key: Key, stands: Stands, mark: u64) -> Entered {
+        let mut shard = self.shard(key);
+        for change in &mut shard.under_way {
+            if change.key == key && stands != Stands::Nothing {
+                change.sent = stands;
+            }
+        }
+        match shard.enter(key) {
+            false => Entered::Full,
+            true if shard.changed > mark => Entered::Overtaken,
+            true => Entered::Current,
+        }
+    }
+
+    /// The name is about to change: a ticket for it, and whether the kernel may have it in its cache. With
+    /// `expects` the name counts as the kernel's from now on.
+    pub(super) fn begin(&self, key: Key, ticket: u64, expects: bool) -> bool {
+        let mut shard = self.shard(key);
+        let named = shard.find(key).is_some();
+        let expected = expects && !named && shard.enter(key);
+        shard.under_way.push(Change { key, ticket, expected, sent: Stands::Nothing });
+        named
+    }
+
+    /// The change that began with this ticket is over; `now` is its number, if it has happened. With `keeps` a name that
+    /// was expected goes on to count as the kernel's.
+    pub(super) fn end(&self, key: Key, ticket: u64, now: Option<u64>, keeps: bool) -> Known {
+        let mut shard = self.shard(key);
+        shard.changed = shard.changed.max(now.unwrap_or(0));
+        let print = shard.find(key);
+        let Some(at) = shard.under_way.iter().position(|change| change.ticket == ticket) else {
+            return Known { named: print.is_some(), sent: Stands::Nothing };
+        };
+        let change = shard.under_way.swap_remove(at);
+        let ours_alone = change.expected && print.is_some_and(|print| print.bits() & SHARED == 0);
+        if ours_alone && !keeps {
+            shard.remove(key);
+        }
+        Known { named: print.is_some() && !ours_alone, sent: change.sent }
+    }
+
+    /// The kernel has dropped the name.
+    pub(super) fn dropped(&self, key: Key) {
+        self.shard(key).remove(key);
+    }
+
+    /// Forgets all names, if the kernel does: `epoch` is called while nobody can enter a name.
+    pub(super) fn start_over(&self, epoch: impl FnOnce() -> bool) -> bool {
+        let mut shards: Vec<_> = self.shards.iter().map(|shard| shard.0.lock()).collect();
+        let forgotten = epoch();
+        if forgotten {
+            shards.iter_mut().for_each(|shard| shard.prints = HashTable::new());
+        }
+        forgotten
+    }
+
+    /// How many names there are.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.0.lock().prints.len()).sum()
+    }
+
+    /// How many bytes the names take.
+    #[cfg(test)]
+    fn bytes(&self) -> usize {
+        self.shards.iter().map(|shard| shard.0.lock().prints.allocation_size()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(names: &Names, number: u64) -> Key {
+        names.key(number / 1000, OsStr::new(&number.to_string()))
+    }
+
+    fn has(names: &Names, key: Key) -> bool {
+        let named = names.begin(key, u64::MAX, false);
+        names.end(key, u64::MAX, None, false);
+        named
+    }
+
+    #[test]
+    fn four_million_names_are_all_found_and_take_less_than_64_mebibytes() {
+        let names = Names::new();
+        for number in 0..4_000_000 {
+            assert_eq!(names.enter(key(&names, number), Stands::Inode(1), 0), Entered::Current);
+        }
+        assert!(names.bytes() <= 64 << 20, "{} bytes", names.bytes());
+        assert!((0..4_000_000).all(|number| has(&names, key(&names, number))));
+        let wrong = (4_000_000..5_000_000).filter(|number| has(&names, key(&names, *number))).count();
+        assert!(wrong < 10, "{wrong} of a million other names seem to be known");
+    }
+
+    #[test]
+    fn a_name_goes_when_the_kernel_has_dropped_it_unless_it_was_entered_twice() {
+        let names = Names::new();
+        let (once, twice) = (key(&names, 1), key(&names, 2));
+        for key in [once, twice, twice] {
+            names.enter(key, Stands::Nothing, 0);
+        }
+        names.dropped(once);
+        names.dropped(twice);
+        assert!(!has(&names, once) && has(&names, twice));
+    }
+
+    #[test]
+    fn an_answer_that_a_change_has_overtaken_may_not_be_cached() {
+        let names = Names::new();
+        let key = key(&names, 1);
+        names.begin(key, 1, false);
+        assert_eq!(names.end(key, 1, Some(8), false), Known::default());
+        assert_eq!(names.enter(key, Stands::Inode(5), 7), Entered::Overtaken);
+        assert!(has(&names, key), "the kernel knows the inode by this name even so");
+        assert_eq!(names.enter(key, Stands::Inode(5), 8), Entered::Current);
+    }
+
+    #[test]
+    fn a_change_hears_of_the_inode_that_the_kernel_gets_meanwhile() {
+        let names = Names::new();
+        let key = key(&names, 1);
+        assert!(!names.begin(key, 1, false));
+        names.enter(key, Stands::Inode(5), 0);
+        names.enter(key, Stands::Nothing, 0);
+        assert_eq!(names.end(key, 1, Some(1), false), Known { named: true, sent: Stands::Inode(5) });
+        names.begin(key, 2, false);
+        assert_eq!(names.end(key, 2, None, false), Known { named: true, sent: Stands::Nothing });
+    }
+
+    #[test]
+    fn an_expected_name_is_not_taken_for_one_that_the_kernel_has() {
+        let names = Names::new();
+        let key = key(&names, 1);
+        assert!(!names.begin(key, 1, true));
+        assert!(has(&names, key), "for others it counts");
+        assert!(!names.end(key, 1, Some(1), true).named);
+        assert!(has(&names, key));
+        names.dropped(key);
+        assert!(!names.begin(key, 2, true));
+        names.end(key, 2, Some(2), false);
+        assert!(!has(&names, key));
+        assert!(!names.begin(key, 3, true));
+        names.enter(key, Stands::Inode(5), 2);
+        assert!(names.end(key, 3, Some(3), false).named);
+    }
+
+    #[test]
+    fn a_full_filter_takes_no_name_until_all_are_forgotten() {
+        let names = Names::new();
+        let full = (0..u64::MAX)
+            .find(|number| names.enter(key(&names, *number), Stands::Nothing, 0) == Entered::Full);
+        let full = key(&names, full.unwrap());
+        assert!(names.len() > 4_000_000, "{}", names.len());
+        assert!(!names.start_over(|| false) && !has(&names, full));
+        assert!(names.start_over(|| true));
+        assert_eq!(names.len(), 0);
+        assert_eq!(names.enter(full, Stands::Nothing, 0), Entered::Current);
+    }
+}
