@@ -35,19 +35,22 @@ pub struct Script {
     pub steps: Vec<Step>,
 }
 
+/// As many as the longest call of the table has.
+const ARGUMENTS_MAX: usize = 6;
+
 /// A step before it is known who lives: any process, any thread, a call, and a number for each argument.
-type RawStep = (u8, u8, usize, [u16; 5]);
+type RawStep = (u8, u8, usize, [u16; ARGUMENTS_MAX]);
 
 /// All scripts.
 pub fn scripts() -> impl Strategy<Value = Script> {
     let weighted: Vec<usize> =
         CALLS.iter().enumerate().flat_map(|(index, call)| std::iter::repeat_n(index, call.weight)).collect();
-    let raw = 0u16..2048;
+    let number = 0u16..2048;
     let step = (
         0u8..16,
         0u8..4,
         prop::sample::select(weighted).no_shrink(),
-        [raw.clone(), raw.clone(), raw.clone(), raw.clone(), raw],
+        [number.clone(), number.clone(), number.clone(), number.clone(), number.clone(), number],
     );
     let ordinary = prop::sample::select(vec![
         [false, false],
@@ -75,6 +78,7 @@ fn alive(raw: &[RawStep]) -> Vec<Step> {
         let process = living[usize::from(process.saturating_sub(7)) % living.len()];
         let thread = usize::from(thread == 3);
         let kind = &CALLS[call];
+        assert!(kind.arguments.len() <= numbers.len(), "{} has more arguments than numbers", kind.name);
         let mut arguments: Vec<_> =
             kind.arguments.iter().zip(numbers).map(|(kind, raw)| kind.value(raw)).collect();
         let mut actor = 10 * process + thread % THREADS;
