@@ -238,7 +238,7 @@ pub(crate) fn stat_fd(fd: RawFd) -> Road<Found> {
 #[inline]
 pub(crate) fn granted(fd: RawFd) -> Option<(u64, u64)> {
     match FDS.get(fd) {
-        Kind::Granted { dev, ino } => Some((dev, ino)),
+        Kind::Granted { dev, ino, .. } => Some((dev, ino)),
         _ => None,
     }
 }
@@ -817,7 +817,11 @@ fn open_target(
         }
         Err(reason) => return Err(reason),
     };
-    let granted = Kind::Granted { dev: attr::dev_t(target.mount.facts().dev), ino: call.reply.to_attr().ino };
+    let granted = Kind::Granted {
+        dev: attr::dev_t(target.mount.facts().dev),
+        ino: call.reply.to_attr().ino,
+        nofollow: flags & libc::O_NOFOLLOW != 0,
+    };
     let fd = fd.into_raw_fd();
     if !FDS.set(fd, granted) {
         // A number that is not remembered: `fstat` on it would tell of the backing file. What the flags ask

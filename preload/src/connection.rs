@@ -936,8 +936,8 @@ fn place_for(dev: (u32, u32)) -> Option<(usize, &'static Mount)> {
     Some(free)
 }
 
-/// Whether a descriptor is a connection's own, which the program must not touch.
+/// Whether a descriptor is the library's, which the program must not touch.
 #[inline]
 pub(crate) fn is_own(fd: RawFd) -> bool {
-    fd >= 3 && FDS.get(fd) == Kind::Own
+    fd >= 3 && FDS.is_own(fd)
 }

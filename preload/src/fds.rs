@@ -28,9 +28,16 @@ pub(crate) enum Kind {
         dev: u64,
         /// `st_ino` on the mount.
         ino: u64,
+        /// Whether it was opened with `O_NOFOLLOW`, which the daemon's own flags do not show.
+        nofollow: bool,
     },
     /// A connection's own, which the program must not touch.
     Own,
+    /// One that a promotion has left over, and that stays open for the sake of locks: see [`crate::locks`].
+    Kept {
+        /// `st_ino` on the mount.
+        ino: u64,
+    },
     /// A placeholder, which stands for an open file description in the daemon.
     Virtual(Virtual),
 }
@@ -56,7 +63,7 @@ pub(crate) struct Directory {
 }
 
 /// A [`Kind`] in two words: kind (8 bits), mount (8), version (16), connection (32); and the inode. For a granted
-/// file everything but the kind is `st_dev`, of which Linux uses 32 bits; for a virtual descriptor, the place is in the
+/// file the upper half is `st_dev`, of which Linux uses 32 bits, and the bit above the kind says `O_NOFOLLOW`; for a virtual descriptor, the place is in the
 /// bits of mount and version, and the generation in those of the connection.
 struct Entry {
     word: AtomicU64,
@@ -69,6 +76,7 @@ const DIRECTORY: u64 = 2;
 const GRANTED: u64 = 3;
 const OWN: u64 = 4;
 const VIRTUAL: u64 = 5;
+const KEPT: u64 = 6;
 const KIND: u64 = 0xff;
 /// The version of the current directory's entry, counted up by every change.
 const VERSION_STEP: u64 = 1 << 16;
@@ -81,8 +89,11 @@ fn encode(kind: Kind) -> (u64, u64) {
         Kind::Directory(Directory { mount, node, proven }) => {
             (DIRECTORY | (mount as u64 & 0xff) << 8 | u64::from(proven) << 32, node)
         }
-        Kind::Granted { dev, ino } => (GRANTED | (dev & 0xffff_ffff) << 32, ino),
+        Kind::Granted { dev, ino, nofollow } => {
+            (GRANTED | u64::from(nofollow) << 8 | (dev & 0xffff_ffff) << 32, ino)
+        }
         Kind::Own => (OWN, 0),
+        Kind::Kept { ino } => (KEPT, ino),
         Kind::Virtual(Virtual { index, generation }) => {
             (VIRTUAL | u64::from(index) << 8 | u64::from(generation) << 32, 0)
         }
@@ -97,8 +108,9 @@ fn decode(word: u64, ino: u64) -> Kind {
             node: ino,
             proven: (word >> 32) as u32,
         }),
-        GRANTED => Kind::Granted { dev: word >> 32, ino },
+        GRANTED => Kind::Granted { dev: word >> 32, ino, nofollow: word >> 8 & 1 != 0 },
         OWN => Kind::Own,
+        KEPT => Kind::Kept { ino },
         VIRTUAL => Kind::Virtual(Virtual { index: (word >> 8) as u16, generation: (word >> 32) as u32 }),
         _ => Kind::Unknown,
     }
@@ -107,7 +119,7 @@ fn decode(word: u64, ino: u64) -> Kind {
 /// The table of descriptors. Pages of it that are never touched take no memory.
 pub(crate) struct Table {
     entries: [Entry; KNOWN],
-    /// No granted, virtual or own descriptor has this number or a greater one. (Not the highest, which would be -1 at first: all
+    /// No granted, virtual, kept or own descriptor has this number or a greater one. (Not the highest, which would be -1 at first: all
     /// zeroes, the table takes no room in the library's file.)
     end: AtomicI32,
 }
@@ -141,7 +153,7 @@ impl Table {
     /// Says what a descriptor is; `false` if its number is beyond the table.
     pub(crate) fn set(&self, fd: RawFd, kind: Kind) -> bool {
         let Some(entry) = self.entry(fd) else { return false };
-        if matches!(kind, Kind::Granted { .. } | Kind::Own | Kind::Virtual(_)) {
+        if matches!(kind, Kind::Granted { .. } | Kind::Own | Kind::Kept { .. } | Kind::Virtual(_)) {
             self.end.fetch_max(fd + 1, Ordering::SeqCst);
         }
         let (word, ino) = encode(kind);
@@ -173,7 +185,7 @@ impl Table {
     /// Makes `to` what `from` is. (Virtual descriptors are counted: see [`crate::virtuals`].)
     pub(crate) fn copy(&self, from: RawFd, to: RawFd) {
         match self.get(from) {
-            Kind::Unknown | Kind::Own | Kind::Virtual(_) => self.clear(to),
+            Kind::Unknown | Kind::Own | Kind::Kept { .. } | Kind::Virtual(_) => self.clear(to),
             kind => {
                 self.set(to, kind);
             }
@@ -183,7 +195,7 @@ impl Table {
     /// The granted descriptors.
     pub(crate) fn granted(&self) -> impl Iterator<Item = (RawFd, u64, u64)> {
         (0..self.end.load(Ordering::Relaxed)).filter_map(|fd| match self.get(fd) {
-            Kind::Granted { dev, ino } => Some((fd, dev, ino)),
+            Kind::Granted { dev, ino, .. } => Some((fd, dev, ino)),
             _ => None,
         })
     }
@@ -196,9 +208,30 @@ impl Table {
         })
     }
 
-    /// The connections' own descriptors, from a number upwards.
+    /// The descriptors of files with locks that promotions have left over, and their inode numbers.
+    pub(crate) fn kept(&self) -> impl Iterator<Item = (RawFd, u64)> {
+        (0..self.end.load(Ordering::Relaxed)).filter_map(|fd| match self.get(fd) {
+            Kind::Kept { ino } => Some((fd, ino)),
+            _ => None,
+        })
+    }
+
+    /// The kept descriptor of this number is the caller's to close; `false` if it is another one's, or none, by now.
+    pub(crate) fn take_kept(&self, fd: RawFd) -> bool {
+        self.entry(fd).is_some_and(|entry| {
+            entry.word.compare_exchange(KEPT, UNKNOWN, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        })
+    }
+
+    /// Whether a descriptor is the library's, which the program must not touch.
+    #[inline]
+    pub(crate) fn is_own(&self, fd: RawFd) -> bool {
+        matches!(self.get(fd), Kind::Own | Kind::Kept { .. })
+    }
+
+    /// The library's own descriptors, from a number upwards.
     pub(crate) fn own(&self, first: RawFd) -> impl Iterator<Item = RawFd> {
-        (first.max(0)..self.end.load(Ordering::Relaxed)).filter(|fd| self.get(*fd) == Kind::Own)
+        (first.max(0)..self.end.load(Ordering::Relaxed)).filter(|fd| self.is_own(*fd))
     }
 
     /// The highest number that is of interest.
@@ -305,7 +338,7 @@ mod tests {
     static TABLE: Table = Table::new();
 
     const DIRECTORY: Kind = Kind::Directory(Directory { mount: 63, node: u64::MAX, proven: u32::MAX });
-    const GRANTED: Kind = Kind::Granted { dev: 0xfff0_00ff, ino: 77 };
+    const GRANTED: Kind = Kind::Granted { dev: 0xfff0_00ff, ino: 77, nofollow: true };
     const TOKEN: Virtual = Virtual { index: u16::MAX, generation: 0x8000_0001 };
     const VIRTUAL: Kind = Kind::Virtual(TOKEN);
 

@@ -774,7 +774,8 @@ fn take_over_once(pin: &Pin, mount: &Guard) -> Result<Promoted, i32> {
         let taken = Request { mode: PROMOTED, ..request };
         virtuals::ask(mount, Op::Promote, &taken).map_err(|_| libc::ENOTCONN)?;
         mount.client().counters().served(Op::Promote);
-        let kind = Kind::Granted { dev: attr::dev_t(mount.facts().dev), ino: pin.ino() };
+        let nofollow = pin.flags() & libc::O_NOFOLLOW != 0;
+        let kind = Kind::Granted { dev: attr::dev_t(mount.facts().dev), ino: pin.ino(), nofollow };
         return Ok(Promoted { file, kind });
     }
     let mut name = [0; NAME_MAX];

@@ -7,8 +7,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsRawFd, IntoRawFd, RawFd};
-use std::sync::atomic::{AtomicI32, AtomicU64, AtomicUsize, Ordering};
+use std::os::fd::{IntoRawFd, RawFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::connection;
 use crate::fds::Kind;
@@ -48,15 +48,7 @@ pub(crate) fn may_be_on(ino: u64) -> bool {
     LOCKED.load(Ordering::SeqCst) & bit(ino) != 0
 }
 
-/// A descriptor that is left over, and its file's inode number.
-struct Kept {
-    /// -1 if there is none.
-    fd: AtomicI32,
-    ino: AtomicU64,
-}
-
-/// As many as a program has descriptors of files that it locks. What finds no room is closed.
-static KEPT: [Kept; 64] = [const { Kept { fd: AtomicI32::new(-1), ino: AtomicU64::new(0) } }; 64];
+/// Descriptors that are left over.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// A promotion has left a descriptor over, which stays open if closing it would end locks.
@@ -64,20 +56,12 @@ pub(crate) fn keep(file: sys::Hidden, ino: u64) {
     if !may_be_on(ino) {
         return;
     }
-    let Some(fd) = file.fd().map(|fd| fd.as_raw_fd()) else { return };
-    let place = KEPT.iter().find(|kept| {
-        // Taken, but nobody's yet.
-        kept.fd.compare_exchange(-1, -2, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-    });
-    let Some(place) = place else { return };
-    if !FDS.set(fd, Kind::Own) {
-        place.fd.store(-1, Ordering::Release);
-        return;
+    // With a number beyond the table it stays open for good: a lock too long is better than none.
+    if let Some(fd) = file.into_fd().map(IntoRawFd::into_raw_fd)
+        && FDS.set(fd, Kind::Kept { ino })
+    {
+        COUNT.fetch_add(1, Ordering::AcqRel);
     }
-    file.into_fd().map(IntoRawFd::into_raw_fd);
-    place.ino.store(ino, Ordering::Relaxed);
-    COUNT.fetch_add(1, Ordering::AcqRel);
-    place.fd.store(fd, Ordering::Release);
 }
 
 /// The program is about to close a descriptor: what has been kept of its file goes as well.
@@ -91,15 +75,10 @@ pub(crate) fn closing(fd: RawFd) {
 #[cold]
 fn let_go(fd: RawFd) {
     let Some(ino) = inode(fd) else { return };
-    for kept in KEPT.iter().filter(|kept| kept.ino.load(Ordering::Relaxed) == ino) {
-        let fd = kept.fd.load(Ordering::Acquire);
-        if fd < 0 || kept.fd.compare_exchange(fd, -1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
-            continue;
-        }
-        COUNT.fetch_sub(1, Ordering::AcqRel);
-        // The program may have put something of its own there.
-        if FDS.get(fd) == Kind::Own {
-            FDS.clear(fd);
+    for (fd, _) in FDS.kept().filter(|(_, kept)| *kept == ino) {
+        // Otherwise another thread closes it.
+        if FDS.take_kept(fd) {
+            COUNT.fetch_sub(1, Ordering::AcqRel);
             sys::close(fd);
         }
     }

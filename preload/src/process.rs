@@ -204,7 +204,8 @@ pub(crate) fn adopt(fd: RawFd, backing_dev: u64, backing_ino: u64) -> Option<(u6
     }
     let found =
         INHERITED.files().find(|file| (file.backing_dev, file.backing_ino) == (backing_dev, backing_ino));
-    let kind = found.map_or(Kind::Other, |file| Kind::Granted { dev: file.dev, ino: file.ino });
+    let kind =
+        found.map_or(Kind::Other, |file| Kind::Granted { dev: file.dev, ino: file.ino, nofollow: false });
     FDS.set(fd, kind);
     found.map(|file| (file.dev, file.ino))
 }
@@ -270,7 +271,7 @@ mod tests {
         let len = file.write(&mut text).unwrap();
         INHERITED.learn(&text[..len]);
         assert_eq!(adopt(3001, 5, 6), Some((61, 7)));
-        assert_eq!(FDS.get(3001), Kind::Granted { dev: 61, ino: 7 });
+        assert_eq!(FDS.get(3001), Kind::Granted { dev: 61, ino: 7, nofollow: false });
         assert_eq!(adopt(3002, 5, 9), None);
         assert_eq!(FDS.get(3002), Kind::Other);
         assert_eq!(adopt(3002, 5, 6), None, "the process's own");

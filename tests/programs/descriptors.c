@@ -149,6 +149,10 @@ static void modes(void) {
     int c = open("created", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0444);
     say("close-on-exec", fcntl(c, F_GETFD));
     printf("flags %o\n", fcntl(c, F_GETFL));
+    int n = open("m", O_RDONLY | O_NOFOLLOW), o = open("other", O_RDWR | O_CREAT | O_NOFOLLOW, 0600);
+    int p = fcntl(o, F_DUPFD, 20);
+    printf("flags %o %o %o\n", fcntl(n, F_GETFL), fcntl(o, F_GETFL), fcntl(p, F_GETFL));
+    close(n), close(o), close(p);
     say("write to a file that nobody may write to", write(c, "x", 1));
     say("open it again", open("created", O_RDWR) >= 0 || errno == EACCES);
     close(r), close(w), close(a), close(d), close(c);
@@ -527,6 +531,35 @@ static void by_the_kernel(void) {
     close(ends[0]), close(ends[1]);
 }
 
+/* What another process finds locked. */
+static void probe(const char *what) {
+    int status;
+    fflush(stdout);
+    if (fork() == 0) {
+        struct flock lock = {.l_type = F_WRLCK};
+        _exit(fcntl(open("l", O_RDWR), F_GETLK, &lock) ? 99 : lock.l_type);
+    }
+    wait(&status);
+    say(what, WEXITSTATUS(status) == F_UNLCK ? 0 : WEXITSTATUS(status) == F_WRLCK ? 1 : 2);
+}
+
+/* Descriptors of a file that the process has locked, each mapped: none is closed before the program closes one. */
+static void locked(void) {
+    struct flock lock = {.l_type = F_WRLCK};
+    int first = make("l", "0123456789"), last = -1, mapped = 0;
+    say("lock", fcntl(first, F_SETLK, &lock));
+    for (int turn = 0; turn < 150; turn++) {
+        last = open("l", O_RDONLY);
+        mapped += mmap(NULL, 1, PROT_READ, MAP_SHARED, last, 0) != MAP_FAILED;
+    }
+    say("mapped", mapped);
+    probe("locked");
+    say("lock again", fcntl(first, F_SETLK, &lock));
+    say("close one", close(last));
+    probe("still locked");
+    close(first);
+}
+
 static void children(void) {
     int status;
     int fd = make("c", "0123456789");
@@ -745,7 +778,7 @@ int main(int count, char **arguments) {
     } parts[] = {{"transfers", transfers},   {"modes", modes},         {"attributes", attributes},
                  {"not_for_files", not_for_files}, {"neither", neither}, {"streams", streams}, {"duplicates", duplicates}, {"by_the_kernel", by_the_kernel}, {"copies", copies},
                  {"children", children},     {"unlinked", unlinked},   {"bad_memory", bad_memory},
-                 {"limits", limits}};
+                 {"limits", limits},         {"locked", locked}};
     for (size_t part = 0; part < sizeof parts / sizeof *parts; part++)
         if (count < 2 || strcmp(arguments[1], parts[part].name) == 0)
             parts[part].run();

@@ -129,6 +129,13 @@ parts! {
     files_without_a_name_stay_what_they_are: "unlinked", &["write", "unlink", "promote"];
     bad_pointers_fail_and_leave_the_offset: "bad_memory", &["read", "write"];
     limits_of_size_and_number_hold: "limits", &["open", "write"];
+    locks_last_until_the_program_closes_a_descriptor: "locked", &["open", "promote"];
+}
+
+/// The flags that the daemon has opened a granted file with are not all of the program's.
+#[test]
+fn flags_of_granted_files_are_those_they_were_opened_with() {
+    agrees(&[], "modes", &["open"]);
 }
 
 /// A stream of libc's needs a descriptor of the kernel's. It gets that by one opening: what can be granted is, and the kernel opens

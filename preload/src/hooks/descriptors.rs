@@ -5,6 +5,7 @@ use std::ffi::{c_int, c_long, c_uint};
 use super::{fail, hook, take, take_with};
 use crate::calls::Road;
 use crate::connection::{self, is_own};
+use crate::fds::Kind;
 use crate::files;
 use crate::locks;
 use crate::process::FDS;
@@ -78,7 +79,13 @@ pub(super) fn control(fd: c_int, command: c_int, argument: c_long, next: impl Fn
     match command {
         libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => duplicated(fd, next),
         libc::F_GETFD | libc::F_SETFD => next(),
-        libc::F_GETFL => take_with(files::status_flags(fd), |flags| flags, next),
+        libc::F_GETFL => match (files::status_flags(fd), FDS.get(fd)) {
+            (Road::Kernel, Kind::Granted { nofollow: true, .. }) => match next() {
+                -1 => -1,
+                flags => flags | libc::O_NOFOLLOW,
+            },
+            (road, _) => take_with(road, |flags| flags, next),
+        },
         libc::F_SETFL => take(files::set_status_flags(fd, argument as c_int), next),
         libc::F_SETLK | libc::F_SETLKW => take(files::kernel(fd), || {
             locks::taken(fd);
