@@ -48,6 +48,9 @@ impl Sweeps {
     }
 }
 
+/// How long a report waits for those who are leaving, in milliseconds.
+const LEAVING_PATIENCE: u32 = 100;
+
 /// What the control thread hands over.
 pub(crate) enum Job {
     /// A program wants to attach.
@@ -199,9 +202,17 @@ impl Reception {
         let timeout = Some(Duration::from_secs(2));
         rustix::net::sockopt::set_socket_timeout(socket, rustix::net::sockopt::Timeout::Send, timeout)?;
         rustix::io::ioctl_fionbio(socket, false)?;
-        // A client that is no longer watched may have its last operation under way.
-        let present = self.past.present.load(Ordering::Acquire);
-        let peers = self.pool.peers();
+        // A client that is no longer watched may have its last operation under way, and is in no count before that is done.
+        let mut present = self.past.present.load(Ordering::Acquire);
+        let mut peers = self.pool.peers();
+        for _ in 0..LEAVING_PATIENCE {
+            if present <= peers.len() as u64 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+            present = self.past.present.load(Ordering::Acquire);
+            peers = self.pool.peers();
+        }
         let mut counts = self.past.counts.lock().clone();
         let clients: Vec<ClientStatus> = peers
             .iter()
