@@ -15,8 +15,9 @@ use rustix::net::RecvFlags;
 use rustix::thread::futex;
 
 use crate::counters::Counters;
-use crate::frame::{Fallback, Op, PATH_MAX, Reply, Request};
+use crate::frame::{Fallback, Op, PATH_MAX, REPLY_GRANT, Reply, Request};
 use crate::handshake::{self, Answer, Ask, Error, Refusal, SMALL_MESSAGE_MAX, Welcome};
+use crate::jumps;
 use crate::layout::SLOTS;
 use crate::ring;
 use crate::segment::Segment;
@@ -51,6 +52,9 @@ pub enum ConnectError {
     System(#[from] Errno),
 }
 
+/// Tells a process's clients apart, for [`jumps`].
+static CLIENTS: AtomicU32 = AtomicU32::new(0);
+
 /// A connection to a mount's daemon.
 pub struct Client {
     segment: Segment,
@@ -61,6 +65,12 @@ pub struct Client {
     used: AtomicU64,
     /// How long to spin for each kind of operation, in iterations; adapts to what was observed.
     patience: [AtomicU32; Op::ALL.len()],
+    /// Its number for [`jumps`].
+    number: u32,
+    /// Bit *n*, only good if jumps are expected: the operation of slot *n* was submitted.
+    submitted: AtomicU64,
+    /// Bit *n*, likewise: the descriptor that the reply in slot *n* grants was taken.
+    took_grant: AtomicU64,
     /// Descriptors received by another thread than the one they are for.
     grants: [AtomicI32; SLOTS],
     /// Where this client's descriptors may be numbered from.
@@ -105,6 +115,9 @@ impl Client {
             welcome,
             used: AtomicU64::new(0),
             patience: [const { AtomicU32::new(SPIN_MAX) }; Op::ALL.len()],
+            number: CLIENTS.fetch_add(1, Ordering::Relaxed),
+            submitted: AtomicU64::new(0),
+            took_grant: AtomicU64::new(0),
             grants: [const { AtomicI32::new(NO_GRANT) }; SLOTS],
             first_fd,
         })
@@ -209,6 +222,7 @@ impl Client {
         let words = self.segment.slot(slot);
         words.cpu.store(cpu, Ordering::Relaxed);
         ring::prepare(&words.state);
+        self.note(&self.submitted, slot);
         let rung = ring::submit(&*header.submitted, &header.notices.worker, slot);
         if rung {
             self.ring_bell();
@@ -225,6 +239,7 @@ impl Client {
     pub fn prove(&self, directory: BorrowedFd<'_>) -> Result<u64, Fallback> {
         let slot = self.claim()?;
         ring::prepare(&self.segment.slot(slot).state);
+        self.note(&self.submitted, slot);
         if handshake::send(&self.socket, &Ask::Prove { slot }, &[directory]).is_err() {
             self.release(slot);
             return Err(Fallback::Disconnected);
@@ -287,13 +302,53 @@ impl Client {
             // Acquire: pairs with the release of the thread that used the slot before.
             used = self.used.fetch_or(1 << slot, Ordering::Acquire);
             if used & (1 << slot) == 0 {
+                if jumps::are_expected() {
+                    self.submitted.fetch_and(!(1 << slot), Ordering::Relaxed);
+                    self.took_grant.fetch_and(!(1 << slot), Ordering::Relaxed);
+                    jumps::uses(self.number, slot);
+                }
                 return Ok(slot);
             }
         }
     }
 
     fn release(&self, slot: u32) {
+        if jumps::are_expected() {
+            jumps::used(self.number, slot);
+        }
         self.used.fetch_and(!(1 << slot), Ordering::Release);
+    }
+
+    /// Its number, for [`Client::take_back`].
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn note(&self, bits: &AtomicU64, slot: u32) {
+        if jumps::are_expected() {
+            bits.fetch_or(1 << slot, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes back a slot of a call that was left by a jump ([`jumps::Beginning::each_outlived`]); `false` if something may
+    /// still come for it. A descriptor that was granted is closed.
+    pub fn take_back(&self, slot: u32) -> bool {
+        let bit = 1 << slot;
+        if self.submitted.load(Ordering::Relaxed) & bit != 0 {
+            if !ring::is_done(&self.segment.slot(slot).state) {
+                return false;
+            }
+            let grants = self.segment.read_reply(slot).flags & REPLY_GRANT != 0;
+            if grants && self.took_grant.load(Ordering::Relaxed) & bit == 0 {
+                while self.receive_grant() == Ok(true) {}
+                if self.granted(slot).is_none() {
+                    // Another thread is about to hand it over.
+                    return false;
+                }
+            }
+        }
+        self.release(slot);
+        true
     }
 
     fn ring_bell(&self) {
@@ -333,7 +388,9 @@ impl Client {
                 return Err(Fallback::Disconnected);
             }
             match futex::wait(state, futex::Flags::empty(), ring::SLEEPING, Some(&LIVENESS_CHECK)) {
-                Err(Errno::TIMEDOUT) if self.hung_up() => {
+                // Whoever was to ring for all may have been left by a jump.
+                Err(Errno::TIMEDOUT) if !self.hung_up() => self.ring_bell(),
+                Err(Errno::TIMEDOUT) => {
                     self.segment.header().notices.closed.store(1, Ordering::Relaxed);
                     // The slot stays claimed: a daemon that is only slow may still write into it.
                     return Err(Fallback::Disconnected);
@@ -358,34 +415,47 @@ impl Client {
 
     /// Receives the descriptor granted to `slot`, whose message is in the socket or in another thread's hands.
     fn take_grant(&self, slot: u32) -> Result<OwnedFd, Fallback> {
-        let mailbox = &self.grants[slot as usize];
-        let mut buffer = [0; SMALL_MESSAGE_MAX];
         loop {
-            let fd = mailbox.swap(NO_GRANT, Ordering::AcqRel);
-            if fd == NO_ROOM {
-                return Err(Fallback::NotGranted);
+            if let Some(granted) = self.granted(slot) {
+                return granted;
             }
-            if fd != NO_GRANT {
-                // SAFETY: whoever put it there gave up its ownership.
-                #[allow(unsafe_code)]
-                return Ok(unsafe { OwnedFd::from_raw_fd(fd) });
+            // Sent before the slot was completed: if it is not there, another thread has it and will hand it over.
+            if !self.receive_grant()? {
+                rustix::thread::sched_yield();
             }
-            match handshake::receive(&self.socket, &mut buffer, RecvFlags::DONTWAIT) {
-                // Without a descriptor: EMFILE, the kernel drops what it cannot install (`scm_detach_fds`).
-                Ok((bytes, [fd, None])) => match handshake::decode(bytes) {
-                    Ok(Answer::Grant { slot: receiver }) if receiver == slot => {
-                        return fd.ok_or(Fallback::NotGranted);
-                    }
-                    Ok(Answer::Grant { slot: receiver }) if (receiver as usize) < SLOTS => {
-                        let fd = fd.map_or(NO_ROOM, IntoRawFd::into_raw_fd);
-                        self.grants[receiver as usize].store(fd, Ordering::Release);
-                    }
-                    _ => return Err(Fallback::Disconnected),
-                },
-                // Sent before the slot was completed, so another thread has it and will hand it over.
-                Err(Error::Socket(Errno::AGAIN)) => rustix::thread::sched_yield(),
-                _ => return Err(Fallback::Disconnected),
-            }
+        }
+    }
+
+    /// What has arrived for a slot: the descriptor, or that there was no room for it.
+    fn granted(&self, slot: u32) -> Option<Result<OwnedFd, Fallback>> {
+        let fd = self.grants[slot as usize].swap(NO_GRANT, Ordering::AcqRel);
+        if fd == NO_GRANT {
+            return None;
+        }
+        self.note(&self.took_grant, slot);
+        if fd == NO_ROOM {
+            return Some(Err(Fallback::NotGranted));
+        }
+        // SAFETY: whoever put it there gave up its ownership.
+        #[allow(unsafe_code)]
+        Some(Ok(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Receives a descriptor for whatever slot; whether there was one.
+    fn receive_grant(&self) -> Result<bool, Fallback> {
+        let mut buffer = [0; SMALL_MESSAGE_MAX];
+        match handshake::receive(&self.socket, &mut buffer, RecvFlags::DONTWAIT) {
+            // Without a descriptor: EMFILE, the kernel drops what it cannot install (`scm_detach_fds`).
+            Ok((bytes, [fd, None])) => match handshake::decode(bytes) {
+                Ok(Answer::Grant { slot }) if (slot as usize) < SLOTS => {
+                    let fd = fd.map_or(NO_ROOM, IntoRawFd::into_raw_fd);
+                    self.grants[slot as usize].store(fd, Ordering::Release);
+                    Ok(true)
+                }
+                _ => Err(Fallback::Disconnected),
+            },
+            Err(Error::Socket(Errno::AGAIN)) => Ok(false),
+            _ => Err(Fallback::Disconnected),
         }
     }
 }

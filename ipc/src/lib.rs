@@ -12,6 +12,7 @@
 //! | [`segment`] | the sealed memfd and its mapping: the only `unsafe` of this crate |
 //! | [`handshake`] | control messages over the Unix socket, with descriptors |
 //! | [`client`] | a client's end: connect, call, wait |
+//! | [`jumps`] | which calls a thread has left by a jump |
 //! | [`environment`] | what a program hands to the programs it starts |
 //! | [`counters`] | what a client counts, for `finesse status` |
 //! | [`status`] | asking a daemon for all of that |
@@ -23,6 +24,7 @@ pub mod counters;
 pub mod environment;
 pub mod frame;
 pub mod handshake;
+pub mod jumps;
 pub mod layout;
 pub mod ring;
 pub mod segment;

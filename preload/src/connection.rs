@@ -16,6 +16,7 @@ use finesse_ipc::client::Client;
 use finesse_ipc::environment::{self, Hint, MOUNT_PATH_MAX, SOCKET_MAX};
 use finesse_ipc::frame::Fallback;
 use finesse_ipc::handshake;
+use finesse_ipc::jumps::Beginning;
 use rustix::fs::OFlags;
 use rustix::process::Resource;
 
@@ -485,6 +486,24 @@ pub(crate) fn enter_again(index: usize, connection: u32) -> Option<Guard> {
         sys::pause(turn);
         turn = turn.saturating_add(1);
     }
+}
+
+/// Takes back what calls of this thread's hold that it has left by a jump. In a signal handler on a stack of its own nobody can
+/// tell which calls those are.
+pub(crate) fn reclaim(call: &Beginning) {
+    if sys::is_on_signal_stack() {
+        return;
+    }
+    call.each_outlived(|client, slot| {
+        let connected =
+            ALL.iter().enumerate().filter(|(_, mount)| !mount.client.load(Ordering::Relaxed).is_null());
+        let mut guards = connected
+            .filter_map(|(index, mount)| enter_again(index, mount.connection.load(Ordering::Relaxed)));
+        // If its connection has ended, it has ended with it.
+        guards
+            .find(|guard| guard.client().number() == client)
+            .is_none_or(|guard| guard.client().take_back(slot))
+    });
 }
 
 /// How often the mount table may change under a call before the kernel serves it.

@@ -33,10 +33,11 @@
 //! one. A granted descriptor that another process receives over a socket tells of the backing file there.
 //! The descriptor of a directory stream (`dirfd`) is opened when it is asked for: if the directory has been moved or
 //! removed since `opendir`, or can no longer be reached, there is none.
-//! Moving a directory above a mount point is not noticed before the mount table changes. A signal handler that leaves a call
-//! by `siglongjmp` keeps the call's slot; after 64 of them the kernel serves the process; if the call used a virtual
-//! descriptor, promoting that takes a second longer. A virtual descriptor is unknown to whoever makes system calls without libc
-//! (`EBADF`), and `dup2` of one onto the number of one of libc's streams beyond standard error leaves that stream without
+//! Moving a directory above a mount point is not noticed before the mount table changes. If a signal handler leaves a call
+//! by `siglongjmp`, the connection that it used cannot be moved (`dup2` onto its number is `EBUSY`) or made anew for other
+//! credentials (the kernel serves); promoting a virtual descriptor that it used takes a second longer; if the handler ran
+//! on a stack of its own, or it was the process's first jump, the call's slot is lost, of 64. A virtual descriptor is unknown to
+//! whoever makes system calls without libc (`EBADF`), and `dup2` of one onto the number of one of libc's streams beyond standard error leaves that stream without
 //! a file. What it has written is with the file system at once, but its end is noticed a moment after the process's.
 //!
 //! *Switched off* for good is the library in a process that changes its root directory or one of its name spaces, that has

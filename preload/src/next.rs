@@ -137,6 +137,11 @@ macro_rules! raw {
     };
 }
 
+/// Whoever asks for a jump cannot go on without it.
+fn no_jump() -> c_int {
+    std::process::abort()
+}
+
 /// Fails with `ENOSYS`.
 fn no_symbol<T: From<i8>>() -> T {
     sys::set_errno(libc::ENOSYS);
@@ -718,6 +723,10 @@ table! {
         else { let _ = (terminal, name, modes, size); no_symbol() };
     fn umask(mask: mode_t) -> mode_t; else raw!(SYS_umask, mask);
     fn pthread_setcanceltype(kind: c_int, before: *mut c_int) -> c_int; else { let _ = (kind, before); libc::ENOSYS };
+    fn longjmp(place: *mut c_void, value: c_int) -> c_int; else { let _ = (place, value); no_jump() };
+    fn _longjmp(place: *mut c_void, value: c_int) -> c_int; else { let _ = (place, value); no_jump() };
+    fn siglongjmp(place: *mut c_void, value: c_int) -> c_int; else { let _ = (place, value); no_jump() };
+    fn __longjmp_chk(place: *mut c_void, value: c_int) -> c_int; else { let _ = (place, value); no_jump() };
     fn prctl(option: c_int, a: c_ulong, b: c_ulong, c: c_ulong, d: c_ulong) -> c_int;
         else { let _ = (option, a, b, c, d); no_symbol() };
     fn execve(path: PathArg, argv: sys::Strings, envp: sys::Strings) -> c_int; else raw!(SYS_execve, path, argv, envp);

@@ -326,6 +326,11 @@ pub const SURFACE: &[Entry] = &[
         "pthread_setcanceltype",
     ),
     followed(
+        "jump",
+        "what a call that a signal handler has left by a jump holds of the shared memory, the thread's next call gives back",
+        "longjmp _longjmp siglongjmp __longjmp_chk",
+    ),
+    followed(
         "change credentials",
         "the process connects anew, with its new credentials; per-thread ones switch the library off",
         "setuid setgid seteuid setegid setreuid setregid setresuid setresgid setgroups initgroups capset setfsuid setfsgid",
@@ -515,8 +520,8 @@ pub const UNRELATED: &[Group] = &[
     ),
     group(
         "signals, jumps, contexts",
-        "sig* __sig* __longjmp_chk __sysv_signal __xpg_sigpause _longjmp _setjmp bsd_signal getcontext \
-         gsignal kill killpg longjmp makecontext pause raise setcontext setjmp ssignal swapcontext \
+        "sig* __sig* __sysv_signal __xpg_sigpause _setjmp bsd_signal getcontext \
+         gsignal kill killpg makecontext pause raise setcontext setjmp ssignal swapcontext \
          sysv_signal tgkill",
     ),
     group(

@@ -843,6 +843,21 @@ pub(crate) fn expect_cancellation_anywhere() {
     CANCELLED_ANYWHERE.store(true, Ordering::Relaxed);
 }
 
+/// Whether hooks need care because of how they may be left: by cancellation, or by jumps.
+#[inline]
+pub(crate) fn is_hard_to_leave() -> bool {
+    may_be_cancelled_anywhere() || finesse_ipc::jumps::are_expected()
+}
+
+/// Whether this thread runs on the stack that it has set aside for signal handlers.
+pub(crate) fn is_on_signal_stack() -> bool {
+    // SAFETY: a live local of libc's own type.
+    unsafe {
+        let mut stack = std::mem::zeroed::<libc::stack_t>();
+        libc::sigaltstack(std::ptr::null(), &raw mut stack) != 0 || stack.ss_flags & libc::SS_ONSTACK != 0
+    }
+}
+
 /// Whether a thread of this program may be cancelled at any instruction.
 #[inline]
 pub(crate) fn may_be_cancelled_anywhere() -> bool {

@@ -8,7 +8,10 @@
 
 use std::ffi::c_int;
 
+use finesse_ipc::jumps::{self, Beginning};
+
 use crate::calls::Road;
+use crate::connection;
 use crate::sys;
 
 mod attributes;
@@ -53,17 +56,35 @@ macro_rules! hook {
                 };
                 $body
             }
-            if $crate::sys::may_be_cancelled_anywhere() {
-                let before = $crate::sys::defer_cancellation();
-                let result = served($($argument),*);
-                $crate::sys::restore_cancellation(before);
-                return result;
+            if $crate::sys::is_hard_to_leave() {
+                return $crate::hooks::guarded(|| served($($argument),*));
             }
             served($($argument),*)
         }
     };
 }
 pub(crate) use hook;
+
+/// Runs a hook in a program whose threads may be cancelled at any instruction, or jump out of signal handlers.
+#[cold]
+#[inline(never)]
+fn guarded<R>(serve: impl FnOnce() -> R) -> R {
+    let before = sys::may_be_cancelled_anywhere().then(sys::defer_cancellation);
+    let call = jumps::are_expected().then(|| {
+        let here = 0_u8;
+        let call = Beginning::at((&raw const here).addr());
+        if call.has_outlived_any() {
+            connection::reclaim(&call);
+        }
+        call
+    });
+    let result = serve();
+    drop(call);
+    if let Some(before) = before {
+        sys::restore_cancellation(before);
+    }
+    result
+}
 
 /// Takes a call's road: 0, or -1 and errno.
 #[inline]

@@ -167,4 +167,24 @@ pub(crate) unsafe extern "C-unwind" fn pthread_setcanceltype(kind: c_int, before
     unsafe { crate::next::pthread_setcanceltype(kind, before) }
 }
 
+/// Defines the functions that leave frames behind without unwinding them.
+macro_rules! jump {
+    ($($name:ident)*) => {
+        $(
+            /// The function of this name of libc.
+            ///
+            /// # Safety
+            /// As there.
+            #[cfg_attr(not(test), unsafe(no_mangle))]
+            pub(crate) unsafe extern "C-unwind" fn $name(place: *mut c_void, value: c_int) -> c_int {
+                finesse_ipc::jumps::happen();
+                // SAFETY: the program's own arguments. It does not return.
+                unsafe { crate::next::$name(place, value) }
+            }
+        )*
+    };
+}
+
+jump! { longjmp _longjmp siglongjmp __longjmp_chk }
+
 const PTHREAD_CANCEL_ASYNCHRONOUS: c_int = 1;
