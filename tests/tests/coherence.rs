@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -502,6 +502,48 @@ fn a_directory_made_again_under_its_name_can_be_used() {
             helper.tell(&["rmdir", lock_name]);
         }
         assert_eq!(helper.ask(&["see", lock_name]), "nothing", "step {number}");
+    }
+}
+
+/// Appends until it is told to stop, and says how long the file is at least.
+const GROW: &str = "
+import os, select, sys
+fd = os.open('grows', os.O_WRONLY | os.O_APPEND)
+size = 0
+while not select.select([sys.stdin], [], [], 0)[0]:
+    for turn in range(4): size += os.write(fd, b'x' * 700)
+    print(size, flush=True)
+";
+
+/// The kernel ignores the size in an answer that a notification has overtaken: of a file that grows all the time, any.
+#[test]
+fn what_grows_on_the_bypass_can_be_read_to_its_end_through_the_kernel() {
+    for place in [
+        Place::new(
+            Road::Bypass,
+            &Options { arguments: &["-o", "grant=never"], ..Options::default() },
+            |_| (),
+        ),
+        Place::of_memory(Road::Bypass, &Options::default()),
+    ] {
+        let path = place.path().join("grows");
+        fs::write(&path, "").unwrap();
+        let file = File::open(&path).unwrap();
+        let mut command = place.command("/usr/bin/python3");
+        let command = command.args(["-c", GROW]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut writer = command.spawn().unwrap();
+        let mut said = BufReader::new(writer.stdout.take().unwrap()).lines();
+        for turn in 0..1500 {
+            let size: u64 = said.next().unwrap().unwrap().parse().unwrap();
+            let mut byte = [0];
+            let read = file.read_at(&mut byte, size - 1).unwrap();
+            assert_eq!((read, byte), (1, *b"x"), "byte {size} in turn {turn}");
+        }
+        drop(writer.stdin.take());
+        said.for_each(drop);
+        assert!(writer.wait().unwrap().success());
+        let calls = place.mount().account();
+        assert!(calls.answered.get("write").is_some_and(|count| *count >= 6000), "{calls:?}");
     }
 }
 

@@ -64,6 +64,8 @@ const NOTIFY_INVAL_INODE: i32 = 2;
 const NOTIFY_INVAL_ENTRY: i32 = 3;
 /// `NAME_MAX`: no engine serves a longer name.
 const NAME_MAX: usize = 255;
+/// `FUSE_NOTIFY_STORE`.
+const NOTIFY_STORE: i32 = 4;
 /// `FUSE_NOTIFY_INC_EPOCH`, Linux 6.16.
 const NOTIFY_INC_EPOCH: i32 = 8;
 /// Size of `struct fuse_out_header`.
@@ -656,25 +658,40 @@ impl Coherence {
     /// # Errors
     /// The kernel's, a closed session excepted. The contents that an open file shows may then be old.
     pub(crate) fn bypass_changed_data(&self, ino: u64) -> io::Result<()> {
-        self.bypass_wrote(ino, 0, 0)
+        if !self.bypass_resizes(ino) {
+            return Ok(());
+        }
+        self.drop_pages(ino, 0, 0)
     }
 
-    /// As [`bypass_changed_data`](Self::bypass_changed_data), for `len` bytes at `offset`; `len` 0 is to the end.
+    /// As [`bypass_changed_data`](Self::bypass_changed_data), for `data` that was written at `offset`.
     ///
     /// # Errors
     /// As for it.
-    pub(crate) fn bypass_wrote(&self, ino: u64, offset: u64, len: u64) -> io::Result<()> {
-        let opens = match shard(&self.opens, ino).lock().get_mut(&ino) {
-            Some(open) => {
-                open.opens.resized |= open.opens.writer;
-                open.opens
-            }
-            None => return Ok(()),
-        };
-        if !opens.paged() {
-            return Ok(());
-        }
-        self.drop_pages(ino, offset, len)
+    pub(crate) fn bypass_wrote(&self, ino: u64, offset: u64, data: &[u8]) -> io::Result<()> {
+        let (Some(last), true) = (data.last(), self.bypass_resizes(ino)) else { return Ok(()) };
+        self.lengthen(ino, offset.saturating_add(data.len() as u64 - 1), *last);
+        self.drop_pages(ino, offset, data.len() as u64)
+    }
+
+    /// The bypass has perhaps changed the size of an inode; whether the kernel may hold pages of it.
+    fn bypass_resizes(&self, ino: u64) -> bool {
+        shard(&self.opens, ino).lock().get_mut(&ino).is_some_and(|open| {
+            open.opens.resized |= open.opens.writer;
+            open.opens.paged()
+        })
+    }
+
+    /// A file reaches at least to this byte: tells the kernel so (`fuse_notify_store` moves `i_size` on). It may ignore the
+    /// size in the answer to what it asks meanwhile: notifications count up the version that `fuse_change_attributes` compares.
+    fn lengthen(&self, ino: u64, position: u64, last: u8) {
+        let mut body = [0u8; 25];
+        body[0..8].copy_from_slice(&ino.to_ne_bytes());
+        body[8..16].copy_from_slice(&position.to_ne_bytes());
+        body[16..20].copy_from_slice(&1u32.to_ne_bytes());
+        body[24] = last;
+        // What cannot be told is logged; the attributes are asked for again in any case.
+        let _ = self.notify(NOTIFY_STORE, &body).map_err(gone);
     }
 
     /// The bypass is about to read, or to write to, a part of a file: makes the kernel write out what programs have
@@ -1316,7 +1333,7 @@ mod tests {
         assert!(Arc::ptr_eq(&coherence.append_turn(5).unwrap(), writer.turn()), "they take turns");
         drop((reader, writer));
         assert!(coherence.append_turn(5).is_none(), "nothing was written");
-        coherence.bypass_wrote(5, 0, 1).unwrap();
+        coherence.bypass_wrote(5, 0, b"x").unwrap();
         assert!(coherence.append_turn(5).is_some() && coherence.append_turn(6).is_none());
         coherence.released(5);
         coherence.opened(5, OpenMode::Direct, true);

@@ -308,7 +308,8 @@ impl<FS: Filesystem> Engine<FS> {
         if mutant::leaves_out("bypass: pages") {
             return Ok((at, written));
         }
-        if let Err(error) = self.core.coherence.bypass_wrote(file.inode.ino, at, written) {
+        let written_data = data.get(..written as usize).unwrap_or(data);
+        if let Err(error) = self.core.coherence.bypass_wrote(file.inode.ino, at, written_data) {
             tracing::warn!(ino = file.inode.ino, %error, "the kernel did not drop its pages of a changed file");
         }
         // `generic_write_sync`
