@@ -35,7 +35,7 @@ help:
 	@echo 'make test-linux   find, git, tar, cp and rm on a Linux source tree (10 GB in LINUX: $(LINUX))'
 	@echo 'make linux    a Linux kernel built natively, on the kernel road and on the bypass, compared'
 	@echo 'make programs sessions of real programs on all roads, also of large ones: a table of what was bypassed'
-	@echo 'make vm       the tests of BPF programs, here and in guest machines with other kernels (QEMU; 50 MB from Debian)'
+	@echo 'make vm       the tests of BPF programs and policies, here and in guest machines with other kernels (QEMU; 50 MB from Debian)'
 	@echo 'make test-long    for hours: $(LONG)'
 	@echo 'make mutants  leave out what keeps the roads coherent, part by part, and see that it is noticed'
 	@echo 'make lint     formatting, clippy, and cargo-deny (which it installs)'
@@ -91,7 +91,7 @@ kernels:
 	@tests/vm/kernels $(TARGET)/vm >/dev/null || echo 'no kernels for guests: see above'
 
 vm: deps kernels
-	$(CARGO) test --profile checked --locked -p finesse-tests --test bpf -- --nocapture
+	$(CARGO) test --profile checked --locked -p finesse-tests --test bpf --test policy -- --nocapture
 
 # Debian's Linux sources, for the tests that need a large tree, and what a kernel build needs.
 $(LINUX)/Makefile: | deps
@@ -164,13 +164,14 @@ install: build
 	install -D -m 755 $(RELEASE)/finesse-bench $(DESTDIR)$(PREFIX)/bin/finesse-bench
 	install -D -m 755 $(RELEASE)/finesse-bench-calls $(DESTDIR)$(PREFIX)/bin/finesse-bench-calls
 	install -D -m 755 $(RELEASE)/libfinesse_preload.so $(DESTDIR)$(PREFIX)/lib/finesse/libfinesse_preload.so
-	install -d $(DESTDIR)$(PREFIX)/share/man/man1
-	$(RELEASE)/finesse man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/man
+	$(RELEASE)/finesse man $(DESTDIR)$(PREFIX)/share/man
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/finesse $(DESTDIR)$(PREFIX)/bin/finesse-bench \
 	    $(DESTDIR)$(PREFIX)/bin/finesse-bench-calls \
-	    $(DESTDIR)$(PREFIX)/share/man/man1/finesse.1 $(DESTDIR)$(PREFIX)/share/man/man1/finesse-*.1
+	    $(DESTDIR)$(PREFIX)/share/man/man1/finesse.1 $(DESTDIR)$(PREFIX)/share/man/man1/finesse-*.1 \
+	    $(DESTDIR)$(PREFIX)/share/man/man5/finesse-policy.5
 	rm -rf $(DESTDIR)$(PREFIX)/lib/finesse
 
 clean:

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 /// Sources in `bpf/`, without their suffix.
-const PROGRAMS: [&str; 2] = ["no_xattrs", "requests"];
+const PROGRAMS: [&str; 3] = ["no_xattrs", "requests", "walks"];
 
 fn main() {
     println!("cargo::rustc-check-cfg=cfg(programs)");

@@ -64,9 +64,9 @@ impl XattrFree {
 }
 
 impl Bpf {
-    /// Attaches what can be had for the mount with this device number. Every user must be allowed to use it where the
-    /// kernel answers without asking, as nothing asks whether he is. `offer` is given what the file system may want.
-    pub(crate) fn attach(&self, device: (u32, u32), shared: bool, offer: impl FnOnce(XattrFree)) {
+    /// Attaches what can be had for the mount with this device number. `obstacle` says why the kernel may not answer in the
+    /// file system's place, if so. `offer` is given what the file system may want.
+    pub(crate) fn attach(&self, device: (u32, u32), obstacle: Option<&str>, offer: impl FnOnce(XattrFree)) {
         let types = Types::read();
         let types = types.as_ref().map_err(ToString::to_string);
         let requests = types.clone().and_then(|types| Requests::attach(types, device).map_err(text));
@@ -74,9 +74,9 @@ impl Bpf {
             warn!("the kernel's requests are not counted: {why}");
         }
         *self.requests.lock() = Some(requests);
-        let programs = match shared {
-            true => types.and_then(|types| NoXattrs::attach(types, device).map_err(text)),
-            false => Err("the mount is not shared with all users".to_owned()),
+        let programs = match obstacle {
+            None => types.and_then(|types| NoXattrs::attach(types, device).map_err(text)),
+            Some(obstacle) => Err(obstacle.to_owned()),
         };
         let files = programs.map(|programs| {
             XattrFree(Arc::new(RwLock::new(Some(Attached { programs, unseen: Mutex::default() }))))

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use fuser::{
@@ -13,6 +14,7 @@ use fuser::{
 use log::warn;
 
 use crate::bpf::XattrFree;
+use crate::policy::Policy;
 use crate::reply::{
     ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
@@ -152,6 +154,11 @@ pub trait Filesystem: Send + Sync + 'static {
     /// there hears of it. Asked once, with [`bypass`](Self::bypass).
     fn left_to_kernel(&self) -> Vec<PathBuf> {
         Vec::new()
+    }
+
+    /// Rules that are enforced on both roads before this file system is asked. Asked once, before anything else.
+    fn policy(&self) -> Option<Arc<Policy>> {
+        None
     }
 
     /// The kernel can answer for files without extended attributes, where it would otherwise ask every time. A file system that

@@ -19,6 +19,7 @@ mod filesystem;
 mod kernel;
 mod mutant;
 pub mod passthrough;
+pub mod policy;
 mod reply;
 mod request;
 mod ring;

@@ -16,6 +16,7 @@ use crate::coherence::Coherence;
 use crate::filesystem::Filesystem;
 use crate::kernel::adapter::{Adapter, Ended};
 use crate::kernel::hidden::Hidden;
+use crate::policy::guard::Guard;
 use crate::ring;
 
 /// Where a session's bypass lives while it runs. Whoever takes it out stops it, and who comes later waits for
@@ -44,6 +45,8 @@ pub(crate) struct Core<FS: Filesystem> {
     pub(crate) hidden: Hidden,
     /// Help in the kernel.
     pub(crate) bpf: Bpf,
+    /// Enforces the file system's policy, if it has one.
+    pub(crate) guard: Option<Arc<Guard>>,
     rendezvous: OnceLock<Vec<u8>>,
 }
 
@@ -56,6 +59,7 @@ impl<FS: Filesystem> Core<FS> {
             })
         };
         Self {
+            guard: fs.policy().map(|policy| Arc::new(Guard::new(policy))),
             fs: Arc::new(fs),
             coherence: Arc::new(Coherence::new()),
             mountpoint,
@@ -111,6 +115,9 @@ impl<FS: Filesystem> Session<FS> {
         let mountpoint = mountpoint.as_ref();
         let core = Core::new(filesystem, Some(mountpoint.canonicalize()?), options.acl, options);
         let (session, core) = Self::start(core, |adapter| fuser::Session::new(adapter, mountpoint, options))?;
+        if let Some(guard) = &core.guard {
+            guard.attach(ring::device_at(mountpoint)?);
+        }
         match ring::Server::start(core) {
             Ok(server) => *session.ring.lock() = Some(server),
             Err(error) => warn!("no bypass for {}, only the kernel's road: {error}", mountpoint.display()),

@@ -4,6 +4,9 @@
 //! | --- | --- |
 //! | [`no_xattrs`] | answers for files without extended attributes |
 //! | [`requests`] | counts what the kernel asks a mount's daemon, and for whom |
+//! | [`walks`] | checks who may walk through directories |
+//!
+//! [`rules`] is no program: it decides as one does.
 //!
 //! Everything is found out by trying, and everything works without: no clang when this crate was built, no privilege, a
 //! kernel that refuses. Nothing is pinned: what is attached goes with the value that holds it, and with the process.
@@ -12,6 +15,8 @@
 
 pub mod no_xattrs;
 pub mod requests;
+pub mod rules;
+pub mod walks;
 
 /// Whether there was a clang when this crate was built. Otherwise nothing can be attached.
 pub const BUILT: bool = cfg!(programs);
@@ -51,6 +56,9 @@ pub enum Error {
     /// The kernel refuses the program.
     #[error("{}", whole(.0))]
     Program(#[from] aya::programs::ProgramError),
+    /// The kernel takes the program and does not call it.
+    #[error("the kernel loads the program but does not call it: boot with lsm=…,bpf on its command line")]
+    Uncalled,
     /// A map cannot be used.
     #[error("{}", whole(.0))]
     Map(#[from] aya::maps::MapError),

@@ -188,6 +188,8 @@ numbered! {
         Watched = "watched",
         /// The file is on a subtree whose changes the mount's options leave to the kernel.
         KernelSubtree = "kernel-subtree",
+        /// The mount's policy does not allow it to the caller, or the kernel has to say what that means.
+        Policy = "policy",
     }
 }
 

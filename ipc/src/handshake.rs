@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::counters::Counts;
 
 /// Version of everything in this crate that both sides must share: envelope bodies, layout, frames.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The extended attribute of a mount's root that names the daemon's socket.
 pub const SOCKET_XATTR: &std::ffi::CStr = c"system.finesse";
 /// Longest message, envelope included, in bytes.
@@ -137,6 +137,30 @@ pub struct MountStatus {
     pub requests: Requests,
     /// What the kernel answered for files without extended attributes.
     pub xattr_answers: Saved,
+    /// The policy, if there is one.
+    pub policy: Option<PolicyStatus>,
+}
+
+/// A mount's policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// How many rules it has.
+    pub rules: u64,
+    /// Requests that the daemon denied.
+    pub denied: u64,
+    /// How walks through directories are checked that the kernel knows.
+    pub walks: Walks,
+}
+
+/// How walks through directories are checked that the kernel knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Walks {
+    /// They need not be: everybody may search every directory.
+    Free,
+    /// By the kernel itself; how many it denied.
+    Checked(u64),
+    /// By the daemon, which is asked for every name; why not by the kernel.
+    Requested(String),
 }
 
 /// Requests that the kernel was spared, as it knew the answer.
@@ -381,7 +405,7 @@ mod tests {
         buffer[4] = 9;
         let error = decode::<Ask>(&buffer[..len]).unwrap_err();
         assert!(matches!(error, Error::Version(9)));
-        assert!(error.to_string().contains("this side speaks 3, the other side 9"));
+        assert!(error.to_string().contains("this side speaks 4, the other side 9"));
     }
 
     #[test]

@@ -122,6 +122,7 @@ mod tests {
             counts: Counts::default(),
             requests: handshake::Requests::Unwanted,
             xattr_answers: handshake::Saved::Unwanted,
+            policy: None,
         })
     }
 

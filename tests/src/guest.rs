@@ -32,10 +32,32 @@ pub fn inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
+/// Runs the tests of the calling program, but for those of its module `guests`, in a guest with Debian's kernel of a series, where
+/// they must pass and may skip nothing. `test` is what a message about a missing kernel calls them.
+///
+/// # Panics
+/// They do not all pass.
+pub fn all_pass(series: &str, test: &str, host_programs: &[&str]) {
+    // No guest within a guest.
+    if inside() {
+        return;
+    }
+    let Some(kernel) = Kernel::of_series(series, test) else { return };
+    let this = std::env::current_exe().expect("/proc is mounted");
+    let (printed, status) =
+        kernel.run(&this, &["--test-threads=1", "--nocapture", "--skip", "guests::"], host_programs);
+    for line in printed.lines().filter(|line| line.starts_with("test ") || line.contains("instructions")) {
+        println!("Linux {series}: {line}");
+    }
+    assert_eq!(status, 0, "{printed}");
+    assert!(printed.contains("\ntest result: ok. ") && !printed.contains("\nskipped: "), "{printed}");
+}
+
 /// A kernel to run guests with.
 #[derive(Clone, Debug)]
 pub struct Kernel {
     image: PathBuf,
+    modules: &'static str,
 }
 
 impl Kernel {
@@ -54,7 +76,12 @@ impl Kernel {
             needs::skipped(test, &format!("needs {QEMU}, from the package qemu-system-x86"));
             return None;
         }
-        Some(Self { image })
+        Some(Self { image, modules: "landlock,lockdown,yama,bpf" })
+    }
+
+    /// With these security modules, rather than with all that are used.
+    pub fn with_modules(self, modules: &'static str) -> Self {
+        Self { modules, ..self }
     }
 
     /// Starts a guest that runs `program` with arguments as root, with the workspace's programs ([`build::directory`]) and
@@ -75,7 +102,8 @@ impl Kernel {
             .arg(&self.image)
             .arg("-initrd")
             .arg(&initramfs)
-            .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off lsm=landlock,lockdown,yama,bpf"])
+            .arg("-append")
+            .arg(format!("console=ttyS0 quiet panic=-1 mitigations=off lsm={}", self.modules))
             .stdin(Stdio::null())
             .output()
             .unwrap();

@@ -2,6 +2,7 @@
 //! guests with other kernels, where nothing may be skipped.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,17 +10,22 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aya::programs::loaded_programs;
-use finesse_ebpf::Types;
 use finesse_ebpf::no_xattrs::{Absent, NoXattrs};
+use finesse_ebpf::rules::{Operations, Rule, Rules, Who};
+use finesse_ebpf::walks::Walks;
+use finesse_ebpf::{Error, Types};
 use finesse_tests::build;
 use finesse_tests::guest::{self, Kernel};
 use finesse_tests::mount::{self, Mount, Options, said};
 use finesse_tests::needs;
 use finesse_tests::road::{Place, Road};
 use finesse_tests::wait::eventually;
-use rustix::fs::XattrFlags;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use rustix::fs::{Access, Mode, OFlags, XattrFlags, access, open};
 use rustix::io::Errno;
-use rustix::process::Signal;
+use rustix::process::{Gid, Signal, Uid};
 use serde_json::Value;
 
 /// Whether the machine can do something, by what `finesse doctor` finds. If not, says so, and fails where it must.
@@ -328,6 +334,140 @@ fn an_answer_costs_less_than_two_fifths_of_a_request() {
     assert!(answer * 5 <= request * 2, "{answer:?}, {request:?}");
 }
 
+/// What somebody can do with a directory in which a file `f` is, by its permissions everything.
+fn tried(directory: &Path, user: u32, groups: &[u32]) -> Operations {
+    let become_caller = || {
+        let ids: Vec<_> = groups.iter().map(|id| Gid::from_raw(*id)).collect();
+        rustix::thread::set_thread_groups(&ids).unwrap();
+        // The first is his own.
+        rustix::thread::set_thread_res_gid(ids[0], ids[0], ids[0]).unwrap();
+        let user = Uid::from_raw(user);
+        rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+    };
+    let allowed = |outcome: Result<(), Errno>, operations| match outcome {
+        Ok(()) => operations,
+        Err(Errno::ACCESS) => Operations::NOTHING,
+        Err(other) => panic!("{other}"),
+    };
+    let attempt = || {
+        become_caller();
+        let list = open(directory, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).map(drop);
+        let both = Operations::CREATE | Operations::REMOVE;
+        allowed(rustix::fs::stat(directory.join("f")).map(drop), Operations::SEARCH)
+            | allowed(list, Operations::LIST)
+            | allowed(access(directory, Access::WRITE_OK), both)
+    };
+    // Credentials are a thread's.
+    thread::scope(|scope| scope.spawn(attempt).join().unwrap())
+}
+
+#[test]
+fn the_kernel_decides_by_a_policy_as_the_daemon_does() {
+    if !needs::root("bpf") || !can("BPF security programs", "bpf") {
+        return;
+    }
+    const ZONES: usize = 3;
+    // The program knows nothing of FUSE: any file system shows what it allows.
+    let place = tempfile::tempdir().unwrap();
+    fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    let directories: Vec<_> = (0..ZONES).map(|zone| place.path().join(zone.to_string())).collect();
+    for directory in &directories {
+        fs::create_dir(directory).unwrap();
+        fs::set_permissions(directory, PermissionsExt::from_mode(0o777)).unwrap();
+        fs::write(directory.join("f"), "").unwrap();
+    }
+    let stat = rustix::fs::stat(place.path()).unwrap();
+    let device = (rustix::fs::major(stat.st_dev), rustix::fs::minor(stat.st_dev));
+    let types = Types::read().unwrap();
+
+    let who = prop_oneof![Just(Who::Everyone), (0u32..4).prop_map(Who::User), (0u32..6).prop_map(Who::Group)];
+    let rule = (who, 0u32..64).prop_map(|(who, bits)| Rule { who, allowed: Operations::from_bits(bits) });
+    let zones = prop::collection::vec(prop::collection::vec(rule, 0..6), ZONES);
+    let groups = prop::collection::vec(prop_oneof![0u32..6, 100u32..200], 1..40);
+    let callers = prop::collection::vec((0u32..4, groups), 12);
+    let mut denials = 0;
+    let mut runner =
+        TestRunner::new_with_rng(Config::default(), TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    for _ in 0..16 {
+        let (zones, callers) = (&zones, &callers).new_tree(&mut runner).unwrap().current();
+        let rules = Rules::new(&zones);
+        let walks = Walks::attach(&types, device, &rules).unwrap();
+        for (zone, directory) in directories.iter().enumerate() {
+            let ino = rustix::fs::stat(directory).unwrap().st_ino;
+            assert!(walks.guard(ino, zone as u32));
+            for (user, groups) in &callers {
+                let allowed = rules.allowed(zone as u32, *user, || Some(groups.iter().copied()));
+                let told = [Operations::SEARCH, Operations::LIST, Operations::CREATE | Operations::REMOVE]
+                    .into_iter()
+                    .filter(|operations| allowed.contain(*operations))
+                    .fold(Operations::NOTHING, |all, operations| all | operations);
+                assert_eq!(tried(directory, *user, groups), told, "{user} {groups:?} {:?}", zones[zone]);
+            }
+            walks.release(ino);
+            let all = Operations::SEARCH | Operations::LIST | Operations::CREATE | Operations::REMOVE;
+            assert_eq!(tried(directory, 1, &[1]), all, "no rule any more");
+        }
+        denials += walks.denials();
+    }
+    assert!(denials > 100, "{denials}");
+}
+
+/// Runs in a guest of its own.
+const UNCALLED: &str = "a_program_that_is_loaded_but_not_called_is_refused";
+
+#[test]
+fn a_program_that_is_loaded_but_not_called_is_refused() {
+    if !guest::inside() || fs::read_to_string("/sys/kernel/security/lsm").unwrap().contains("bpf") {
+        return;
+    }
+    let attached = Walks::attach(&Types::read().unwrap(), (0, 1), &Rules::new(&[Vec::new()]));
+    assert!(matches!(attached, Err(Error::Uncalled)), "{attached:?}");
+    println!("it was refused");
+}
+
+#[test]
+fn a_policy_is_enforced_in_the_kernel_while_the_mount_lasts() {
+    if !needs::root("bpf") || !can("BPF security programs", "bpf") {
+        return;
+    }
+    let policy = tempfile::NamedTempFile::new().unwrap();
+    fs::write(policy.path(), "user:0 all /p\neveryone nothing /p\n").unwrap();
+    let options = format!("bpf,cache=always,policy={}", policy.path().display());
+    let mount = || {
+        mounted(&["-o", &options], |source| {
+            fs::create_dir_all(source.join("p/d")).unwrap();
+            fs::write(source.join("p/d/f"), "x").unwrap();
+        })
+    };
+    let (mut place, killed) = (mount(), mount());
+    let walks = |place: &Place| status(place.mount())["policy"]["walks"].clone();
+    assert_eq!(walks(&place)["checked_by"], "kernel", "{}", walks(&place));
+    let asked = |place: &Place| status(place.mount())["requests"]["LOOKUP"].as_u64();
+    let file = place.path().join("p/d/f");
+    fs::metadata(&file).unwrap();
+    let before = asked(&place);
+    for _ in 0..10 {
+        fs::metadata(&file).unwrap();
+        let other = thread::scope(|scope| {
+            let look = || {
+                let user = Uid::from_raw(1);
+                rustix::thread::set_thread_res_uid(user, user, user).unwrap();
+                rustix::fs::stat(&file).map(drop)
+            };
+            scope.spawn(look).join().unwrap()
+        });
+        assert_eq!(other, Err(Errno::ACCESS));
+    }
+    assert_eq!(asked(&place), before, "names last, though not everybody may search");
+    assert_eq!(walks(&place)["denied"], 10);
+    let programs = [&place, &killed].map(|place| programs_of(place.mount().pid()));
+    place.unmount();
+    killed.mount().signal(Signal::KILL);
+    for programs in &programs {
+        eventually("the programs are gone", || loaded(programs) == 0);
+    }
+}
+
 /// The tests above, in guests.
 mod guests {
     use super::*;
@@ -335,30 +475,25 @@ mod guests {
     /// What the tests start, besides Finesse's own.
     const PROGRAMS: &[&str] = &["bash", "getfacl", "ls", "setfacl", "setfattr", "tar", "touch"];
 
-    fn all_pass_on(series: &str) {
-        // No guest within a guest.
+    #[test]
+    fn programs_that_the_kernel_does_not_call_are_refused() {
         if guest::inside() {
             return;
         }
-        let Some(kernel) = Kernel::of_series(series, "bpf") else { return };
+        let Some(kernel) = Kernel::of_series("6.12", "bpf") else { return };
         let this = std::env::current_exe().unwrap();
-        let (printed, status) =
-            kernel.run(&this, &["--test-threads=1", "--nocapture", "--skip", "guests::"], PROGRAMS);
-        for line in printed.lines().filter(|line| line.starts_with("test ") || line.contains("instructions"))
-        {
-            println!("Linux {series}: {line}");
-        }
-        assert_eq!(status, 0, "{printed}");
-        assert!(printed.contains("\ntest result: ok. ") && !printed.contains("\nskipped: "), "{printed}");
+        let arguments = ["--exact", UNCALLED, "--nocapture"];
+        let (printed, status) = kernel.with_modules("landlock").run(&this, &arguments, &[]);
+        assert!(status == 0 && printed.contains("it was refused"), "{printed}");
     }
 
     #[test]
     fn all_pass_on_linux_6_12() {
-        all_pass_on("6.12");
+        guest::all_pass("6.12", "bpf", PROGRAMS);
     }
 
     #[test]
     fn all_pass_on_linux_7_0() {
-        all_pass_on("7.0");
+        guest::all_pass("7.0", "bpf", PROGRAMS);
     }
 }

@@ -7,11 +7,11 @@ use clap::{Args, CommandFactory};
 
 use super::{Cli, Failure, Outcome, plain};
 
-/// Write the manual pages, one for the command and one for each of its subcommands.
+/// Write the manual pages, one for the command, one for each of its subcommands, and those of file formats.
 #[derive(Debug, Args)]
 #[command(hide = true)]
 pub(crate) struct Man {
-    /// The directory to write finesse.1, finesse-mount.1, … into.
+    /// The directory to write man1/finesse.1, man1/finesse-mount.1, …, man5/finesse-policy.5 into.
     directory: PathBuf,
 }
 
@@ -28,12 +28,23 @@ impl Man {
     }
 }
 
+/// finesse-policy(5), the format of policies.
+pub(super) const POLICY: &str = include_str!("finesse-policy.5");
+
 fn write_all(directory: &Path) -> io::Result<()> {
+    let [commands, formats] = ["man1", "man5"].map(|section| directory.join(section));
+    for section in [&commands, &formats] {
+        match std::fs::create_dir(section) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    std::fs::write(formats.join("finesse-policy.5"), POLICY)?;
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
     let write = |command: clap::Command| {
         let name = command.get_display_name().unwrap_or(command.get_name()).to_owned();
-        std::fs::write(directory.join(format!("{name}.1")), page(command)?)
+        std::fs::write(commands.join(format!("{name}.1")), page(command)?)
     };
     for subcommand in command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()) {
         write(subcommand.clone())?;
@@ -79,9 +90,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         Man { directory: directory.path().into() }.run().unwrap();
         for name in ["finesse", "finesse-mount", "finesse-umount", "finesse-run", "finesse-status"] {
-            let page = std::fs::read_to_string(directory.path().join(format!("{name}.1"))).unwrap();
+            let page = std::fs::read_to_string(directory.path().join(format!("man1/{name}.1"))).unwrap();
             assert!(page.contains(".TH") && page.contains(".SH EXAMPLES"), "{name}");
         }
-        assert!(!directory.path().join("finesse-man.1").exists());
+        let policy = std::fs::read_to_string(directory.path().join("man5/finesse-policy.5")).unwrap();
+        assert!(policy.contains(".SH EXAMPLE"));
+        assert!(!directory.path().join("man1/finesse-man.1").exists());
     }
 }

@@ -17,6 +17,7 @@ mod man;
 mod mount;
 mod mounts;
 mod options;
+mod policy;
 mod run;
 mod status;
 mod sys;

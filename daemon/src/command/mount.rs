@@ -3,10 +3,11 @@
 use std::io::{self, IsTerminal};
 use std::path::{Path, PathBuf};
 use std::process::exit;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use clap::Args;
 use finesse::passthrough::{CachePolicy, Grants, Options as Policy, PassthroughFs};
+use finesse::policy::Policy as AccessPolicy;
 use finesse::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -16,7 +17,7 @@ use tracing_subscriber::EnvFilter;
 use super::background::{self, Herald};
 use super::mounts::{PATIENCE, SUBTYPE, within};
 use super::options::{self, Cache, Grant, Options};
-use super::{Failure, Outcome, plain, umount};
+use super::{Failure, Outcome, plain, policy, umount};
 
 /// Bounds for the number of threads that serve the kernel, unless the user asks for another.
 const THREADS: std::ops::RangeInclusive<usize> = 4..=16;
@@ -48,6 +49,7 @@ Mount options:
   bpf                          load BPF programs that help with programs on the kernel road, as far as the
                                kernel allows (needs root): `finesse status` then shows what they ask for, and the kernel
                                answers for files without extended attributes or ACLs by itself
+  policy=FILE                  who may do what in which part of the mount: finesse-policy(5)
   kernel=SUBTREE               make every change below this directory through the kernel, for watchers that
                                are not preloaded; may be given several times
   They are separated by commas; of contradicting ones the last wins.")]
@@ -83,6 +85,7 @@ impl Mount {
     /// Runs the command; in the background, this returns when the daemon ends.
     pub(crate) fn run(mut self) -> Outcome {
         let options = Options::parse(self.options.iter().map(String::as_str))?;
+        let policy = options.policy.as_deref().map(policy::read).transpose()?;
         let filter = EnvFilter::try_new(&self.log)
             .map_err(|error| Failure::new(format!("--log {}: {error}", self.log)).with_status(2))?;
         self.log_file = match self.log_file {
@@ -92,6 +95,9 @@ impl Mount {
         let herald = if self.foreground { Herald::Foreground } else { background::detach()? };
         let prepared = (|| {
             let (source, mountpoint) = places(&self.source, &self.mountpoint)?;
+            if let Some(policy) = &policy {
+                policy::look_for_links(policy, &source)?;
+            }
             let config = configure(options, &source, self.threads, self.cache)?;
             let colours = self.foreground && io::stderr().is_terminal();
             tracing_subscriber::fmt()
@@ -99,6 +105,7 @@ impl Mount {
                 .with_ansi(colours)
                 .with_writer(io::stderr)
                 .init();
+            let config = Wanted { policy: policy.map(Arc::new), ..config };
             let session = start(&source, &mountpoint, &config, self.no_kernel_passthrough)?;
             if config.bpf {
                 session.attach_bpf().map_err(|error| at(&mountpoint, &error))?;
@@ -170,6 +177,7 @@ struct Wanted {
     cache: Cache,
     grant: Grant,
     bpf: bool,
+    policy: Option<Arc<AccessPolicy>>,
 }
 
 fn configure(
@@ -219,6 +227,7 @@ fn configure(
         cache: cache.or(options.cache).unwrap_or(Cache::Auto),
         grant: options.grant.unwrap_or(Grant::Always),
         bpf: options.bpf,
+        policy: None,
     })
 }
 
@@ -255,6 +264,7 @@ fn start(
         Grant::Large => Grants::Large,
         Grant::Never => Grants::Never,
     };
+    policy.policy = wanted.policy.clone();
     policy.left_to_kernel = wanted.left_to_kernel.clone();
     policy.kernel_passthrough = !no_kernel_passthrough;
     policy.kernel_checked = wanted.session.mount_options.contains(&MountOption::DefaultPermissions);

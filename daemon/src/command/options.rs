@@ -41,6 +41,7 @@ enum Word {
     Grant(Grant),
     Bpf,
     LeftToKernel(PathBuf),
+    Policy(PathBuf),
 }
 
 /// What a list asks for. The last of contradicting words wins, as with mount(8).
@@ -58,13 +59,15 @@ pub(crate) struct Options {
     pub(crate) bpf: bool,
     /// Subtrees whose changes are made through the kernel.
     pub(crate) left_to_kernel: Vec<PathBuf>,
+    /// The file with the mount's policy.
+    pub(crate) policy: Option<PathBuf>,
     /// Flags and names for the kernel, without contradictions.
     pub(crate) kernel: Vec<MountOption>,
 }
 
 const KNOWN: &str = "allow_other, owner_only, default_permissions, ro, rw, suid, nosuid, dev, nodev, exec, \
                      noexec, atime, noatime, sync, async, dirsync, auto_unmount, fsname=NAME, subtype=NAME, \
-                     cache=never|auto|always, grant=always|large|never, bpf, kernel=SUBTREE";
+                     cache=never|auto|always, grant=always|large|never, bpf, policy=FILE, kernel=SUBTREE";
 
 impl Options {
     /// Reads any number of lists.
@@ -81,6 +84,7 @@ impl Options {
                 Word::Grant(grant) => options.grant = Some(grant),
                 Word::Bpf => options.bpf = true,
                 Word::LeftToKernel(path) => options.left_to_kernel.push(path),
+                Word::Policy(file) => options.policy = Some(file),
                 Word::Kernel(option) => options.set(option),
             }
         }
@@ -179,6 +183,7 @@ impl FromStr for Word {
                 });
             }
             ("bpf", None) => return Ok(Self::Bpf),
+            ("policy", Some(file)) if !file.is_empty() => return Ok(Self::Policy(file.into())),
             ("kernel", Some(path)) => return below(path).map(Self::LeftToKernel),
             ("ro", None) => MountOption::RO,
             ("rw", None) => MountOption::RW,
@@ -250,6 +255,7 @@ mod tests {
         assert_eq!(paths, ["spool/in", "", "a", ""].map(|path| vec![PathBuf::from(path)]));
         assert!(Options::parse(["kernel=../x"]).is_err());
         assert_eq!(parse("kernel=a,kernel=b").left_to_kernel.len(), 2);
+        assert_eq!(parse("policy=/etc/p").policy, Some(PathBuf::from("/etc/p")));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use finesse_ipc::counters::Counts;
-use finesse_ipc::handshake::{Operations, Requests, Saved};
+use finesse_ipc::handshake::{Operations, PolicyStatus, Requests, Saved, Walks};
 use finesse_ipc::status::Report;
 use serde_json::{Map, Value, json};
 
@@ -92,6 +92,15 @@ fn requests_json(requests: &Requests) -> Value {
     }
 }
 
+fn policy_json(policy: &PolicyStatus) -> Value {
+    let walks = match &policy.walks {
+        Walks::Free => json!({ "checked_by": "nobody" }),
+        Walks::Checked(denied) => json!({ "checked_by": "kernel", "denied": denied }),
+        Walks::Requested(why) => json!({ "checked_by": "daemon", "why": why }),
+    };
+    json!({ "rules": policy.rules, "denied": policy.denied, "walks": walks })
+}
+
 fn to_json(mount: &Found, report: &Result<Report, String>) -> Value {
     let place = json!({
         "mountpoint": mount.entry.mountpoint.to_string_lossy(),
@@ -143,6 +152,7 @@ fn to_json(mount: &Found, report: &Result<Report, String>) -> Value {
                     Saved::Impossible(why) => json!({ "error": why }),
                     Saved::Requests(count) => (*count).into(),
                 },
+                "policy": report.mount.policy.as_ref().map(policy_json),
             })
         }
     };
@@ -237,6 +247,19 @@ fn to_text(mount: &Found, report: &Result<Report, String>) -> String {
             client.program.escape_debug(),
         );
     }
+    if let Some(policy) = &report.mount.policy {
+        let _ = writeln!(
+            text,
+            "  policy       {} rules; {} requests denied{}",
+            grouped(policy.rules),
+            grouped(policy.denied),
+            match &policy.walks {
+                Walks::Free => String::new(),
+                Walks::Checked(denied) => format!("; the kernel checks walks, {} denied", grouped(*denied)),
+                Walks::Requested(why) => format!("; the kernel asks for each step of a walk: {why}"),
+            },
+        );
+    }
     kernel_road(&mut text, report);
     text
 }
@@ -323,6 +346,7 @@ mod tests {
             counts,
             requests: Requests::Counted(vec![("LOOKUP".into(), 1200), ("OPEN".into(), 2)]),
             xattr_answers: Saved::Requests(3000),
+            policy: Some(PolicyStatus { rules: 5, denied: 1234, walks: Walks::Checked(7) }),
         };
         let sender = SenderStatus { pid: 9, command: "ls".into(), requests: vec![("LOOKUP".into(), 1200)] };
         Report { mount, clients: vec![client], senders: vec![sender] }
@@ -341,6 +365,7 @@ mod tests {
             "kernel road  1 202 requests\n",
             "asked for  LOOKUP 1 200 · OPEN 2\n",
             "saved      GETXATTR 3 000\n",
+            "policy       5 rules; 1 234 requests denied; the kernel checks walks, 7 denied\n",
             "         9      1 200  ls: LOOKUP 1 200\n",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
@@ -355,6 +380,7 @@ mod tests {
         assert_eq!(value["clients"][0]["pid"], 8);
         assert_eq!(value["mountpoint"], "/mnt");
         assert_eq!(value["requests"]["OPEN"], 2);
+        assert_eq!(value["policy"]["walks"]["checked_by"], "kernel");
         assert_eq!(value["senders"][0]["requests"]["LOOKUP"], 1200);
     }
 

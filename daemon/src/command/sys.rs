@@ -2,9 +2,10 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ptr;
 
 use rustix::process::Pid;
 
@@ -63,6 +64,46 @@ pub(crate) fn reopen_by_handle(directory: impl AsFd) -> io::Result<()> {
     // SAFETY: the descriptor is new and ours.
     drop(unsafe { OwnedFd::from_raw_fd(fd) });
     Ok(())
+}
+
+/// A user's id by his name (`getpwnam_r`).
+pub(crate) fn user_id(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    with_room(|room| {
+        // SAFETY: integers and pointers only, for which zeroes are valid.
+        let (mut entry, mut found) = (unsafe { std::mem::zeroed::<libc::passwd>() }, ptr::null_mut());
+        // SAFETY: the name is a C string, `room` is as long as told, and all outlive the call.
+        let error = unsafe {
+            libc::getpwnam_r(name.as_ptr(), &raw mut entry, room.as_mut_ptr(), room.len(), &raw mut found)
+        };
+        (error, (!found.is_null()).then_some(entry.pw_uid))
+    })
+}
+
+/// A group's id by its name (`getgrnam_r`).
+pub(crate) fn group_id(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    with_room(|room| {
+        // SAFETY: integers and pointers only, for which zeroes are valid.
+        let (mut entry, mut found) = (unsafe { std::mem::zeroed::<libc::group>() }, ptr::null_mut());
+        // SAFETY: the name is a C string, `room` is as long as told, and all outlive the call.
+        let error = unsafe {
+            libc::getgrnam_r(name.as_ptr(), &raw mut entry, room.as_mut_ptr(), room.len(), &raw mut found)
+        };
+        (error, (!found.is_null()).then_some(entry.gr_gid))
+    })
+}
+
+/// Calls with more and more room for an entry's texts (a group's members) until that does not fail with `ERANGE`.
+fn with_room(mut call: impl FnMut(&mut [libc::c_char]) -> (i32, Option<u32>)) -> Option<u32> {
+    const ROOM_MAX: usize = 1 << 24;
+    let mut room = vec![0; 1024];
+    loop {
+        match call(&mut room) {
+            (libc::ERANGE, _) if room.len() < ROOM_MAX => room.resize(room.len() * 4, 0),
+            (_, id) => return id,
+        }
+    }
 }
 
 /// What to load as a BPF program that does nothing (`union bpf_attr`, `BPF_PROG_LOAD`).

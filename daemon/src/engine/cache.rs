@@ -31,6 +31,7 @@ use crate::answer;
 use crate::coherence::{self, Coherence, Invalidate};
 use crate::filesystem::Filesystem;
 use crate::mutant;
+use crate::policy::guard::LabelCell;
 use crate::request::{Credentials, Request};
 
 const SHARDS: usize = 64;
@@ -100,6 +101,8 @@ pub(crate) struct Inode {
     names: AtomicUsize,
     /// Somebody may read it through a descriptor that the daemon does not see.
     granted: AtomicBool,
+    /// Where it is, as far as a policy is concerned.
+    pub(crate) label: LabelCell,
     attributes: Mutex<Attributes>,
     owner: Weak<Shared>,
 }
@@ -356,6 +359,7 @@ impl Cache {
             dead: AtomicBool::new(false),
             names: AtomicUsize::new(0),
             granted: AtomicBool::new(false),
+            label: LabelCell::unknown(),
             version: AtomicU64::new(0),
             attributes: Mutex::new(Attributes { attr: None, expiry: Instant::EXPIRED, unlinks: 0 }),
             owner: Arc::downgrade(&self.shared),

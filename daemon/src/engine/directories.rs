@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use finesse_ebpf::rules::Operations;
 use fuser::{FileHandle, FileType, INodeNo, OpenFlags};
 
 use crate::engine::cache::Inode;
@@ -117,6 +118,7 @@ impl<FS: Filesystem> Engine<FS> {
         if inode.kind != FileType::Directory {
             return fail(libc::ENOTDIR);
         }
+        self.permit(call.context, &inode, Operations::LIST)?;
         self.may(call.context, &call.request, &inode, READ)?;
         if !call.context.handles.has_room() {
             return kernel(Fallback::OpenDirectory);

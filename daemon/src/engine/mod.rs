@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | [`cache`] | inodes, dentries and attributes, for as long as the file system allows |
 //! | [`permission`] | who may do what, as the kernel would decide |
+//! | [`policy`] | what the mount's policy says of it |
 //! | [`walk`] | from (base, path) to an inode or a parent and a name |
 //! | [`handles`] | what a client has open, by number |
 //! | [`open`] | opening files: granted, virtual, or by the kernel |
@@ -22,6 +23,7 @@ pub(crate) mod files;
 pub(crate) mod handles;
 mod open;
 mod permission;
+mod policy;
 pub(crate) mod serve;
 mod walk;
 pub(crate) mod watch;
@@ -40,6 +42,7 @@ use rustix::fs::{Mode, OFlags};
 use crate::engine::cache::{Cache, Inode};
 use crate::engine::handles::{Closers, Handles};
 use crate::filesystem::{Bypass, Filesystem};
+use crate::policy::Label;
 use crate::request::{Credentials, Request};
 use crate::ring::mounts;
 use crate::session::Core;
@@ -185,6 +188,7 @@ impl<FS: Filesystem> Engine<FS> {
             (false, false) => Checks::FileSystem,
         };
         let root = cache.borrowed(finesse_ipc::frame::ROOT);
+        root.label.set(Label::ROOT, true);
         let subtrees = core.fs.left_to_kernel();
         let subtrees = subtrees.into_iter().map(|path| path.into_os_string().into_vec()).collect();
         let labels = ["/sys/fs/selinux/enforce", "/sys/fs/smackfs/load2"];
@@ -294,6 +298,13 @@ impl<FS: Filesystem> Engine<FS> {
                 }
                 _ => {}
             }
+        }
+        if let Some(guard) = &self.core.guard
+            && inode.label.get().is_none()
+            && let Some(label) = guard.label(ino)
+        {
+            // The kernel knows it: the client has its descriptor.
+            inode.label.set(label, true);
         }
         context.allow_base(inode);
     }

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::sync::Arc;
 
+use finesse_ebpf::rules::Operations;
 use fuser::{FileHandle, FileType, FopenFlags, INodeNo, OpenFlags};
 
 use crate::answer::Opened;
@@ -13,7 +14,7 @@ use crate::engine::handles::Handle;
 use crate::engine::permission::{READ, WRITE};
 use crate::engine::serve::{Call, Changes, Output, Served};
 use crate::engine::walk::{Last, Node};
-use crate::engine::{Checks, Engine, Stop, fail, kernel};
+use crate::engine::{Checks, Engine, Stop, fail, kernel, policy};
 use crate::filesystem::Filesystem;
 use crate::reply::{ReplyCreate, ReplyEmpty, ReplyOpen};
 use crate::request::Request;
@@ -101,6 +102,10 @@ impl<FS: Filesystem> Engine<FS> {
             libc::O_WRONLY => WRITE,
             _ => READ | WRITE,
         };
+        // A descriptor of the source's file can be opened again (/proc/PID/fd), in any mode, past this mount.
+        let operations =
+            policy::asked(FileType::RegularFile, if giving == Giving::Never { mask } else { READ | WRITE });
+        self.permit(call.context, &node.inode, operations)?;
         self.may(call.context, &call.request, &node.inode, mask)?;
         if giving == Giving::AtOnce && self.is_set_id(&call.request, &node.inode)? {
             return kernel(Fallback::NotGranted);
@@ -172,6 +177,10 @@ impl<FS: Filesystem> Engine<FS> {
         if self.core.read_only {
             return kernel(Fallback::KernelByChoice);
         }
+        self.permit(call.context, directory, Operations::CREATE)?;
+        if giving != Giving::Never {
+            self.permit_grant_of(call.context, directory, name)?;
+        }
         self.may_create(call.context, &call.request, directory)?;
         let flags = call.frame.flags as i32 & !libc::O_NOCTTY;
         let mode = self.masked(call, directory)? & 0o7777 | libc::S_IFREG;
@@ -186,6 +195,8 @@ impl<FS: Filesystem> Engine<FS> {
         self.cache.forget_attr(directory);
         let created = created?;
         let Some(node) = self.learned(directory, name, &created.entry, mark) else { return fail(libc::EIO) };
+        // It has one name, so nothing stands against it.
+        self.place_inode(directory, name, &node)?;
         let (request, ino) = (&call.request, INodeNo(node.inode.ino));
         let opening = Opening { engine: self, request, ino, flags, opened: Some(created.opened) };
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;

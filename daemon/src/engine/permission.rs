@@ -1,5 +1,6 @@
 //! Who may do what, as the kernel would decide (`generic_permission`, `may_delete`, `setattr_prepare`).
 
+use finesse_ebpf::rules::Operations;
 use fuser::{AccessFlags, Errno, FileAttr, FileType, INodeNo};
 
 use crate::engine::cache::{Inode, Instant};
@@ -96,6 +97,7 @@ impl<FS: Filesystem> Engine<FS> {
         request: &Request,
         directory: &Inode,
     ) -> Result<(), Stop> {
+        self.permit(context, directory, Operations::SEARCH)?;
         match self.checks {
             Checks::FileSystem => Ok(()),
             _ if context.credentials.searches_all() => Ok(()),

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use finesse_ebpf::rules::Operations;
 use fuser::{FileAttr, FileHandle, FileType, INodeNo, RenameFlags, TimeOrNow};
 
 use crate::answer::{self, Answer};
@@ -14,7 +15,7 @@ use crate::coherence::Invalidate;
 use crate::engine::cache::{Changing, Inode};
 use crate::engine::permission::{EXEC, READ, WRITE};
 use crate::engine::walk::{Node, Parent};
-use crate::engine::{Checks, Context, Engine, Stop, fail, kernel};
+use crate::engine::{Checks, Context, Engine, Stop, fail, kernel, policy};
 use crate::filesystem::Filesystem;
 use crate::mutant;
 use crate::reply::{ReplyAttr, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyXattr};
@@ -215,6 +216,7 @@ impl<FS: Filesystem> Engine<FS> {
         if mask == 0 {
             return Ok(Reply::ok());
         }
+        self.permit(call.context, &node.inode, policy::asked(node.inode.kind, mask))?;
         let by_mount_flags = (mask & WRITE != 0 && self.core.read_only)
             || (mask & EXEC != 0 && self.core.no_exec && node.inode.kind == FileType::RegularFile);
         if by_mount_flags {
@@ -234,6 +236,7 @@ impl<FS: Filesystem> Engine<FS> {
         if parent.trailing_slash && !directory {
             return kernel(Fallback::KernelByChoice);
         }
+        self.permit(call.context, &parent.directory, Operations::REMOVE)?;
         let changing = self.cache.changing(&parent.directory, parent.name);
         // The child matters if the file system does not check its type, if permissions depend on it, if
         // something may be mounted on it, or if it, or another name of it, may be cached.
@@ -301,6 +304,10 @@ impl<FS: Filesystem> Engine<FS> {
         if from.trailing_slash || to.trailing_slash {
             return kernel(Fallback::KernelByChoice);
         }
+        for parent in [&from, &to] {
+            self.permit(call.context, &parent.directory, Operations::CREATE | Operations::REMOVE)?;
+        }
+        self.permit_move(&from, &to)?;
         let exchanges = flags & libc::RENAME_EXCHANGE != 0;
         let leaving = match exchanges {
             true => self.cache.moving_to(&from.directory, from.name),
@@ -420,6 +427,7 @@ impl<FS: Filesystem> Engine<FS> {
         if parent.trailing_slash && op != Op::Mkdir {
             return kernel(Fallback::KernelByChoice);
         }
+        self.permit(call.context, &parent.directory, Operations::CREATE)?;
         self.may_make(call, &parent)?;
         let mode = self.masked(call, &parent.directory)?;
         let changing = self.cache.changing(&parent.directory, parent.name);
@@ -497,6 +505,8 @@ impl<FS: Filesystem> Engine<FS> {
         if parent.trailing_slash || source.inode.kind == FileType::Directory {
             return kernel(Fallback::KernelByChoice);
         }
+        self.permit(call.context, &parent.directory, Operations::CREATE)?;
+        self.permit_link(&source.inode, &parent)?;
         if self.checks != Checks::Caller {
             // `may_linkat`: beyond the owner it depends on a system-wide setting.
             let attr = self.attr(&call.request, &source.inode)?;
@@ -537,6 +547,7 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let node = self.target(call)?;
         if op == Op::Getxattr && is_users {
+            self.permit(call.context, &node.inode, Operations::READ)?;
             self.may_use_xattr(call, &node.inode, READ)?;
         }
         let room = call.frame.size.min(finesse_ipc::layout::DATA_BYTES as u64) as u32;
@@ -567,6 +578,7 @@ impl<FS: Filesystem> Engine<FS> {
             return fail(libc::EINVAL);
         }
         let node = self.target(call)?;
+        self.permit(call.context, &node.inode, Operations::WRITE)?;
         self.may_use_xattr(call, &node.inode, WRITE)?;
         let (reply, answer) = ReplyEmpty::local();
         let ino = INodeNo(node.inode.ino);
@@ -638,6 +650,7 @@ impl<FS: Filesystem> Engine<FS> {
         if node.inode.kind == FileType::Symlink {
             return kernel(Fallback::KernelByChoice);
         }
+        self.permit(call.context, &node.inode, Operations::WRITE)?;
         let mut mode = call.frame.mode & 0o7777;
         let attr = self.attr(&call.request, &node.inode)?;
         if self.checks == Checks::Engine {
@@ -661,6 +674,7 @@ impl<FS: Filesystem> Engine<FS> {
             return kernel(Fallback::KernelByChoice);
         }
         let node = self.target(call)?;
+        self.permit(call.context, &node.inode, Operations::WRITE)?;
         let mut mode = None;
         if self.checks != Checks::Caller {
             let attr = self.attr(&call.request, &node.inode)?;
@@ -691,6 +705,7 @@ impl<FS: Filesystem> Engine<FS> {
         if call.frame.size > i64::MAX as u64 {
             return fail(libc::EINVAL);
         }
+        self.permit(call.context, &node.inode, Operations::WRITE)?;
         self.may(call.context, &call.request, &node.inode, WRITE)?;
         let opens = self.core.coherence.kernel_opens(node.inode.ino);
         if opens.cached_writer || opens.executed {
@@ -713,6 +728,7 @@ impl<FS: Filesystem> Engine<FS> {
             return kernel(Fallback::KernelByChoice);
         }
         let node = self.target(call)?;
+        self.permit(call.context, &node.inode, Operations::WRITE)?;
         if self.checks == Checks::Engine {
             let attr = self.attr(&call.request, &node.inode)?;
             let both_now = matches!((atime, mtime), (Some(TimeOrNow::Now), Some(TimeOrNow::Now)));

@@ -175,6 +175,9 @@ impl<FS: Filesystem> Engine<FS> {
                 }
             }
         };
+        if let Some(node) = &node {
+            self.place_inode(directory, name, node)?;
+        }
         match node {
             Some(node) if !context.sees_below && self.is_covered(node.inode.ino) => {
                 kernel(Fallback::CrossesMount)

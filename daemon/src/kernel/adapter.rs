@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
+use finesse_ebpf::rules::Operations;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo,
     InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
@@ -19,6 +20,7 @@ use crate::answer;
 use crate::coherence::{Access, Turn};
 use crate::engine::serve::without_privileges;
 use crate::filesystem::Filesystem;
+use crate::policy::guard::Naming;
 use crate::reply::{
     ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
     ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
@@ -28,6 +30,8 @@ use crate::session::{Core, RingSlot};
 
 /// The extended attribute of the mount's root by which programs find the bypass.
 const RENDEZVOUS: &str = "system.finesse";
+/// A command of ioctl(2) has an argument that the kernel reads (`_IOC_WRITE`).
+const IOC_WRITE: u32 = 1 << 30;
 /// How long the end of the session waits for others that still use the file system.
 const LAST_USER_WAIT: Duration = Duration::from_secs(10);
 
@@ -104,7 +108,46 @@ impl<FS: Filesystem> Adapter<FS> {
 
     /// Hooks for a request that makes a name and is answered with what stands there.
     fn makes_name(&self, parent: INodeNo, name: &OsStr) -> Hooks {
-        self.changes_name(parent, name).names(parent.0, name)
+        self.changes_name(parent, name).names(parent.0, name).tells(self.naming(parent, name))
+    }
+
+    /// What the policy says of a name that the kernel is told of.
+    fn naming(&self, parent: INodeNo, name: &OsStr) -> Option<Naming> {
+        self.core().guard.as_ref().map(|guard| guard.naming(parent.0, name))
+    }
+
+    /// Whether the policy lets the caller do this to an inode.
+    fn permit(&self, req: &fuser::Request, ino: INodeNo, operations: Operations) -> Result<(), Errno> {
+        match &self.core().guard {
+            Some(guard) => guard.check(req, ino, operations),
+            None => Ok(()),
+        }
+    }
+
+    fn permit_rename(
+        &self,
+        req: &fuser::Request,
+        from: (INodeNo, &OsStr),
+        to: (INodeNo, &OsStr),
+    ) -> Result<(), Errno> {
+        let Some(guard) = &self.core().guard else { return Ok(()) };
+        // Whether something is replaced, or the two are exchanged, only the file system knows for sure.
+        let both = Operations::SEARCH | Operations::CREATE | Operations::REMOVE;
+        guard.check(req, from.0, both)?;
+        guard.check(req, to.0, both)?;
+        guard.check_move(from, to)
+    }
+
+    fn permit_link(
+        &self,
+        req: &fuser::Request,
+        ino: INodeNo,
+        parent: INodeNo,
+        name: &OsStr,
+    ) -> Result<(), Errno> {
+        let Some(guard) = &self.core().guard else { return Ok(()) };
+        guard.check(req, parent, Operations::SEARCH | Operations::CREATE)?;
+        guard.check_link(ino, parent, name)
     }
 
     fn fs(&self) -> &FS {
@@ -204,6 +247,12 @@ impl<FS: Filesystem> Adapter<FS> {
             return reply.error(Errno::EACCES);
         }
         let (inode, fh) = (Arc::clone(file.inode()), file.fh());
+        let naming = match (&self.core().guard, inode.label.last()) {
+            (None, _) => None,
+            (Some(guard), Some(label)) => Some(guard.naming_at(label)),
+            // Where nobody knows which rules apply, none would.
+            (Some(_), None) => return reply.error(Errno::EACCES),
+        };
         let attr = match self.attr_of(req, INodeNo(inode.ino), fh) {
             Ok(answer) => answer.attr,
             Err(error) => return reply.error(error),
@@ -211,7 +260,7 @@ impl<FS: Filesystem> Adapter<FS> {
         if !self.core().hidden.hand_over(&token, &file) {
             return reply.error(Errno::EACCES);
         }
-        let hooks = self.hooks(DIRECTORY).opens(flags);
+        let hooks = self.hooks(DIRECTORY).opens(flags).tells(naming);
         let open_flags = file.kernel_flags();
         let reply = ReplyCreate::kernel(reply, hooks);
         reply.created(&Duration::ZERO, &attr, Generation(inode.generation()), fh, open_flags);
@@ -244,6 +293,16 @@ impl<FS: Filesystem> Adapter<FS> {
 /// Whether an extended attribute is an access control list.
 fn is_acl(name: &OsStr) -> bool {
     name.as_encoded_bytes().starts_with(b"system.posix_acl_")
+}
+
+/// What opening a file with these flags asks of a policy.
+fn opening(flags: OpenFlags) -> Operations {
+    let access = match flags.0 & libc::O_ACCMODE {
+        libc::O_RDONLY => Operations::READ,
+        libc::O_WRONLY => Operations::WRITE,
+        _ => Operations::READ | Operations::WRITE,
+    };
+    if flags.0 & libc::O_TRUNC == 0 { access } else { access | Operations::WRITE }
 }
 
 /// The file system, if nobody else holds it, not even weakly.
@@ -312,7 +371,14 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             // Also of a one-time name: only creating it leads to the file.
             return reply.error(Errno::ENOENT);
         }
-        let hooks = self.hooks(parent).names(parent.0, name);
+        if let Err(error) = self.permit(req, parent, Operations::SEARCH) {
+            return reply.error(error);
+        }
+        if self.core().guard.is_some() && (name == "." || name == "..") {
+            // Asked for on behalf of file handles (`fuse_get_dentry`), of which nobody knows which rules apply.
+            return reply.error(Errno::ESTALE);
+        }
+        let hooks = self.hooks(parent).names(parent.0, name).tells(self.naming(parent, name));
         self.fs().lookup(&req.into(), parent, name, ReplyEntry::kernel(reply, hooks));
     }
 
@@ -323,6 +389,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             return;
         }
         self.core().coherence.forgotten(ino.0, nlookup);
+        if let Some(guard) = &self.core().guard {
+            guard.forget(ino.0, || self.core().coherence.kernel_knows(ino.0));
+        }
         match self.core().hidden.swallow(ino, nlookup) {
             0 => {}
             nlookup => self.fs().forget(&req.into(), ino, nlookup),
@@ -356,6 +425,12 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     ) {
         if hidden::owns(ino) {
             return reply.error(Errno::EPERM);
+        }
+        // With a handle it is ftruncate(2), which the descriptor allows.
+        if fh.is_none()
+            && let Err(error) = self.permit(req, ino, Operations::WRITE)
+        {
+            return reply.error(error);
         }
         let reply = ReplyAttr::kernel(reply, self.changes_attr(ino).unversioned());
         self.fs().setattr(
@@ -394,6 +469,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(parent) {
             return reply.error(Errno::EPERM);
         }
+        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::CREATE) {
+            return reply.error(error);
+        }
         let reply = ReplyEntry::kernel(reply, self.makes_name(parent, name).unversioned());
         self.fs().mknod(&req.into(), parent, name, mode, umask, rdev, reply);
     }
@@ -410,6 +488,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(parent) {
             return reply.error(Errno::EPERM);
         }
+        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::CREATE) {
+            return reply.error(error);
+        }
         let reply = ReplyEntry::kernel(reply, self.makes_name(parent, name).unversioned());
         self.fs().mkdir(&req.into(), parent, name, mode, umask, reply);
     }
@@ -418,6 +499,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(parent) {
             return reply.error(Errno::EPERM);
         }
+        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::REMOVE) {
+            return reply.error(error);
+        }
         let reply = ReplyEmpty::kernel(reply, self.changes_name(parent, name));
         self.fs().unlink(&req.into(), parent, name, reply);
     }
@@ -425,6 +509,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     fn rmdir(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
         if hidden::owns(parent) || self.core().hidden.lookup(parent, name).is_some() {
             return reply.error(Errno::EPERM);
+        }
+        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::REMOVE) {
+            return reply.error(error);
         }
         let reply = ReplyEmpty::kernel(reply, self.changes_name(parent, name));
         self.fs().rmdir(&req.into(), parent, name, reply);
@@ -440,6 +527,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     ) {
         if hidden::owns(parent) {
             return reply.error(Errno::EPERM);
+        }
+        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::CREATE) {
+            return reply.error(error);
         }
         let reply = ReplyEntry::kernel(reply, self.makes_name(parent, link_name).unversioned());
         self.fs().symlink(&req.into(), parent, link_name, target, reply);
@@ -459,6 +549,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             |parent, name| hidden::owns(parent) || self.core().hidden.lookup(parent, name).is_some();
         if is_hidden(parent, name) || is_hidden(newparent, newname) {
             return reply.error(Errno::EPERM);
+        }
+        if let Err(error) = self.permit_rename(req, (parent, name), (newparent, newname)) {
+            return reply.error(error);
         }
         let exchanges = flags.contains(RenameFlags::RENAME_EXCHANGE);
         let moved = [
@@ -486,14 +579,20 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(ino) || hidden::owns(newparent) {
             return reply.error(Errno::EPERM);
         }
+        if let Err(error) = self.permit_link(req, ino, newparent, newname) {
+            return reply.error(error);
+        }
         let hooks = self.changes(ino, || Effect::link(newparent.0, newname, ino.0));
-        let hooks = hooks.names(newparent.0, newname).unversioned();
+        let hooks = hooks.names(newparent.0, newname).tells(self.naming(newparent, newname)).unversioned();
         self.fs().link(&req.into(), ino, newparent, newname, ReplyEntry::kernel(reply, hooks));
     }
 
     fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
         if hidden::owns(ino) {
             return reply.error(Errno::EACCES);
+        }
+        if let Err(error) = self.permit(req, ino, opening(flags)) {
+            return reply.error(error);
         }
         if Access::of(flags.0).executes && self.core().coherence.kernel_opens(ino.0).virtual_writers > 0 {
             // `deny_write_access`, for those that the kernel does not know.
@@ -597,6 +696,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(ino) {
             return reply.error(Errno::EACCES);
         }
+        if let Err(error) = self.permit(req, ino, Operations::LIST) {
+            return reply.error(error);
+        }
         // Open directories are not counted: the kernel never caches what they list.
         let reply = ReplyOpen::kernel(reply, self.hooks(INodeNo(0)));
         self.fs().opendir(&req.into(), ino, flags, reply);
@@ -621,7 +723,8 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         offset: u64,
         reply: fuser::ReplyDirectoryPlus,
     ) {
-        let reply = ReplyDirectoryPlus::kernel(reply, self.hooks(ino));
+        let hooks = self.hooks(ino).lists(self.core().guard.as_ref());
+        let reply = ReplyDirectoryPlus::kernel(reply, hooks);
         self.fs().readdirplus(&req.into(), ino, fh, offset, reply);
     }
 
@@ -665,6 +768,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if hidden::owns(ino) {
             return reply.error(Errno::EPERM);
         }
+        if let Err(error) = self.permit(req, ino, Operations::WRITE) {
+            return reply.error(error);
+        }
         let reply = ReplyEmpty::kernel(reply, self.changes_xattr(ino, name));
         self.fs().setxattr(&req.into(), ino, name, value, flags, position, reply);
     }
@@ -695,6 +801,12 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if is_acl(name) {
             self.core().coherence.asked_for_acl(ino.0);
         }
+        // What users keep there is read like contents (`xattr_permission`).
+        if name.as_encoded_bytes().starts_with(b"user.")
+            && let Err(error) = self.permit(req, ino, Operations::READ)
+        {
+            return reply.error(error);
+        }
         self.fs().getxattr(&req.into(), ino, name, size, ReplyXattr::kernel(reply, self.hooks(ino)));
     }
 
@@ -708,6 +820,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     fn removexattr(&self, req: &fuser::Request, ino: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
         if hidden::owns(ino) {
             return reply.error(Errno::EPERM);
+        }
+        if let Err(error) = self.permit(req, ino, Operations::WRITE) {
+            return reply.error(error);
         }
         let reply = ReplyEmpty::kernel(reply, self.changes_xattr(ino, name));
         self.fs().removexattr(&req.into(), ino, name, reply);
@@ -732,6 +847,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     ) {
         if parent == DIRECTORY {
             return self.promote(&req.into(), name, flags, reply);
+        }
+        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::CREATE) {
+            return reply.error(error);
         }
         let reply = ReplyCreate::kernel(reply, self.makes_name(parent, name).opens(flags));
         if self.creates.get() != Some(&true) {
@@ -788,6 +906,11 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         out_size: u32,
         reply: fuser::ReplyIoctl,
     ) {
+        if cmd & IOC_WRITE != 0
+            && let Err(error) = self.permit(req, ino, Operations::WRITE)
+        {
+            return reply.error(error);
+        }
         // What an ioctl changes is the file system's secret; `FS_IOC_SETFLAGS` changes attributes.
         let reply = ReplyIoctl::kernel(reply, self.changes_attr(ino));
         self.fs().ioctl(&req.into(), ino, fh, flags, cmd, in_data, out_size, reply);

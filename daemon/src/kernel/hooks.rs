@@ -7,6 +7,7 @@ use std::time::Duration;
 use fuser::FileAttr;
 
 use crate::coherence::{Access, Answer, Coherence, Key};
+use crate::policy::guard::{Guard, Naming};
 
 /// What a request changes, so that the bypass forgets what it knew of it.
 #[derive(Debug)]
@@ -110,6 +111,10 @@ pub(crate) struct Hooks {
     pub(crate) access: Access,
     /// Whether a file that is there already is an error.
     pub(crate) exclusive: bool,
+    /// What the policy says of a name that the kernel is told of.
+    naming: Option<Naming>,
+    /// The same, if it is told of all names in a directory.
+    guard: Option<Arc<Guard>>,
     effect: Effect,
 }
 
@@ -117,7 +122,18 @@ impl Hooks {
     pub(crate) fn new(coherence: Arc<Coherence>, ino: u64, effect: Effect) -> Self {
         let mark = coherence.mark();
         let access = Access::default();
-        Self { coherence, ino, mark, key: None, versioned: true, access, exclusive: false, effect }
+        Self {
+            coherence,
+            ino,
+            mark,
+            key: None,
+            versioned: true,
+            access,
+            exclusive: false,
+            naming: None,
+            guard: None,
+            effect,
+        }
     }
 
     /// The answer is about this name.
@@ -139,17 +155,39 @@ impl Hooks {
         self
     }
 
-    /// The lifetimes to send with an entry, attributes first; counts the kernel's reference.
+    /// The lifetimes to send with the entry that the request asks for, attributes first; counts the kernel's reference.
     pub(crate) fn entry(
         &self,
-        key: Option<Key>,
         attr: &FileAttr,
         attr_ttl: Duration,
         entry_ttl: Duration,
     ) -> (Duration, Duration) {
+        self.told(self.key, self.naming.as_ref(), attr, attr_ttl, entry_ttl)
+    }
+
+    /// As [`entry`](Self::entry), for one of the names in the directory that the request lists.
+    pub(crate) fn listed(&self, name: &OsStr, attr: &FileAttr, ttl: Duration) -> (Duration, Duration) {
+        let key = self.coherence.key(self.ino, name);
+        let naming = self.guard.as_ref().map(|guard| guard.naming(self.ino, name));
+        self.told(Some(key), naming.as_ref(), attr, ttl, ttl)
+    }
+
+    fn told(
+        &self,
+        key: Option<Key>,
+        naming: Option<&Naming>,
+        attr: &FileAttr,
+        attr_ttl: Duration,
+        entry_ttl: Duration,
+    ) -> (Duration, Duration) {
+        let entry_ttl = naming.map_or(entry_ttl, |naming| naming.lifetime(entry_ttl));
         let answer =
             Answer { attr, attr_ttl, entry_ttl, versioned: self.versioned, created: self.access.writes };
-        self.coherence.entry(key, &answer, self.mark)
+        let lifetimes = self.coherence.entry(key, &answer, self.mark);
+        if let Some(naming) = naming {
+            naming.tell(attr);
+        }
+        lifetimes
     }
 
     /// The lifetime to send with attributes.
@@ -158,6 +196,18 @@ impl Hooks {
             return Duration::ZERO;
         }
         self.coherence.attr(self.ino, attr, ttl, self.mark)
+    }
+
+    /// The reply tells the kernel of a name.
+    pub(crate) fn tells(mut self, naming: Option<Naming>) -> Self {
+        self.naming = naming;
+        self
+    }
+
+    /// The reply tells the kernel of the names in the directory that it is about.
+    pub(crate) fn lists(mut self, guard: Option<&Arc<Guard>>) -> Self {
+        self.guard = guard.cloned();
+        self
     }
 
     /// Runs the effect unless that has happened. Failed requests run it too: a file system over a network

@@ -131,9 +131,9 @@ fn gid(raw: u32) -> Option<Gid> {
 /// The supplementary groups of a thread that waits for us inside a system call, from `/proc/PID/status`; FUSE
 /// requests do not carry them.
 ///
-/// `None` if the thread cannot be seen (pid 0, another PID name space) or is not the one that asked: the file system
-/// user must match.
-pub(super) fn groups_of(pid: u32, uid: u32) -> Option<Vec<u32>> {
+/// `None` if the thread cannot be seen (pid 0, another PID name space), is in more groups than are read (several hundred), or is not
+/// the one that asked: the file system user must match.
+pub(crate) fn groups_of(pid: u32, uid: u32) -> Option<Vec<u32>> {
     if pid == 0 {
         return None;
     }
@@ -143,7 +143,9 @@ pub(super) fn groups_of(pid: u32, uid: u32) -> Option<Vec<u32>> {
         become_daemon().ok()?;
         read_status(pid, &mut text)
     })?;
-    let text = std::str::from_utf8(&text[..length]).ok()?;
+    // What does not fit is not known, also the rest of the last line.
+    let whole = text[..length].iter().rposition(|byte| *byte == b'\n')?;
+    let text = std::str::from_utf8(&text[..whole]).ok()?;
     let fields = |key| text.lines().find_map(|line| line.strip_prefix(key)).map(str::split_ascii_whitespace);
     let file_system_user = fields("Uid:")?.nth(3)?.parse::<u32>().ok()?;
     if file_system_user != uid {

@@ -42,6 +42,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat};
 
+pub(crate) use self::credentials::groups_of;
 use self::directories::Directories;
 use self::handles::{Handles, OpenDirectory, OpenFile, OpenInodes};
 use self::ids::{Device, Ids, ROOT};
@@ -49,6 +50,7 @@ use self::locks::{Caller, Locks};
 use self::metadata::{Changes, Xattr};
 use self::nodes::Nodes;
 use self::sys::FileLock;
+use crate::policy::Policy;
 use crate::{
     Absent, AccessFlags, BsdFileFlags, Bypass, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
     ForgetOne, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
@@ -112,6 +114,8 @@ pub struct Options {
     pub open_directories: usize,
     /// Directories, relative to the root, whose changes are made through the kernel.
     pub left_to_kernel: Vec<PathBuf>,
+    /// Who may do what where, besides what the source's own permissions say.
+    pub policy: Option<Arc<Policy>>,
     /// Find inodes again by file handle where that works. Off: by name, as it is for ordinary users.
     pub file_handles: bool,
 }
@@ -126,6 +130,7 @@ impl Default for Options {
             owner_uid: credentials::daemon_uid(),
             open_directories: 4096,
             left_to_kernel: Vec::new(),
+            policy: None,
             file_handles: true,
         }
     }
@@ -316,7 +321,7 @@ impl PassthroughFs {
             (0, _) => credentials::assume(0, req.gid(), &[])?,
             (uid, Some(groups)) => credentials::assume(uid, req.gid(), groups)?,
             (uid, None) => {
-                let groups = credentials::groups_of(req.pid(), uid).unwrap_or_default();
+                let groups = groups_of(req.pid(), uid).unwrap_or_default();
                 credentials::assume(uid, req.gid(), &groups)?;
             }
         }
@@ -420,6 +425,10 @@ impl Filesystem for PassthroughFs {
 
     fn left_to_kernel(&self) -> Vec<PathBuf> {
         self.options.left_to_kernel.clone()
+    }
+
+    fn policy(&self) -> Option<Arc<Policy>> {
+        self.options.policy.clone()
     }
 
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {

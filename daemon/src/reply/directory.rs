@@ -155,8 +155,7 @@ impl ReplyDirectoryPlus {
                 if !linked {
                     return kernel.reply.add(ino, offset, name, &Duration::ZERO, attr, generation);
                 }
-                let key = hooks.coherence.key(hooks.ino, name);
-                let (attr_ttl, entry_ttl) = hooks.entry(Some(key), attr, *ttl, *ttl);
+                let (attr_ttl, entry_ttl) = hooks.listed(name, attr, *ttl);
                 // fuser's object takes one lifetime for both.
                 let full = kernel.reply.add(ino, offset, name, &attr_ttl.min(entry_ttl), attr, generation);
                 match &mut self.told {

@@ -142,7 +142,7 @@ impl ReplyEntry {
         match self.to {
             To::Kernel(kernel) => {
                 let (hooks, reply) = kernel.settle();
-                let (attr_ttl, entry_ttl) = hooks.entry(hooks.key, attr, *attr_ttl, *entry_ttl);
+                let (attr_ttl, entry_ttl) = hooks.entry(attr, *attr_ttl, *entry_ttl);
                 reply.entry_with_ttls(&attr_ttl, &entry_ttl, attr, generation);
             }
             To::Local(sender) => {

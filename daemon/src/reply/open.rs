@@ -198,7 +198,7 @@ impl ReplyCreate {
                 let (flags, pass) =
                     hooks.coherence.open_file(attr.ino.0, flags, backing.is_some(), hooks.access, parent);
                 // One lifetime for both, as the message format of fuser's object has it: the shorter.
-                let (attr_ttl, entry_ttl) = hooks.entry(hooks.key, attr, *ttl, *ttl);
+                let (attr_ttl, entry_ttl) = hooks.entry(attr, *ttl, *ttl);
                 let ttl = attr_ttl.min(entry_ttl);
                 match backing.filter(|_| pass) {
                     Some(backing) => reply.created_passthrough(&ttl, attr, generation, fh, flags, backing),

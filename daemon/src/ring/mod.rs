@@ -24,7 +24,7 @@ use std::io;
 use std::sync::Arc;
 
 use finesse_ipc::frame::Reply;
-use finesse_ipc::handshake;
+use finesse_ipc::handshake::{self, PolicyStatus};
 use rustix::fs::{AtFlags, CWD, StatxFlags};
 use rustix::io::Errno;
 
@@ -71,6 +71,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn bpf(&self) -> &Bpf;
     /// Attaches it to the mount with this device number.
     fn attach_bpf(&self, device: (u32, u32));
+    /// The mount's policy.
+    fn policy(&self) -> Option<PolicyStatus>;
     /// The bypass has ended.
     fn end(&self);
     /// Inodes that the kernel or the engine holds.
@@ -146,8 +148,17 @@ impl<FS: Filesystem> Service for Engine<FS> {
 
     fn attach_bpf(&self, device: (u32, u32)) {
         let core = self.core();
-        let shared = matches!(core.acl, fuser::SessionACL::All);
-        core.bpf.attach(device, shared, |files| core.fs.xattr_free(files));
+        // Where the kernel answers without asking, nothing asks whether the caller may know.
+        let obstacle = match (&core.guard, core.acl) {
+            (Some(_), _) => Some("the mount's policy may not let everybody ask"),
+            (None, fuser::SessionACL::All) => None,
+            (None, _) => Some("the mount is not shared with all users"),
+        };
+        core.bpf.attach(device, obstacle, |files| core.fs.xattr_free(files));
+    }
+
+    fn policy(&self) -> Option<PolicyStatus> {
+        self.core().guard.as_ref().map(|guard| guard.status())
     }
 
     fn end(&self) {
@@ -208,7 +219,14 @@ impl Drop for Server {
 
 /// `st_dev` of the mount.
 fn device(service: &dyn Service) -> Result<(u32, u32), Errno> {
-    let mountpoint = service.mountpoint().ok_or(Errno::NODEV)?;
+    device_at(service.mountpoint().ok_or(Errno::NODEV)?)
+}
+
+/// `st_dev` of what is mounted at a place.
+///
+/// # Errors
+/// The kernel's.
+pub(crate) fn device_at(mountpoint: &std::path::Path) -> Result<(u32, u32), Errno> {
     // Without synchronisation: the daemon must not ask itself through the kernel.
     let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
     let stat = rustix::fs::statx(CWD, mountpoint, flags, StatxFlags::INO)?;

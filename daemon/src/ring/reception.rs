@@ -238,6 +238,7 @@ impl Reception {
             counts,
             requests,
             xattr_answers: self.service.bpf().xattr_answers(),
+            policy: self.service.policy(),
         };
         handshake::send(socket, &Answer::Mount(mount), &[])?;
         for client in clients {

@@ -40,8 +40,19 @@ pub(super) fn findings() -> Vec<Finding> {
         simple("BPF raw tracepoints", RAW_TRACEPOINT),
         typed("BPF typed tracepoints", TRACING, TRACE_RAW_TP, BtfKind::Typedef, "btf_trace_sched_switch"),
         typed("BPF function entry", TRACING, TRACE_FENTRY, BtfKind::Function, "vfs_unlink"),
-        active(lsm),
+        for_policies(active(lsm)),
     ]
+}
+
+/// What they do for mounts with a policy.
+fn for_policies(mut finding: Finding) -> Finding {
+    let effect = match finding.state {
+        State::On => "; the kernel checks walks by a policy (-o policy) itself",
+        State::Off => "; where a policy (-o policy) applies, the kernel asks for each step of a walk",
+        State::Unknown => return finding,
+    };
+    finding.detail.push_str(effect);
+    finding
 }
 
 /// Whether Finesse itself has programs to load.
