@@ -168,7 +168,11 @@ fn smallest(
 }
 
 /// Scripts that did different things once.
-const FOUND: [&str; 9] = [
+const FOUND: [&str; 11] = [
+    // Whoever may not keep a set-group-ID bit writes directly to what was opened to be appended to.
+    "ordinary=11 preloaded=01\n0 create 1 :n 1218 1517\n0 fcntl-setfl 1 0\n0 writev 1 1 5 5",
+    // Not to wait is nothing that FUSE can.
+    "ordinary=00 preloaded=01\n10 create 3 :a 17474 420\n10 pwritev2 3 1 5 5 0 8",
     // The kernel takes a granted descriptor and one of its own for ones of two file systems.
     "ordinary=00 preloaded=01\n0 open 1 :c 66 3583\n0 open 0 :c 2 420\n0 copy_file_range 0 1 0 5",
     // No descriptor is no stream's.

@@ -236,7 +236,8 @@ impl PassthroughFs {
         Ok(length)
     }
 
-    /// pwrite(2) of all of `data`, or of as much as there is room for, at `offset`, or at the end of the file, wherever that is, if it `appends`.
+    /// pwrite(2) of all of `data`, or of as much as there is room for, at `offset`, or at the end of the file, wherever that
+    /// is, if it `appends`. `sheds`: the kernel leaves it to us to take set-user-ID bits away.
     pub(super) fn write_file(
         &self,
         req: &Request,
@@ -244,14 +245,15 @@ impl PassthroughFs {
         offset: u64,
         data: &[u8],
         appends: bool,
+        sheds: bool,
     ) -> Result<u32> {
         let file = self.files.get(fh)?;
         if !appends {
             file.append_no_more()?;
         }
         // The caller's rights, so that the backing takes away set-user-ID bits as it would of the caller
-        // (`file_remove_privs`). On the kernel road the kernel does that by a request of its own, unless it appends.
-        self.act(req, if appends { Rights::Caller } else { Rights::Checked })?;
+        // (`file_remove_privs`). On the kernel road the kernel does that by a request of its own, unless it writes directly.
+        self.act(req, if appends || sheds { Rights::Caller } else { Rights::Checked })?;
         let flags = if appends { ReadWriteFlags::APPEND } else { ReadWriteFlags::empty() };
         let mut written = 0;
         while written < data.len() {

@@ -624,12 +624,13 @@ impl Filesystem for PassthroughFs {
         fh: FileHandle,
         offset: u64,
         data: &[u8],
-        _write_flags: WriteFlags,
+        write_flags: WriteFlags,
         flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        reply_written(reply, self.write_file(req, fh, offset, data, appends(flags.0)));
+        let sheds = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        reply_written(reply, self.write_file(req, fh, offset, data, appends(flags.0), sheds));
     }
 
     fn flush(&self, _req: &Request, ino: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {

@@ -67,6 +67,15 @@ pub const EXCUSES: &[Excuse] = &[
         because: "`fuse_tmpfile` asks with FUSE_TMPFILE, which fuser does not know (ENOSYS)",
     },
     Excuse {
+        applies: |before, _, fuse| {
+            let step = last(before);
+            let waits_not = name(step) == "pwritev2" && number(step, 5) & i64::from(libc::RWF_NOWAIT) != 0;
+            waits_not && fuse == "-1 EOPNOTSUPP"
+        },
+        lasts: true,
+        because: "`kiocb_set_rw_flags` wants `FMODE_NOWAIT`, which no file of FUSE has",
+    },
+    Excuse {
         applies: |before, native, fuse| {
             [native, fuse].contains(&"-1 EINVAL")
                 && moves_data(last(before))
