@@ -118,7 +118,7 @@ impl Demo {
         let backing = self.backing.clone().unwrap_or(default);
         const SIZE: u64 = 4096;
         let place = Place::new(&backing, Need { inodes: shape.files + shape.dirs, size: SIZE })?;
-        print!("{}", unlink::compare(&place, shape, SIZE, 3, &Road::ALL)?.to_text());
+        print!("{}", unlink::compare(&place, shape, SIZE, 3, &unlink::Way::ROADS)?.to_text());
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use finesse_bench::{Shape, median};
 use finesse_ipc::frame::Op;
 use serde_json::{Value, json};
@@ -16,7 +16,8 @@ use crate::{Outcome, machine, screen, tree};
 /// An unmodified program calls unlink(2) for every file of a tree that was made beforehand in the backing
 /// directory. What is timed is from its first call to its last; connecting to the daemon is inside. Every round
 /// makes the tree anew and starts a new daemon; the order of the roads changes from round to round. The kernel
-/// road is the same daemon at its best: everything may be cached, no bypass client is connected.
+/// road is the same daemon at its best: everything may be cached, no bypass client is connected. "known" is the bypass after
+/// an unmodified program has looked at every file, so that the kernel must be told of each that goes.
 #[derive(Debug, Args)]
 pub(crate) struct Unlink {
     /// Files in the tree.
@@ -35,14 +36,46 @@ pub(crate) struct Unlink {
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
     /// The roads to compare.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "native,kernel,bypass")]
-    roads: Vec<Road>,
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "native,kernel,bypass,known")]
+    roads: Vec<Way>,
     /// Do not measure the daemon's memory per known inode afterwards.
     #[arg(long)]
     no_memory: bool,
     /// Also write everything to this file, for machines.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// How the files are removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Way {
+    /// In the backing directory: no FUSE at all.
+    Native,
+    /// On the mount, through the kernel.
+    Kernel,
+    /// On the mount, preloaded.
+    Bypass,
+    /// On the mount, preloaded, while the kernel has all names and attributes in its caches.
+    Known,
+}
+
+impl Way {
+    /// All of them, in the order of the tables.
+    const ALL: [Self; 4] = [Self::Native, Self::Kernel, Self::Bypass, Self::Known];
+    /// One for each road.
+    pub(crate) const ROADS: [Self; 3] = [Self::Native, Self::Kernel, Self::Bypass];
+
+    fn road(self) -> Road {
+        match self {
+            Self::Native => Road::Native,
+            Self::Kernel => Road::Kernel,
+            Self::Bypass | Self::Known => Road::Bypass,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        if self == Self::Known { "known" } else { self.road().name() }
+    }
 }
 
 impl Unlink {
@@ -86,27 +119,27 @@ impl Unlink {
 #[derive(Debug, Default)]
 pub(crate) struct Runs {
     files: u64,
-    /// Round, road, seconds.
-    timed: Vec<(u32, Road, f64)>,
+    /// Round, way, seconds.
+    timed: Vec<(u32, Way, f64)>,
 }
 
 /// Times every road in every round.
-pub(crate) fn compare(place: &Place, shape: Shape, size: u64, rounds: u32, roads: &[Road]) -> Outcome<Runs> {
+pub(crate) fn compare(place: &Place, shape: Shape, size: u64, rounds: u32, ways: &[Way]) -> Outcome<Runs> {
     let mut runs = Runs { files: shape.files, timed: Vec::new() };
     for round in 0..rounds {
-        for turn in 0..roads.len() {
-            let road = roads[(turn + round as usize) % roads.len()];
-            let name = format!("round {}/{rounds} {}", round + 1, road.name());
-            let seconds = time(place, shape, size, road, &name)?;
+        for turn in 0..ways.len() {
+            let way = ways[(turn + round as usize) % ways.len()];
+            let name = format!("round {}/{rounds} {}", round + 1, way.name());
+            let seconds = time(place, shape, size, way, &name)?;
             screen::say(format!("{name}: {seconds:.3} s, {:.0} files/s", shape.files as f64 / seconds));
-            runs.timed.push((round, road, seconds));
+            runs.timed.push((round, way, seconds));
         }
     }
     Ok(runs)
 }
 
-fn time(place: &Place, shape: Shape, size: u64, road: Road, name: &str) -> Outcome<f64> {
-    let backing = place.backing();
+fn time(place: &Place, shape: Shape, size: u64, way: Way, name: &str) -> Outcome<f64> {
+    let (backing, road) = (place.backing(), way.road());
     tree::make(&backing, shape, size, &screen::bar(&format!("{name}: making"), shape.files))?;
     if road == Road::Native {
         let seconds = calls("unlink", road, &backing, shape, &format!("{name}: unlink"))?;
@@ -115,6 +148,16 @@ fn time(place: &Place, shape: Shape, size: u64, road: Road, name: &str) -> Outco
         return Ok(seconds);
     }
     let daemon = Daemon::start(&backing, &place.mountpoint())?;
+    if way == Way::Known {
+        calls("stat", Road::Kernel, &place.mountpoint(), shape, &format!("{name}: stat"))?;
+        let known = daemon.report()?.mount.known_inodes;
+        if known < shape.files {
+            return Err(format!(
+                "the kernel knows {known} inodes of {} files: too little memory?",
+                shape.files
+            ));
+        }
+    }
     let seconds = calls("unlink", road, &place.mountpoint(), shape, &format!("{name}: unlink"))?;
     tree::is_emptied(&backing, shape)?;
     let counts = daemon.report_at_rest()?.mount.counts;
@@ -150,43 +193,47 @@ fn calls(call: &str, road: Road, root: &Path, shape: Shape, title: &str) -> Outc
 }
 
 impl Runs {
-    fn of(&self, road: Road) -> Vec<f64> {
-        self.timed.iter().filter(|(_, timed, _)| *timed == road).map(|(.., seconds)| *seconds).collect()
+    fn of(&self, way: Way) -> Vec<f64> {
+        self.timed.iter().filter(|(_, timed, _)| *timed == way).map(|(.., seconds)| *seconds).collect()
     }
 
-    fn median(&self, road: Road) -> Option<f64> {
-        let seconds = self.of(road);
+    fn median(&self, way: Way) -> Option<f64> {
+        let seconds = self.of(way);
         (!seconds.is_empty()).then(|| median(&seconds))
     }
 
     /// One road's median in units of another's.
-    fn ratio(&self, road: Road, other: Road) -> Option<f64> {
-        Some(self.median(road)? / self.median(other)?)
+    fn ratio(&self, way: Way, other: Way) -> Option<f64> {
+        Some(self.median(way)? / self.median(other)?)
     }
 
     /// A table for people.
     pub(crate) fn to_text(&self) -> String {
         let cell = |ratio: Option<f64>| ratio.map_or("".to_owned(), |ratio| format!("{ratio:.2} ×"));
-        let row = |road: Road| {
-            let (seconds, median) = (self.of(road), self.median(road)?);
+        let row = |way: Way| {
+            let (seconds, median) = (self.of(way), self.median(way)?);
             Some(vec![
-                road.name().to_owned(),
+                way.name().to_owned(),
                 format!("{median:.3}"),
                 format!("{:.3}", seconds.iter().copied().fold(f64::INFINITY, f64::min)),
                 format!("{:.3}", seconds.iter().copied().fold(0.0, f64::max)),
                 format!("{:.2}", median * 1e6 / self.files as f64),
-                cell(self.ratio(road, Road::Native)),
-                cell(self.ratio(road, Road::Kernel)),
+                cell(self.ratio(way, Way::Native)),
+                cell(self.ratio(way, Way::Kernel)),
             ])
         };
-        let rows: Vec<_> = Road::ALL.into_iter().filter_map(row).collect();
+        let rows: Vec<_> = Way::ALL.into_iter().filter_map(row).collect();
         let mut text = format!("\nunlink of {} files\n", self.files);
         text += &screen::table(
             &["road", "median s", "min s", "max s", "µs/file", "of native", "of kernel"],
             &rows,
         );
-        if let Some(ratio) = self.ratio(Road::Bypass, Road::Kernel) {
+        if let Some(ratio) = self.ratio(Way::Bypass, Way::Kernel) {
             text += &format!("The bypass saves {:.1} % of the kernel road's time.\n", (1.0 - ratio) * 100.0);
+        }
+        if let (Some(known), Some(bypass)) = (self.median(Way::Known), self.median(Way::Bypass)) {
+            let micros = (known - bypass) * 1e6 / self.files as f64;
+            text += &format!("What the kernel has cached costs the bypass {micros:.2} µs for each file.\n");
         }
         text
     }
@@ -195,18 +242,18 @@ impl Runs {
         let runs: Vec<_> = self
             .timed
             .iter()
-            .map(|(round, road, seconds)| json!({ "round": round, "road": road.name(), "seconds": seconds }))
+            .map(|(round, way, seconds)| json!({ "round": round, "road": way.name(), "seconds": seconds }))
             .collect();
-        let medians: serde_json::Map<_, _> = Road::ALL
+        let medians: serde_json::Map<_, _> = Way::ALL
             .into_iter()
-            .filter_map(|road| Some((road.name().to_owned(), self.median(road)?.into())))
+            .filter_map(|way| Some((way.name().to_owned(), self.median(way)?.into())))
             .collect();
         json!({
             "runs": runs,
             "median_seconds": medians,
-            "bypass_of_kernel": self.ratio(Road::Bypass, Road::Kernel),
-            "bypass_of_native": self.ratio(Road::Bypass, Road::Native),
-            "kernel_of_native": self.ratio(Road::Kernel, Road::Native),
+            "bypass_of_kernel": self.ratio(Way::Bypass, Way::Kernel),
+            "bypass_of_native": self.ratio(Way::Bypass, Way::Native),
+            "kernel_of_native": self.ratio(Way::Kernel, Way::Native),
         })
     }
 }
@@ -265,13 +312,13 @@ mod tests {
     #[test]
     fn ratios_are_those_of_medians() {
         let timed = [
-            (0, Road::Native, 1.0),
-            (0, Road::Kernel, 4.0),
-            (0, Road::Bypass, 1.0),
-            (1, Road::Native, 1.0),
-            (1, Road::Kernel, 4.0),
-            (1, Road::Bypass, 9.0),
-            (2, Road::Bypass, 1.0),
+            (0, Way::Native, 1.0),
+            (0, Way::Kernel, 4.0),
+            (0, Way::Bypass, 1.0),
+            (1, Way::Native, 1.0),
+            (1, Way::Kernel, 4.0),
+            (1, Way::Bypass, 9.0),
+            (2, Way::Bypass, 1.0),
         ];
         let runs = Runs { files: 1_000_000, timed: timed.into() };
         let text = runs.to_text();
@@ -281,8 +328,15 @@ mod tests {
     }
 
     #[test]
+    fn what_the_kernel_has_cached_costs_what_the_bypass_takes_longer() {
+        let timed = vec![(0, Way::Bypass, 5.0), (0, Way::Known, 11.5)];
+        let text = Runs { files: 1_000_000, timed }.to_text();
+        assert!(text.contains("costs the bypass 6.50 µs for each file"), "{text}");
+    }
+
+    #[test]
     fn a_road_that_was_not_taken_is_left_out() {
-        let runs = Runs { files: 1, timed: vec![(0, Road::Native, 1.0)] };
+        let runs = Runs { files: 1, timed: vec![(0, Way::Native, 1.0)] };
         assert!(!runs.to_text().contains("kernel  "));
         assert_eq!(runs.to_json()["bypass_of_kernel"], Value::Null);
     }

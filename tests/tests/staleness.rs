@@ -12,16 +12,23 @@ use finesse_tests::hunt::{self, Extent, PARTY, Subject, Tally};
 use finesse_tests::needs;
 
 const fn passthrough<'s>(name: &'s str, arguments: &'s [&'s str]) -> Subject<'s> {
-    Subject { name, memory: false, arguments, wrapper: &[] }
+    Subject { name, memory: false, arguments, wrapper: &[], epochs: false }
 }
 
-const SUBJECTS: [Subject<'static>; 6] = [
+/// The daemon's filter of names is full all the time: what it knows the kernel has is forgotten by an epoch, or has no lifetime.
+const fn crowded(name: &'static str, wrapper: &'static [&'static str], epochs: bool) -> Subject<'static> {
+    Subject { name, memory: false, arguments: &["--cache=always"], wrapper, epochs }
+}
+
+const SUBJECTS: [Subject<'static>; 8] = [
     passthrough("cache=always", &["--cache=always"]),
     passthrough("cache=always, grant=never", &["--cache=always", "-o", "grant=never"]),
     passthrough("cache=always, grant=large", &["--cache=always", "-o", "grant=large"]),
     passthrough("cache=auto", &["--cache=auto"]),
     passthrough("cache=never", &["--cache=never"]),
-    Subject { name: "in memory", memory: true, arguments: &[], wrapper: &[] },
+    Subject { name: "in memory", memory: true, arguments: &[], wrapper: &[], epochs: false },
+    crowded("room for few names", &["env", "FINESSE_MUTANT=room for names"], true),
+    crowded("room for few names, no epochs", &["env", "FINESSE_MUTANT=room for names,epochs"], false),
 ];
 
 /// Parts of the daemon that keep the roads coherent, as `daemon/src/mutant.rs` is asked for them, each with the subject

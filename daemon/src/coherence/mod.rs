@@ -280,11 +280,16 @@ fn shard<T>(shards: &Shards<T>, ino: u64) -> &Mutex<T> {
 impl Coherence {
     /// The state of a mount that is about to begin: nothing known but the root, no client.
     pub(crate) fn new() -> Self {
+        Self::with_room(if mutant::leaves_out("room for names") { 1 } else { names::ROOM })
+    }
+
+    /// As [`new`](Self::new), with room for so many names in each shard of the filter.
+    fn with_room(room: usize) -> Self {
         let coherence = Self {
             clients: AtomicUsize::new(0),
             clock: AtomicU64::new(0),
             tickets: AtomicU64::new(0),
-            names: Names::new(),
+            names: Names::new(room),
             names_lost: AtomicBool::new(false),
             links: AtomicBool::new(false),
             device: Mutex::new(None),
@@ -316,7 +321,7 @@ impl Coherence {
         *self.device.lock() = Some(Arc::new(device));
         // Harmless: a young mount has no names that could be dropped.
         let known = match self.notify(NOTIFY_INC_EPOCH, &[]) {
-            Ok(_) => true,
+            Ok(_) => !mutant::leaves_out("epochs"),
             Err(error) => {
                 debug!("this kernel cannot drop all names at once: {error}");
                 false
@@ -512,7 +517,10 @@ impl Coherence {
     pub(crate) fn changing<'a>(&'a self, parent: u64, name: &'a OsStr, expects: bool) -> Changing<'a> {
         let (key, ticket) = (self.key(parent, name), self.tickets.fetch_add(1, Ordering::Relaxed));
         let links = self.links.load(Ordering::SeqCst);
-        let named = self.names.begin(key, ticket, expects);
+        let named = self.names.begin(key, ticket, expects).unwrap_or_else(|| {
+            self.names_lost.store(true, Ordering::SeqCst);
+            false
+        });
         let known = named || links || self.names_lost.load(Ordering::SeqCst);
         Changing { coherence: self, parent, name, key, ticket, known, links, over: false }
     }
@@ -1172,7 +1180,7 @@ mod tests {
 
     #[test]
     fn names_that_do_not_fit_make_every_change_ask_and_get_no_lifetime() {
-        let coherence = Coherence::new();
+        let coherence = Coherence::with_room(20);
         let nothing = file(0);
         let mut number = 0;
         let refused = loop {

@@ -32,8 +32,8 @@ const SHARD_BITS: u32 = 8;
 const BYTES: usize = 6;
 /// The name was entered more than once.
 const SHARED: u64 = 1 << 47;
-/// Fingerprints in one shard: as many as 32 768 buckets hold. All shards together hold seven million.
-const SHARD_MAX: usize = 28_672;
+/// The most fingerprints in one shard: as many as 32 768 buckets hold. All shards together hold seven million.
+pub(super) const ROOM: usize = 28_672;
 
 /// A name in a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,8 +125,8 @@ impl Shard {
     }
 
     /// Enters a name; false if there is no room.
-    fn enter(&mut self, key: Key) -> bool {
-        if self.prints.len() >= SHARD_MAX && self.find(key).is_none() {
+    fn enter(&mut self, key: Key, room: usize) -> bool {
+        if self.prints.len() >= room && self.find(key).is_none() {
             return false;
         }
         let hash = spread(key.fingerprint());
@@ -152,12 +152,16 @@ impl Shard {
 /// The names of one mount that the kernel may have cached.
 pub(super) struct Names {
     hasher: RandomState,
+    /// The most fingerprints in one shard.
+    room: usize,
     shards: Box<[Padded<Mutex<Shard>>]>,
 }
 
 impl Names {
-    pub(super) fn new() -> Self {
-        Self { hasher: RandomState::new(), shards: (0..1 << SHARD_BITS).map(|_| Padded::default()).collect() }
+    /// No names, and room for so many in each of the 256 shards.
+    pub(super) fn new(room: usize) -> Self {
+        let shards = (0..1 << SHARD_BITS).map(|_| Padded::default()).collect();
+        Self { hasher: RandomState::new(), room, shards }
     }
 
     pub(super) fn key(&self, parent: u64, name: &OsStr) -> Key {
@@ -176,21 +180,26 @@ impl Names {
                 change.sent = stands;
             }
         }
-        match shard.enter(key) {
+        match shard.enter(key, self.room) {
             false => Entered::Full,
             true if shard.changed > mark => Entered::Overtaken,
             true => Entered::Current,
         }
     }
 
-    /// The name is about to change: a ticket for it, and whether the kernel may have it in its cache. With
-    /// `expects` the name counts as the kernel's from now on.
-    pub(super) fn begin(&self, key: Key, ticket: u64, expects: bool) -> bool {
+    /// The name is about to change: whether the kernel may have it in its cache. With `expects` the name counts as the
+    /// kernel's from now on; `None` if there is no room for that.
+    pub(super) fn begin(&self, key: Key, ticket: u64, expects: bool) -> Option<bool> {
         let mut shard = self.shard(key);
         let named = shard.find(key).is_some();
-        let expected = expects && !named && shard.enter(key);
-        shard.under_way.push(Change { key, ticket, expected, sent: Stands::Nothing });
-        named
+        let fits = !expects || named || shard.enter(key, self.room);
+        shard.under_way.push(Change {
+            key,
+            ticket,
+            expected: expects && !named && fits,
+            sent: Stands::Nothing,
+        });
+        fits.then_some(named)
     }
 
     /// The change that began with this ticket is over; `now` is its number, if it has happened. With `keeps` a name that
@@ -249,12 +258,12 @@ mod tests {
     fn has(names: &Names, key: Key) -> bool {
         let named = names.begin(key, u64::MAX, false);
         names.end(key, u64::MAX, None, false);
-        named
+        named == Some(true)
     }
 
     #[test]
     fn four_million_names_are_all_found_and_take_less_than_64_mebibytes() {
-        let names = Names::new();
+        let names = Names::new(ROOM);
         for number in 0..4_000_000 {
             assert_eq!(names.enter(key(&names, number), Stands::Inode(1), 0), Entered::Current);
         }
@@ -266,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_name_goes_when_the_kernel_has_dropped_it_unless_it_was_entered_twice() {
-        let names = Names::new();
+        let names = Names::new(ROOM);
         let (once, twice) = (key(&names, 1), key(&names, 2));
         for key in [once, twice, twice] {
             names.enter(key, Stands::Nothing, 0);
@@ -278,7 +287,7 @@ mod tests {
 
     #[test]
     fn an_answer_that_a_change_has_overtaken_may_not_be_cached() {
-        let names = Names::new();
+        let names = Names::new(ROOM);
         let key = key(&names, 1);
         names.begin(key, 1, false);
         assert_eq!(names.end(key, 1, Some(8), false), Known::default());
@@ -289,9 +298,9 @@ mod tests {
 
     #[test]
     fn a_change_hears_of_the_inode_that_the_kernel_gets_meanwhile() {
-        let names = Names::new();
+        let names = Names::new(ROOM);
         let key = key(&names, 1);
-        assert!(!names.begin(key, 1, false));
+        assert_eq!(names.begin(key, 1, false), Some(false));
         names.enter(key, Stands::Inode(5), 0);
         names.enter(key, Stands::Nothing, 0);
         assert_eq!(names.end(key, 1, Some(1), false), Known { named: true, sent: Stands::Inode(5) });
@@ -301,29 +310,31 @@ mod tests {
 
     #[test]
     fn an_expected_name_is_not_taken_for_one_that_the_kernel_has() {
-        let names = Names::new();
+        let names = Names::new(ROOM);
         let key = key(&names, 1);
-        assert!(!names.begin(key, 1, true));
+        assert_eq!(names.begin(key, 1, true), Some(false));
         assert!(has(&names, key), "for others it counts");
         assert!(!names.end(key, 1, Some(1), true).named);
         assert!(has(&names, key));
         names.dropped(key);
-        assert!(!names.begin(key, 2, true));
+        assert_eq!(names.begin(key, 2, true), Some(false));
         names.end(key, 2, Some(2), false);
         assert!(!has(&names, key));
-        assert!(!names.begin(key, 3, true));
+        assert_eq!(names.begin(key, 3, true), Some(false));
         names.enter(key, Stands::Inode(5), 2);
         assert!(names.end(key, 3, Some(3), false).named);
     }
 
     #[test]
     fn a_full_filter_takes_no_name_until_all_are_forgotten() {
-        let names = Names::new();
+        let names = Names::new(20);
         let full = (0..u64::MAX)
             .find(|number| names.enter(key(&names, *number), Stands::Nothing, 0) == Entered::Full);
         let full = key(&names, full.unwrap());
-        assert!(names.len() > 4_000_000, "{}", names.len());
+        assert!((20..=20 << SHARD_BITS).contains(&names.len()), "{}", names.len());
         assert!(!names.start_over(|| false) && !has(&names, full));
+        assert_eq!(names.begin(full, 1, true), None);
+        assert!(!names.end(full, 1, None, true).named);
         assert!(names.start_over(|| true));
         assert_eq!(names.len(), 0);
         assert_eq!(names.enter(full, Stands::Nothing, 0), Entered::Current);

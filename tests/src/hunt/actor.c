@@ -72,6 +72,8 @@ struct shared {
     _Atomic uint32_t over, failed;
     /* How many move a directory, and which actors look at anything meanwhile. */
     _Atomic uint32_t moving, racing[ACTORS];
+    /* What each actor has mapped, as an index of NAMES; 0 for nothing. */
+    _Atomic uint8_t mapped[ACTORS][FILES];
     _Atomic uint64_t checks[ACTORS][16];
     /* The changes that succeeded. */
     _Atomic uint64_t changes[ACTORS][32];
@@ -84,6 +86,8 @@ static unsigned actors, actor;
 static uint64_t seed, checks_wanted;
 static time_t seconds;
 static int is_preloaded[ACTORS];
+/* Directories may be out of the kernel's cache, and so without a path, until somebody looks them up. */
+static int loses_paths;
 /* The truth is the twin: times, inode numbers and sizes of directories are its own. */
 static int is_model;
 static char root[TREES][PATH_MAX / 2];
@@ -687,12 +691,19 @@ static void glance(struct text *text, int tree, void *what)
         look_at_working_directory(text, tree);
 }
 
+/* A list tells the kernel names that it otherwise has only from moving something there: for some rounds nobody lists. */
+static enum aspect listing_or(enum aspect other) { return shared->begun >> 3 & 1 ? LIST : other; }
+
 static void check(struct glance g)
 {
     static struct text seen, truth;
     static char where[64];
+    if (g.aspect == LIST)
+        g.aspect = listing_or(LSTAT);
     glance(&seen, MOUNT, &g);
     glance(&truth, TRUTH, &g);
+    if (g.aspect == WORKING_DIRECTORY && loses_paths && !strcmp(seen.bytes, "ENOENT "))
+        seen = truth;
     if (g.aspect >= HELD_STAT)
         snprintf(where, sizeof where, g.aspect == WORKING_DIRECTORY ? "the working directory, then" : "held %d, opened as", g.slot);
     else
@@ -814,7 +825,8 @@ static void hold_file(int slot)
 {
     let_go_of_file(slot);
     const char *name = NULL;
-    int flags = (chance(2) ? O_RDWR : O_RDONLY) | O_CLOEXEC, map = chance(3) == 0;
+    /* Mostly for reading if it is mapped: whoever can write through a mapping keeps others off the bypass. */
+    int map = chance(3) == 0, flags = (chance(map ? 4 : 2) ? O_RDONLY : O_RDWR) | O_CLOEXEC;
     /* Only a file; one that is a link's target is as good. Often what others hold, too: one of the first names. */
     for (int tries = 0; tries < 4 && !name; tries++) {
         const char *candidate = NAMES[1 + chance(chance(2) ? NAMES_LENGTH - 1 : 6)];
@@ -875,6 +887,10 @@ static void take_hold(void)
     }
     if (chance(4) == 0)
         hold_directory(chance(DIRECTORIES));
+    for (int slot = 0; slot < FILES; slot++) {
+        uint8_t name = held_map[slot] ? from_root(held[slot][TWIN], NULL) : 0;
+        shared->mapped[actor][slot] = name < NAMES_LENGTH ? name : 0;
+    }
 }
 
 /* --- rounds --- */
@@ -939,6 +955,8 @@ static int is_independent(int kind)
     return kind == CREATE || kind == MKDIR || kind == RMDIR || kind == UNLINK || kind == SYMLINK || kind == LINK || kind == RENAME || kind == FIFO;
 }
 
+static int changes_contents(int kind) { return kind == WRITE || kind == APPEND || kind == PWRITE || kind == TRUNCATE || kind == ALLOCATE || kind == COPY; }
+
 /* Not all kinds are known to file systems of which there is only a model. */
 static int is_served(int kind) { return !is_model || (kind != SETACL && kind != DEFAULTACL && kind != ALLOCATE && kind != COPY); }
 
@@ -976,6 +994,10 @@ static struct change draw(int leaf)
             do {
                 c.name = 1 + chance(NAMES_LENGTH - 1);
             } while (kind == MKDIR && chance(4) && !strchr("pqs", *leaf_of(NAMES[c.name])));
+            /* What is mapped shows old pages that any other look makes right. */
+            unsigned mapped = shared->mapped[chance(actors)][chance(FILES)];
+            if (changes_contents(kind) && mapped && chance(4))
+                c.name = mapped;
             c.other = 1 + chance(NAMES_LENGTH - 1);
             return c;
         }
@@ -1026,6 +1048,8 @@ static void race(void)
     static struct text text;
     uint64_t r = chance_of(&racing_state);
     enum aspect aspect = (const enum aspect[]){LSTAT, LSTAT, STAT, OPEN, READ, LIST, READLINK, ACCESS, XATTRS, MMAP}[r % 10];
+    if (aspect == LIST)
+        aspect = listing_or(LSTAT);
     shared->racing[actor] = 1;
     int quietly = shared->moving != 0;
     if (quietly)
@@ -1169,6 +1193,7 @@ int main(int argc, char **argv)
         return 2;
     }
     is_model = !argv[9];
+    loses_paths = getenv("LOSES_PATHS") != NULL;
     const char *const trees[TREES] = {argv[7], is_model ? argv[8] : argv[9], argv[8]};
     for (int tree = 0; tree < TREES; tree++) {
         struct stat s;

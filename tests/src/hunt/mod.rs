@@ -30,6 +30,9 @@ pub struct Subject<'s> {
     pub arguments: &'s [&'s str],
     /// What the mount is started with: `env` and variables.
     pub wrapper: &'s [&'s str],
+    /// Epochs come all the time. A directory of an old one is taken out of the kernel's cache when it is looked up, and has
+    /// no path until that is answered (`fuse_dentry_revalidate`, `d_invalidate`).
+    pub epochs: bool,
 }
 
 /// Who hunts.
@@ -181,6 +184,9 @@ pub fn hunt(subject: Subject<'_>, party: Party<'_>, extent: Extent) -> Result<Ta
             command.arg(&shared).arg(place.path()).arg(&twin);
             if !subject.memory {
                 command.arg(place.source());
+            }
+            if subject.epochs {
+                command.env("LOSES_PATHS", "1");
             }
             command.current_dir("/").stdin(Stdio::null()).stdout(held.try_clone().unwrap());
             command.stderr(Stdio::from(held.try_clone().unwrap())).process_group(0);
