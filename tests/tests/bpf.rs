@@ -324,9 +324,16 @@ fn an_answer_costs_less_than_two_fifths_of_a_request() {
         let path = place.path().join(file);
         let ask = || assert!(get(&path, "user.none").is_err());
         (0..10).for_each(|_| ask());
-        let start = Instant::now();
-        (0..200).for_each(|_| ask());
-        start.elapsed() / 200
+        let mut times: Vec<_> = (0..200)
+            .map(|_| {
+                let start = Instant::now();
+                ask();
+                start.elapsed()
+            })
+            .collect();
+        // The median: the guest's only CPU also frees what earlier tests have loaded.
+        times.sort_unstable();
+        times[times.len() / 2]
     };
     // The file with an attribute is asked for every time.
     let (request, answer) = (cost("with"), cost("d/f0"));
