@@ -202,7 +202,9 @@ const FOUND_VIRTUAL: [&str; 3] = [
 ];
 
 /// The same in memory.
-const FOUND_IN_MEMORY: [&str; 3] = [
+const FOUND_IN_MEMORY: [&str; 4] = [
+    // What is made must not end with a slash, in a link's text either.
+    "ordinary=00 preloaded=10\n10 symlink :gone/ :n\n10 create 0 :n 66 420\n10 symlink :b/ :n2\n10 create 0 :n2 66 420",
     // Direct writes of ordinary users take set-user-ID bits away.
     "ordinary=11 preloaded=10\n0 openat 0 -1 R/c 17474 2505\n0 writev 0 1 5 5",
     // That one directory is above the other is said before what they are, and what may be done with them.

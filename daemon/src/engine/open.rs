@@ -70,7 +70,14 @@ impl<FS: Filesystem> Engine<FS> {
             return kernel(Fallback::KernelByChoice);
         }
         for _ in 0..LOOKS {
-            match self.last(call.context, &call.request, call.frame.base, call.path, follow)? {
+            let last = self.last(call.context, &call.request, call.frame.base, call.path, follow);
+            if let Err(Stop::Errno(libc::ENOENT | libc::ENOTDIR)) = last
+                && flags & libc::O_CREAT != 0
+            {
+                // Or EISDIR, if a link's text ends with a slash (`open_last_lookups`).
+                return kernel(Fallback::KernelByChoice);
+            }
+            match last? {
                 Last::There(_) if exclusive => return fail(libc::EEXIST),
                 Last::There(node) => return self.open_existing(call, &node, giving, output),
                 Last::Missing(directory, name) if flags & libc::O_CREAT != 0 => {
