@@ -31,6 +31,9 @@ const SUBJECTS: [Subject<'static>; 8] = [
     crowded("room for few names, no epochs", &["env", "FINESSE_MUTANT=room for names,epochs"], false),
 ];
 
+/// How many of them are clean: the last is not always, which ARCHITECTURE.md tells. The long hunt has all.
+const STEADY: usize = 7;
+
 /// Parts of the daemon that keep the roads coherent, as `daemon/src/mutant.rs` is asked for them, each with the subject
 /// that needs it. Left out, something stale is seen.
 const MUTANTS: [(&str, usize); 15] = [
@@ -99,7 +102,7 @@ fn nothing_stale_is_seen() {
         is_caught(mutant, Extent { seed: 1, checks: u64::MAX, time: Duration::from_secs(60) });
     }
     // On a slow machine fewer checks.
-    are_clean(&SUBJECTS, Extent { seed: 1, checks: 400_000, time: Duration::from_secs(4) });
+    are_clean(&SUBJECTS[..STEADY], Extent { seed: 1, checks: 400_000, time: Duration::from_secs(4) });
 }
 
 #[test]

@@ -76,11 +76,7 @@ pub const EXCUSES: &[Excuse] = &[
         because: "`kiocb_set_rw_flags` wants `FMODE_NOWAIT`, which no file of FUSE has",
     },
     Excuse {
-        applies: |before, native, fuse| {
-            [native, fuse].contains(&"-1 EINVAL")
-                && moves_data(last(before))
-                && before.iter().any(|(step, said)| said.starts_with('0') && opens_with(step, libc::O_DIRECT))
-        },
+        applies: |before, native, fuse| [native, fuse].contains(&"-1 EINVAL") && directly(before),
         lasts: true,
         because: "what O_DIRECT demands of offsets, lengths and buffers, each file system says (`iomap_dio_bio_iter`); \
                   `fuse_direct_io` and `fuse_cache_read_iter` demand nothing, and `fuse_passthrough_open` keeps the flag, \
@@ -111,6 +107,24 @@ pub const LIMITS: &[Excuse] = &[
         lasts: false,
         because: "`filemap_read` asks for nothing behind the end of a file. Without clients the kernel reads an empty file by \
                   `fuse_passthrough_read_iter`; while a client has it open without a grant, by `fuse_cache_read_iter`",
+    },
+    Excuse {
+        applies: |before, preloaded, by_kernel| {
+            let locks = |step: &Step| ["fcntl-lock", "lockf"].contains(&name(step));
+            [preloaded, by_kernel].iter().all(|said| said.starts_with("0 as "))
+                && before.iter().any(|(step, said)| locks(step) && said.starts_with('0'))
+        },
+        lasts: false,
+        because: "`locks_remove_posix`: whoever closes a descriptor of a file ends the process's locks on it, so one that a promotion \
+                  leaves over keeps its number",
+    },
+    Excuse {
+        applies: |before, preloaded, by_kernel| {
+            by_kernel == "-1 EINVAL" && preloaded != by_kernel && directly(before)
+        },
+        lasts: true,
+        because: "`fuse_direct_io` does not demand what the source demands of offsets, lengths and buffers, and \
+                  `fuse_file_io_open` lets no file have a backing that is open without one",
     },
 ];
 
@@ -146,6 +160,12 @@ fn reads(step: &Step) -> bool {
 /// Whether it reads files, or writes to them, through descriptors.
 fn moves_data(step: &Step) -> bool {
     reads(step) || ["write", "pwrite", "writev", "pwritev", "pwritev2"].contains(&name(step))
+}
+
+/// Whether it moves data where something may have been opened with `O_DIRECT`.
+fn directly(before: &[(&Step, &str)]) -> bool {
+    let is_direct = |said: &str, step| said.starts_with('0') && opens_with(step, libc::O_DIRECT);
+    moves_data(last(before)) && before.iter().any(|(step, said)| is_direct(said, step))
 }
 
 /// Whether it opens something with these flags, and nothing less.
