@@ -36,7 +36,7 @@ const STEADY: usize = 7;
 
 /// Parts of the daemon that keep the roads coherent, as `daemon/src/mutant.rs` is asked for them, each with the subject
 /// that needs it. Left out, something stale is seen.
-const MUTANTS: [(&str, usize); 15] = [
+const MUTANTS: [(&str, usize); 17] = [
     ("kernel road: names", 0),
     ("kernel road: attributes", 0),
     ("kernel road: moves", 0),
@@ -52,6 +52,8 @@ const MUTANTS: [(&str, usize); 15] = [
     ("bypass: written unseen", 0),
     ("bypass: directories in the kernel", 0),
     ("bypass: pages", 1),
+    ("bypass: listings", 0),
+    ("kernel road: moved listings", 0),
 ];
 
 fn number(name: &str) -> Option<u64> {

@@ -22,6 +22,7 @@
 //! because the kernel answers a notification only once it has the directory's lock, which a request in flight may hold. And
 //! nothing here calls the file system.
 
+mod listings;
 mod names;
 
 use std::ffi::OsStr;
@@ -38,6 +39,7 @@ use log::{debug, warn};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use self::listings::Listings;
 use self::names::{Entered, Names, Stands};
 use crate::kernel::below;
 use crate::mutant;
@@ -234,6 +236,7 @@ pub(crate) struct Coherence {
     /// Counts those that begin.
     tickets: AtomicU64,
     names: Names,
+    listings: Listings,
     /// The kernel may know inodes by names that are not in the filter.
     names_lost: AtomicBool,
     /// The kernel was sent a file with several links.
@@ -290,6 +293,7 @@ impl Coherence {
             clock: AtomicU64::new(0),
             tickets: AtomicU64::new(0),
             names: Names::new(room),
+            listings: Listings::new(),
             names_lost: AtomicBool::new(false),
             links: AtomicBool::new(false),
             device: Mutex::new(None),
@@ -654,10 +658,25 @@ impl Coherence {
         })
     }
 
-    /// Waits until the kernel's requests that make something in a directory have got their answers: by its lock.
+    /// Waits until the kernel's requests that make something in a directory, or list it, have got their answers: by
+    /// its lock.
     fn await_directory(&self, directory: u64) {
         // No directory has this name.
         self.drop_name(directory, b".");
+    }
+
+    /// The bypass has changed what a directory lists. To be called before the change is answered: drops what the kernel's
+    /// page cache holds of it.
+    pub(crate) fn changed_listing(&self, directory: u64) {
+        let Some(held) = self.listings.held(directory) else { return };
+        if mutant::leaves_out("bypass: listings") {
+            return;
+        }
+        // An answer from before the change would enter the cache after the notification.
+        self.await_directory(directory);
+        // What cannot be told is logged; without a kernel there is nobody to tell.
+        let _ = self.inval_inode(directory, 0, 0).map_err(gone);
+        self.listings.told(directory, held);
     }
 
     /// The bypass has changed the contents or the size of an inode. To be called before the change is
@@ -744,6 +763,7 @@ impl Coherence {
         }
         drop(inodes);
         // Its pages have gone with it.
+        self.listings.forget(ino);
         let mut opens = shard(&self.opens, ino).lock();
         if let Some(open) = opens.get_mut(&ino) {
             open.opens.kept = false;
@@ -867,6 +887,31 @@ impl Coherence {
         (flags, passthrough)
     }
 
+    /// The flags for a directory that the kernel opens.
+    pub(crate) fn open_directory(&self, ino: u64, mut flags: FopenFlags) -> FopenFlags {
+        if flags.contains(FopenFlags::FOPEN_CACHE_DIR) && !self.listings.opens(ino) {
+            flags.remove(FopenFlags::FOPEN_KEEP_CACHE);
+        }
+        flags
+    }
+
+    /// The kernel reads an open directory. To be called before the file system is asked.
+    pub(crate) fn kernel_lists(&self, directory: u64) {
+        self.listings.reads(directory);
+    }
+
+    /// Whether the kernel may have listings of directories in its page cache.
+    pub(crate) fn kernel_keeps_listings(&self) -> bool {
+        self.listings.any()
+    }
+
+    /// The kernel has moved an inode. To be called before it is answered.
+    pub(crate) fn kernel_moved(&self, ino: u64) {
+        if !mutant::leaves_out("kernel road: moved listings") {
+            self.listings.moved(ino);
+        }
+    }
+
     /// The flags to open with, and the mode that they mean.
     pub(crate) fn open_flags(
         &self,
@@ -874,7 +919,6 @@ impl Coherence {
         mut flags: FopenFlags,
         passthrough: bool,
     ) -> (FopenFlags, OpenMode) {
-        flags.remove(FopenFlags::FOPEN_CACHE_DIR);
         if passthrough {
             flags.remove(FopenFlags::FOPEN_KEEP_CACHE);
             return (flags, OpenMode::Passthrough);
@@ -1032,11 +1076,15 @@ impl Changing<'_> {
         if named && coherence.drop_name(self.parent, self.name.as_encoded_bytes()) && !keeps {
             coherence.names.dropped(self.key);
         }
+        coherence.changed_listing(self.parent);
         let told = match known.sent {
             Stands::Inode(ino) => Some(ino),
             Stands::Some | Stands::Nothing => None,
         };
-        told.into_iter().for_each(|ino| coherence.changed_attr(ino));
+        if let Some(ino) = told {
+            coherence.changed_attr(ino);
+            coherence.changed_listing(ino);
+        }
         let by_another_name = coherence.links.load(Ordering::SeqCst) != self.links;
         if (by_another_name && !self.known) || known.sent == Stands::Some {
             // It has got to know the inode meanwhile, or may have: which one, nobody has asked. Hardly ever happens.
@@ -1388,10 +1436,9 @@ mod tests {
     #[test]
     fn pages_that_the_kernel_may_keep_are_dropped_after_a_change_until_it_forgets_the_file() {
         let coherence = Coherence::new();
-        let all = FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_CACHE_DIR;
+        let keep = FopenFlags::FOPEN_KEEP_CACHE;
         sent(&coherence, &file(2));
-        let opened = coherence.open_file(2, all, false, READS, None);
-        assert_eq!(opened, (FopenFlags::FOPEN_KEEP_CACHE, false));
+        assert_eq!(coherence.open_file(2, keep, false, READS, None), (keep, false));
         coherence.released(2);
         assert!(coherence.kernel_opens(2).paged() && !coherence.kernel_opens(2).cached);
         coherence.forgotten(2, 1);

@@ -586,6 +586,8 @@ impl Changing<'_> {
         }
         for inode in cached.iter().chain(child) {
             self.cache.forget_attr(inode);
+            // A removed directory lists nothing, and one that was moved has another one above it.
+            self.cache.coherence.changed_listing(inode.ino);
         }
         Settled { cached, told }
     }

@@ -76,11 +76,8 @@ impl<FS: Filesystem> Adapter<FS> {
         Hooks::new(Arc::clone(&self.core().coherence), ino.0, effect)
     }
 
-    /// What a name stands for, which the kernel does not tell when it moves it. Nobody asks while no client is connected.
+    /// What a name stands for, which the kernel does not tell when it moves it.
     fn inode_of(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr) -> Option<u64> {
-        if !self.core().coherence.has_clients() {
-            return None;
-        }
         let (reply, answer) = ReplyEntry::local();
         self.fs().lookup(&req.into(), parent, name, reply);
         let ino = answer.wait().ok().map(|entry| entry.attr.ino).filter(|ino| ino.0 != 0)?;
@@ -100,6 +97,12 @@ impl<FS: Filesystem> Adapter<FS> {
     /// (`fuse_set_acl`).
     fn changes_xattr(&self, ino: INodeNo, name: &OsStr) -> Hooks {
         if is_acl(name) { self.changes_unforeseen(ino) } else { self.changes_attr(ino) }
+    }
+
+    /// Hooks for a request that reads a directory.
+    fn reads_directory(&self, directory: INodeNo) -> Hooks {
+        self.core().coherence.kernel_lists(directory.0);
+        self.changes(directory, || Effect::Atime(directory.0))
     }
 
     fn changes_name(&self, parent: INodeNo, name: &OsStr) -> Hooks {
@@ -554,9 +557,12 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             return reply.error(error);
         }
         let exchanges = flags.contains(RenameFlags::RENAME_EXCHANGE);
+        let coherence = &self.core().coherence;
+        // Nobody else asks when it was moved, or lists what is above it.
+        let matters = coherence.has_clients() || (parent != newparent && coherence.kernel_keeps_listings());
         let moved = [
-            self.inode_of(req, parent, name),
-            if exchanges { self.inode_of(req, newparent, newname) } else { None },
+            matters.then(|| self.inode_of(req, parent, name)).flatten(),
+            (matters && exchanges).then(|| self.inode_of(req, newparent, newname)).flatten(),
         ];
         let hooks = self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname, moved));
         // What is moved keeps its lifetime (`d_move`), which no answer gives to the new name.
@@ -699,8 +705,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if let Err(error) = self.permit(req, ino, Operations::LIST) {
             return reply.error(error);
         }
-        // Open directories are not counted: the kernel never caches what they list.
-        let reply = ReplyOpen::kernel(reply, self.hooks(INodeNo(0)));
+        let reply = ReplyOpen::kernel(reply, self.hooks(ino).opens_directory());
         self.fs().opendir(&req.into(), ino, flags, reply);
     }
 
@@ -712,7 +717,8 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         offset: u64,
         reply: fuser::ReplyDirectory,
     ) {
-        self.fs().readdir(&req.into(), ino, fh, offset, ReplyDirectory::kernel(reply, self.hooks(ino)));
+        let reply = ReplyDirectory::kernel(reply, self.reads_directory(ino));
+        self.fs().readdir(&req.into(), ino, fh, offset, reply);
     }
 
     fn readdirplus(
@@ -723,7 +729,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         offset: u64,
         reply: fuser::ReplyDirectoryPlus,
     ) {
-        let hooks = self.hooks(ino).lists(self.core().guard.as_ref());
+        let hooks = self.reads_directory(ino).lists(self.core().guard.as_ref());
         let reply = ReplyDirectoryPlus::kernel(reply, hooks);
         self.fs().readdirplus(&req.into(), ino, fh, offset, reply);
     }

@@ -88,6 +88,7 @@ impl Effect {
                 for child in names.children.into_iter().flatten() {
                     cache.attr(child);
                     coherence.kernel_changed_attr(child);
+                    coherence.kernel_moved(child);
                 }
             }
         }
@@ -109,6 +110,8 @@ pub(crate) struct Hooks {
     pub(crate) versioned: bool,
     /// What can be done with a file that the request opens.
     pub(crate) access: Access,
+    /// Whether the request opens a directory.
+    pub(crate) directory: bool,
     /// Whether a file that is there already is an error.
     pub(crate) exclusive: bool,
     /// What the policy says of a name that the kernel is told of.
@@ -129,6 +132,7 @@ impl Hooks {
             key: None,
             versioned: true,
             access,
+            directory: false,
             exclusive: false,
             naming: None,
             guard: None,
@@ -152,6 +156,12 @@ impl Hooks {
     pub(crate) fn opens(mut self, flags: i32) -> Self {
         self.access = Access::of(flags);
         self.exclusive = flags & libc::O_EXCL != 0;
+        self
+    }
+
+    /// A directory is opened.
+    pub(crate) fn opens_directory(mut self) -> Self {
+        self.directory = true;
         self
     }
 

@@ -31,6 +31,9 @@ struct Script {
     size: AtomicU64,
     byte: AtomicU32,
     other: AtomicBool,
+    /// The kernel may keep listings.
+    keeps: AtomicBool,
+    lists: AtomicU32,
 }
 
 /// The root holds a file `file` of `size` times `byte`, a directory `dir`, and sometimes another, `other`.
@@ -66,6 +69,12 @@ impl Filesystem for Scripted {
             .map_err(|_| io::Error::other("this kernel has no READDIRPLUS"))
     }
 
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let keeps = self.0.keeps.load(Ordering::SeqCst);
+        let kept = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        reply.opened(FileHandle(0), if keeps { kept } else { FopenFlags::empty() });
+    }
+
     fn readdirplus(
         &self,
         _req: &Request,
@@ -74,9 +83,14 @@ impl Filesystem for Scripted {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        self.0.lists.fetch_add(1, Ordering::SeqCst);
         if offset == 0 {
             let full = reply.add(INodeNo(FILE), 1, "file", &TTL, &self.attr(FILE), Generation(0));
             assert!(!full);
+            if self.0.other.load(Ordering::SeqCst) {
+                let full = reply.add(INodeNo(OTHER), 2, "other", &TTL, &self.attr(OTHER), Generation(0));
+                assert!(!full);
+            }
         }
         reply.ok();
     }
@@ -144,6 +158,11 @@ impl Mounted {
                 .expect("cannot mount: this test needs /dev/fuse and root or fusermount3");
         let coherence = Arc::clone(&core.upgrade().unwrap().coherence);
         Self { script, core, coherence, session: session.spawn().unwrap(), dir }
+    }
+
+    /// How many names the root lists.
+    fn names(&self) -> usize {
+        fs::read_dir(self.dir.path()).unwrap().count()
     }
 
     fn size(&self) -> u64 {
@@ -248,16 +267,43 @@ fn files_show_fresh_contents_whether_they_are_open_or_not() {
 #[test]
 fn what_a_listing_told_the_kernel_is_forgotten_too() {
     let mounted = Mounted::new();
-    let list = || {
-        assert_eq!(fs::read_dir(mounted.dir.path()).unwrap().count(), 1);
-    };
-    list();
+    assert_eq!(mounted.names(), 1);
     assert!(mounted.coherence.kernel_knows(FILE));
     assert_eq!(mounted.lookups(|| assert_eq!(mounted.size(), 10)), 0, "the listing told the kernel");
     mounted.script.size.store(20, Ordering::SeqCst);
     change(&mounted, "file");
     mounted.coherence.changed_attr(FILE);
     assert_eq!(mounted.lookups(|| assert_eq!(mounted.size(), 20)), 1);
+    mounted.end();
+}
+
+#[test]
+fn a_listing_that_the_kernel_keeps_is_read_anew_when_the_bypass_has_changed_it() {
+    let mounted = Mounted::new();
+    mounted.script.keeps.store(true, Ordering::SeqCst);
+    let stop = AtomicBool::new(false);
+    let lists = || mounted.script.lists.load(Ordering::SeqCst);
+    assert_eq!(mounted.names(), 1);
+    let asked = lists();
+    assert_eq!(mounted.names(), 1);
+    assert_eq!(lists(), asked, "the kernel has it");
+    change(&mounted, "absent");
+    assert_eq!(mounted.names(), 1);
+    assert!(lists() > asked);
+    std::thread::scope(|scope| {
+        // Listings from before a change that are under way while it is told.
+        scope.spawn(|| {
+            while !stop.load(Ordering::SeqCst) {
+                mounted.names();
+            }
+        });
+        for round in 0..1_000 {
+            mounted.script.other.store(round % 2 == 0, Ordering::SeqCst);
+            change(&mounted, "other");
+            assert_eq!(mounted.names(), 1 + usize::from(round % 2 == 0));
+        }
+        stop.store(true, Ordering::SeqCst);
+    });
     mounted.end();
 }
 

@@ -67,7 +67,7 @@ pub enum CachePolicy {
     /// For a second, because others may change the source, too. Also names that do not exist.
     #[default]
     Auto,
-    /// For a day: nobody else changes the source while it is mounted. File contents are kept, too.
+    /// For a day: nobody else changes the source while it is mounted. File contents and listings are kept, too.
     Always,
 }
 
@@ -660,8 +660,12 @@ impl Filesystem for PassthroughFs {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        let kept = match self.options.cache {
+            CachePolicy::Always => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
+            CachePolicy::Never | CachePolicy::Auto => FopenFlags::empty(),
+        };
         match self.open_stream(req, ino.0) {
-            Ok(fh) => reply.opened(fh, FopenFlags::empty()),
+            Ok(fh) => reply.opened(fh, kept),
             Err(error) => reply.error(errno(error)),
         }
     }

@@ -23,12 +23,12 @@ reply! {
 }
 
 /// The flags that go to the kernel, after what they mean has been noted, and whether the kernel may serve the backing file
-/// by itself. An inode of 0 is a directory: the kernel has no pages of it, and what it lists must never be cached.
-fn kernel_flags(hooks: &Hooks, ino: u64, flags: FopenFlags, pass: bool) -> (FopenFlags, bool) {
-    match ino {
-        0 => (hooks.coherence.open_flags(ino, flags, pass).0, pass),
-        ino => hooks.coherence.open_file(ino, flags, pass, hooks.access, None),
+/// by itself.
+fn kernel_flags(hooks: &Hooks, flags: FopenFlags, pass: bool) -> (FopenFlags, bool) {
+    if hooks.directory {
+        return (hooks.coherence.open_directory(hooks.ino, flags), false);
     }
+    hooks.coherence.open_file(hooks.ino, flags, pass, hooks.access, None)
 }
 
 impl ReplyOpen {
@@ -39,7 +39,13 @@ impl ReplyOpen {
     /// bypass could not tell what it holds.
     pub fn error(self, err: Errno) {
         match self.to {
-            To::Kernel(_) if err == Errno::ENOSYS => self.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
+            To::Kernel(kernel) if err == Errno::ENOSYS => {
+                // As the kernel does by itself then (`fuse_file_open`).
+                let listing =
+                    if kernel.hooks.directory { FopenFlags::FOPEN_CACHE_DIR } else { FopenFlags::empty() };
+                let to = To::Kernel(kernel);
+                Self { to }.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE | listing);
+            }
             To::Kernel(kernel) => kernel.settle().1.error(err),
             To::Local(sender) => sender.send(Err(err)),
         }
@@ -55,7 +61,7 @@ impl ReplyOpen {
         match self.to {
             To::Kernel(kernel) => {
                 let (hooks, reply) = kernel.settle();
-                let (flags, _) = kernel_flags(&hooks, hooks.ino, flags, false);
+                let (flags, _) = kernel_flags(&hooks, flags, false);
                 reply.opened(fh, flags);
             }
             To::Local(sender) => sender.send(Ok(Opened { fh, flags, backing: None })),
@@ -92,7 +98,7 @@ impl ReplyOpen {
             To::Kernel(kernel) => {
                 let (hooks, reply) = kernel.settle();
                 let backing = backing_id.for_kernel(&reply);
-                let (flags, pass) = kernel_flags(&hooks, hooks.ino, flags, backing.is_ok());
+                let (flags, pass) = kernel_flags(&hooks, flags, backing.is_ok());
                 match backing {
                     Ok(backing) if pass => reply.opened_passthrough(fh, flags, backing),
                     Ok(_) => reply.opened(fh, flags),

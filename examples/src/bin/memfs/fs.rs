@@ -22,6 +22,9 @@ const TTL: Duration = Duration::from_secs(1);
 /// The only generation: numbers of inodes are never used twice.
 const GENERATION: Generation = Generation(0);
 
+/// What the kernel may do with open directories: keep what they list, because nothing changes behind its back.
+const LISTING_KEPT: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
+
 /// A file system in memory.
 pub(crate) struct MemFs {
     tree: RwLock<Tree>,
@@ -304,7 +307,7 @@ impl Filesystem for MemFs {
         reply_entry(reply, linked);
     }
 
-    // Open files have no state of their own: the default `open` and `opendir` give them all the same handle.
+    // Open files have no state of their own: they all have the same handle.
 
     fn create(
         &self,
@@ -328,6 +331,10 @@ impl Filesystem for MemFs {
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::empty()),
             Err(errno) => reply.error(errno),
         }
+    }
+
+    fn opendir(&self, _req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        reply.opened(FileHandle(0), LISTING_KEPT);
     }
 
     fn read(
