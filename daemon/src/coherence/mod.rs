@@ -887,6 +887,19 @@ impl Coherence {
         (flags, passthrough)
     }
 
+    /// Whether the kernel's page cache may serve a file that the kernel opens to read. If so, it has to, and the file is not
+    /// granted for writing from here on.
+    pub(crate) fn may_read_pages(&self, ino: u64) -> bool {
+        let mut shard = shard(&self.opens, ino).lock();
+        // Under the lock: who grants it for writing notes that first, and looks here then.
+        if self.is_granted_write(ino) {
+            return false;
+        }
+        let opens = &mut shard.entry(ino).or_default().opens;
+        opens.cached |= !opens.passthrough;
+        opens.cached
+    }
+
     /// The flags for a directory that the kernel opens.
     pub(crate) fn open_directory(&self, ino: u64, mut flags: FopenFlags) -> FopenFlags {
         if flags.contains(FopenFlags::FOPEN_CACHE_DIR) && !self.listings.opens(ino) {
@@ -1361,6 +1374,21 @@ mod tests {
         coherence.opened(5, OpenMode::Cached, false);
         assert!(!flags(READS, true).1, "the kernel would fail the open");
         coherence.released(5);
+    }
+
+    #[test]
+    fn the_page_cache_serves_what_nobody_may_change_unseen() {
+        let coherence = Coherence::new();
+        coherence.opened(4, OpenMode::Passthrough, false);
+        assert!(!coherence.may_read_pages(4), "the kernel would fail the open");
+        coherence.note_granted_write(5);
+        assert!(!coherence.may_read_pages(5));
+        assert!(coherence.may_read_pages(6));
+        assert!(coherence.kernel_opens(6).cached, "who grants it sees that");
+        assert_eq!(
+            coherence.open_file(6, FopenFlags::empty(), true, READS, None),
+            (FopenFlags::empty(), false)
+        );
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::handles::OpenFile;
 use super::inodes::{INSIDE, check_name, stat_of};
 use super::names::Entry;
 use super::nodes::{Kind, Way};
-use super::{Acting, PassthroughFs, Rights, attributes};
+use super::{Acting, CachePolicy, PassthroughFs, Rights, attributes};
 use crate::{BackingId, FileHandle, Generation, Request, Road};
 
 /// What `open` may carry over to the backing. Creation and truncation are requests of their own.
@@ -38,11 +38,14 @@ const OPEN_TO_EXECUTE: i32 = 0x20;
 /// (`MAX_RW_COUNT`).
 const LONGEST_COPY: u64 = 0x7fff_f000;
 
+/// The longest file of which the kernel's page cache is to hold a copy, in bytes. What is longer would be held twice.
+const LONGEST_KEPT: u64 = 16 << 20;
+
 /// A file that was opened: what the reply is made of.
 pub(super) struct Opened {
     pub(super) file: OpenFile,
-    /// Whether its descriptor can stand for it, on the kernel's side or the client's.
-    pub(super) regular: bool,
+    /// Its length, if its descriptor can stand for it, on the kernel's side or the client's: if it is a regular file.
+    pub(super) regular: Option<u64>,
 }
 
 /// The flags for the backing. On the kernel road the daemon reads and writes for the program, from buffers that are
@@ -70,7 +73,7 @@ impl PassthroughFs {
             Road::Bypass if careful != wanted => fcntl_setfl(fd, wanted - OFlags::CLOEXEC),
             _ => Ok(()),
         };
-        let opened = |fd, regular| Opened {
+        let opened = |fd, regular: Option<u64>| Opened {
             file: OpenFile::new(fd, id, is_writable(flags), wanted.contains(OFlags::APPEND)),
             regular,
         };
@@ -89,23 +92,23 @@ impl PassthroughFs {
             let stat = stat_of(&fd)?;
             if stat.stx_ino == number && attributes::is_regular(&stat) {
                 settle(&fd)?;
-                return Ok(opened(fd, true));
+                return Ok(opened(fd, Some(stat.stx_size)));
             }
         }
 
         let inode = self.inode(id)?;
-        let regular = inode.as_open_file().is_some() || attributes::is_regular(&inode.attributes()?);
-        if !regular {
+        let stat = inode.attributes()?;
+        if !attributes::is_regular(&stat) {
             // The kernel opens devices, FIFOs and sockets by itself, and directories by `opendir`. To open one
             // here could block, or do things to a device.
             let fd = openat(CWD, inode.path().as_c_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-            return Ok(opened(fd, false));
+            return Ok(opened(fd, None));
         }
         self.act(req, rights)?;
         let path = inode.path();
         let fd = self.with_spare_descriptors(|| openat(CWD, path.as_c_str(), careful, Mode::empty()))?;
         settle(&fd)?;
-        Ok(opened(fd, true))
+        Ok(opened(fd, Some(stat.stx_size)))
     }
 
     /// Executing takes execute permission, not read permission.
@@ -149,25 +152,37 @@ impl PassthroughFs {
             entry,
             Opened {
                 file: OpenFile::new(fd, id, is_writable(flags), wanted.contains(OFlags::APPEND)),
-                regular: true,
+                regular: Some(stat.stx_size),
             },
         ))
     }
 
-    /// Adds a file that was opened on the kernel road. `register` makes a backing file known to the kernel.
+    /// Adds a file that was opened on the kernel road. `register` makes a backing file known to the kernel, unless its page
+    /// cache is to serve it.
     pub(super) fn serve_kernel(
         &self,
         opened: Opened,
+        from_pages: bool,
         register: impl FnOnce(std::os::fd::BorrowedFd<'_>) -> std::io::Result<BackingId>,
     ) -> (FileHandle, Option<Arc<BackingId>>) {
-        let regular = opened.regular;
+        let regular = opened.regular.is_some();
         let (file, backing) = self.open_inodes.add_for_kernel(opened.file, |fd| {
-            if !regular || !self.kernel_serves_data.load(Ordering::Relaxed) {
+            if from_pages || !regular || !self.kernel_serves_data.load(Ordering::Relaxed) {
                 return None;
             }
             register(fd).inspect_err(|error| self.passthrough_failed(error)).ok()
         });
         (self.files.insert(&file), backing)
+    }
+
+    /// Whether the kernel's page cache is to serve a file, rather than its backing file. Both read at the same speed,
+    /// once it is there; but whatever is read from the backing file, the kernel asks for the time of last access
+    /// (`fuse_file_accessed`), and for the backing file at every open.
+    pub(super) fn is_worth_keeping(&self, opened: &Opened, flags: i32) -> bool {
+        self.options.cache == CachePolicy::Always
+            && !is_writable(flags)
+            && flags & (libc::O_DIRECT | libc::O_APPEND) == 0
+            && opened.regular.is_some_and(|length| length <= LONGEST_KEPT)
     }
 
     /// Decides whether kernel passthrough is worth another try.

@@ -583,13 +583,14 @@ impl Filesystem for PassthroughFs {
         };
         if req.road() == Road::Kernel {
             let direct = io_flags(flags.0);
-            let (fh, backing) = self.serve_kernel(opened, |fd| reply.open_backing(fd));
+            let from_pages = self.is_worth_keeping(&opened, flags.0) && reply.may_read_pages();
+            let (fh, backing) = self.serve_kernel(opened, from_pages, |fd| reply.open_backing(fd));
             return match backing {
                 Some(backing) => reply.opened_passthrough(fh, direct, &backing),
                 None => reply.opened(fh, self.open_flags() | direct),
             };
         }
-        let regular = opened.regular;
+        let regular = opened.regular.is_some();
         self.xattrs_change_unseen(ino.0);
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
@@ -769,7 +770,7 @@ impl Filesystem for PassthroughFs {
         let (attr, generation) = (&entry.attr, entry.generation);
         if req.road() == Road::Kernel {
             let direct = io_flags(flags);
-            let (fh, backing) = self.serve_kernel(opened, |fd| reply.open_backing(fd));
+            let (fh, backing) = self.serve_kernel(opened, false, |fd| reply.open_backing(fd));
             return match backing {
                 Some(backing) => {
                     reply.created_passthrough(&self.ttl, attr, generation, fh, direct, &backing);

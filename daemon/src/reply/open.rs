@@ -68,6 +68,15 @@ impl ReplyOpen {
         }
     }
 
+    /// Whether the kernel's page cache may serve a file that is opened for reading. If so, the answer is
+    /// [`opened`](Self::opened).
+    pub(crate) fn may_read_pages(&self) -> bool {
+        match &self.to {
+            To::Kernel(kernel) => kernel.hooks.coherence.may_read_pages(kernel.hooks.ino),
+            To::Local(_) => false,
+        }
+    }
+
     /// Registers a backing file, to be given to [`opened_passthrough`](Self::opened_passthrough).
     ///
     /// # Errors
