@@ -20,8 +20,14 @@ use tempfile::TempDir;
 
 /// The kinds of mount: a file system in memory has no lock operations.
 const MEMORY: &[&str] = &["memory"];
-const MOUNTS: [&[&str]; 4] =
-    [&["-o", "grant=always"], &["-o", "grant=large"], &["-o", "grant=never"], MEMORY];
+const MOUNTS: [&[&str]; 5] = [
+    &["-o", "grant=always"],
+    &["-o", "grant=large"],
+    &["-o", "grant=never"],
+    // Locks stay in the kernel.
+    &["--cache=always", "-o", "grant=never"],
+    MEMORY,
+];
 
 /// The roads of `a` and `b` on one mount.
 const PAIRS: [[Road; 2]; 4] = [

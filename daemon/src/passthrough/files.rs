@@ -60,7 +60,7 @@ fn backing_flags(road: Road, flags: i32) -> OFlags {
     flags | OFlags::CLOEXEC
 }
 
-fn is_writable(flags: i32) -> bool {
+pub(super) fn is_writable(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 

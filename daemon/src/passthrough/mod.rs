@@ -91,7 +91,8 @@ pub enum Grants {
     /// A virtual descriptor, which becomes one of the source's file when large transfers make that worth it. Cheaper to
     /// open, for programs that open many small files.
     Large,
-    /// Never more than a virtual descriptor, or one of the mount's: nothing of the source leaves the daemon.
+    /// Never more than a virtual descriptor, or one of the mount's: nothing of the source leaves the daemon. With
+    /// [`CachePolicy::Always`], locks are on the mount's files only.
     Never,
 }
 
@@ -350,11 +351,23 @@ impl PassthroughFs {
         }
     }
 
-    fn open_flags(&self) -> FopenFlags {
-        match self.options.cache {
-            CachePolicy::Always => FopenFlags::FOPEN_KEEP_CACHE,
-            CachePolicy::Never | CachePolicy::Auto => FopenFlags::empty(),
+    /// What the kernel may keep of a file that is opened with these flags.
+    fn open_flags(&self, flags: i32) -> FopenFlags {
+        let mut kept = FopenFlags::empty();
+        if self.options.cache == CachePolicy::Always {
+            kept |= FopenFlags::FOPEN_KEEP_CACHE;
         }
+        // Closing it means nothing here then: it ends no lock, and there is no error to hear of.
+        if self.locks_stay_in_the_kernel() && !files::is_writable(flags) {
+            kept |= FopenFlags::FOPEN_NOFLUSH;
+        }
+        kept
+    }
+
+    /// Whether locks are the kernel's own, on the mount's files: nobody has descriptors of the source's files, and nobody
+    /// else uses the source.
+    fn locks_stay_in_the_kernel(&self) -> bool {
+        self.options.grants == Grants::Never && self.options.cache == CachePolicy::Always
     }
 }
 
@@ -438,7 +451,6 @@ impl Filesystem for PassthroughFs {
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_HAS_IOCTL_DIR,
             InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_POSIX_LOCKS,
         ];
         if self.options.kernel_checked {
             // Names that come with attributes enter the kernel's cache for everybody, which is only right
@@ -455,10 +467,13 @@ impl Filesystem for PassthroughFs {
             wanted.push(InitFlags::FUSE_CACHE_SYMLINKS);
         }
         let has = |flag| config.capabilities().contains(flag);
-        // Where the kinds of lock cannot be told apart, flock(2) is left to the kernel, which knows of no locks on
-        // the source itself.
-        if self.locks.tell_kinds() && has(InitFlags::FUSE_FLOCK_LOCKS) {
-            wanted.push(InitFlags::FUSE_FLOCK_LOCKS);
+        if !self.locks_stay_in_the_kernel() {
+            wanted.push(InitFlags::FUSE_POSIX_LOCKS);
+            // Where the kinds of lock cannot be told apart, flock(2) is left to the kernel, which knows of no locks on
+            // the source itself.
+            if self.locks.tell_kinds() && has(InitFlags::FUSE_FLOCK_LOCKS) {
+                wanted.push(InitFlags::FUSE_FLOCK_LOCKS);
+            }
         }
         // What is never granted to programs is not given to the kernel, either: an inode cannot be served both from
         // its backing file and by the daemon, which serves what becomes the kernel's of a virtual descriptor.
@@ -587,7 +602,7 @@ impl Filesystem for PassthroughFs {
             let (fh, backing) = self.serve_kernel(opened, from_pages, |fd| reply.open_backing(fd));
             return match backing {
                 Some(backing) => reply.opened_passthrough(fh, direct, &backing),
-                None => reply.opened(fh, self.open_flags() | direct),
+                None => reply.opened(fh, self.open_flags(flags.0) | direct),
             };
         }
         let regular = opened.regular.is_some();
@@ -597,7 +612,7 @@ impl Filesystem for PassthroughFs {
         // The client's own copy of the descriptor: never one that another open shares.
         match (regular && self.options.grants != Grants::Never).then(|| reply.open_backing(&*file)) {
             Some(Ok(grant)) => reply.opened_passthrough(fh, FopenFlags::empty(), &grant),
-            _ => reply.opened(fh, self.open_flags()),
+            _ => reply.opened(fh, self.open_flags(flags.0)),
         }
     }
 
@@ -775,7 +790,7 @@ impl Filesystem for PassthroughFs {
                 Some(backing) => {
                     reply.created_passthrough(&self.ttl, attr, generation, fh, direct, &backing);
                 }
-                None => reply.created(&self.ttl, attr, generation, fh, self.open_flags() | direct),
+                None => reply.created(&self.ttl, attr, generation, fh, self.open_flags(flags) | direct),
             };
         }
         self.xattrs_change_unseen(attr.ino.0);
@@ -785,7 +800,7 @@ impl Filesystem for PassthroughFs {
             Some(Ok(grant)) => {
                 reply.created_passthrough(&self.ttl, attr, generation, fh, FopenFlags::empty(), &grant);
             }
-            _ => reply.created(&self.ttl, attr, generation, fh, self.open_flags()),
+            _ => reply.created(&self.ttl, attr, generation, fh, self.open_flags(flags)),
         }
     }
 

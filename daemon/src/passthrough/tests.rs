@@ -723,3 +723,17 @@ fn a_daemon_that_cannot_act_as_others_serves_only_its_owner() {
     assert_eq!(mirror.lookup(&other, ROOT, "f").unwrap_err(), libc::EACCES);
     assert_eq!(mirror.unlink(&other, ROOT, "f").unwrap_err(), libc::EACCES);
 }
+
+#[test]
+fn closing_is_not_reported_of_files_that_are_read_where_it_ends_no_lock() {
+    let unreported = |grants, cache, flags| {
+        let mirror = mirror_in("/tmp", Options { grants, cache, ..Options::default() });
+        fs::write(mirror.path("file"), "contents").unwrap();
+        let opened = mirror.open(&root(), mirror.id("file"), flags).unwrap();
+        opened.flags.contains(FopenFlags::FOPEN_NOFLUSH)
+    };
+    assert!(unreported(Grants::Never, CachePolicy::Always, libc::O_RDONLY));
+    assert!(!unreported(Grants::Never, CachePolicy::Always, libc::O_RDWR), "a write may fail late");
+    assert!(!unreported(Grants::Never, CachePolicy::Auto, libc::O_RDONLY), "others may lock the source");
+    assert!(!unreported(Grants::Large, CachePolicy::Always, libc::O_RDONLY), "clients lock the source");
+}

@@ -22,7 +22,10 @@ const TTL: Duration = Duration::from_secs(1);
 /// The only generation: numbers of inodes are never used twice.
 const GENERATION: Generation = Generation(0);
 
-/// What the kernel may do with open directories: keep what they list, because nothing changes behind its back.
+/// What the kernel may do with open files: keep their contents when they are closed, because nothing changes behind its
+/// back, and not ask when a descriptor is closed, because that ends no lock here and finds no error.
+const KEPT: FopenFlags = FopenFlags::FOPEN_KEEP_CACHE.union(FopenFlags::FOPEN_NOFLUSH);
+/// And with open directories: keep what they list.
 const LISTING_KEPT: FopenFlags = FopenFlags::FOPEN_CACHE_DIR.union(FopenFlags::FOPEN_KEEP_CACHE);
 
 /// A file system in memory.
@@ -321,14 +324,14 @@ impl Filesystem for MemFs {
     ) {
         let body = Body::File(Contents::new(self.space.clone()));
         match self.make(req, parent, name, body, mode, 0) {
-            Ok(attr) => reply.created(&TTL, &attr, GENERATION, FileHandle(0), FopenFlags::empty()),
+            Ok(attr) => reply.created(&TTL, &attr, GENERATION, FileHandle(0), KEPT),
             Err(errno) => reply.error(errno),
         }
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         match self.with(ino, |_| Ok(())) {
-            Ok(()) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            Ok(()) => reply.opened(FileHandle(0), KEPT),
             Err(errno) => reply.error(errno),
         }
     }
@@ -440,17 +443,6 @@ impl Filesystem for MemFs {
         reply: ReplyIoctl,
     ) {
         reply.error(Errno::ENOTTY);
-    }
-
-    fn flush(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
-        reply.ok();
     }
 
     fn fsync(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
