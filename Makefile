@@ -79,6 +79,8 @@ bench: deps build
 
 # BEFORE names the `finesse` of an earlier build, to be compared with.
 upcalls: deps-linux build $(LINUX)/Makefile
+	@command -v bindfs >/dev/null || apt-get install -y --no-install-recommends bindfs || \
+	    echo 'bindfs is missing: it will not be compared with'
 	unshare --mount --propagation private \
 	    $(RELEASE)/finesse-bench upcalls --linux $(LINUX) --json $(TARGET)/upcalls.json $(if $(BEFORE),--before $(BEFORE))
 

@@ -1,5 +1,6 @@
 //! `finesse-bench upcalls`.
 
+mod stat_cost;
 mod subject;
 mod trace;
 
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::place::{Need, Place};
 use crate::{Outcome, daemon, machine, screen, tree};
+use stat_cost::StatCost;
 use subject::Subject;
 use trace::{Requests, Trace};
 
@@ -20,7 +22,8 @@ use trace::{Requests, Trace};
 ///
 /// The mounts: `finesse mount --cache=always` without clients and with one that is connected and idle, the same of
 /// another build if --before names one, and bindfs, if it is installed, with its usual lifetimes and with long
-/// ones. Each starts with cold caches. With --linux, a kernel is configured and built on each as well, and timed beside a native
+/// ones. Each starts with cold caches. Then `stat` of cached files is timed, in turns without clients and with one that is
+/// connected and idle. With --linux, a kernel is configured and built on each as well, and timed beside a native
 /// build, the mounts taking turns. Counting needs root, and counts no FORGETs. What preloaded programs elsewhere on the
 /// machine ask of all mounts is counted, too; `unshare -m` hides these mounts from them.
 #[derive(Debug, Args)]
@@ -53,9 +56,12 @@ const SEQUENCES: &[(&str, &str)] = &[
     ("open, read, close, again", "$CALLS read tree $SHAPE"),
     ("create, write, close", "$CALLS write new $SHAPE"),
     ("ls -lR", "ls -lR repository"),
+    // Asks once for the time of last access of what the first has read, as does `git status` below.
     ("ls -lR, again", "ls -lR repository"),
+    ("ls -lR, a third time", "ls -lR repository"),
     ("git status", "git -C repository status"),
     ("git status, again", "git -C repository status"),
+    ("git status, a third time", "git -C repository status"),
     ("cp -a", "cp -a repository copy"),
     ("tar --xattrs --acls", "tar --xattrs --acls -cf - tree | wc -c"),
     ("rm -r", "rm -r copy"),
@@ -81,6 +87,7 @@ impl Upcalls {
         let subjects = Subject::all(self.before.as_deref());
         screen::say(machine::line());
         let mut rows = sequences(&place, shape, &subjects)?;
+        let costs = StatCost::of(&place, shape, &subjects)?;
         let mut builds = Vec::new();
         if let Some(linux) = &self.linux {
             shell(&place.backing(), "cp -a \"$LINUX\" linux", &[("LINUX", linux.as_os_str())])?;
@@ -90,6 +97,7 @@ impl Upcalls {
         for row in &rows {
             print!("{}", row.to_text());
         }
+        print!("{}", StatCost::to_text(&costs));
         print!("{}", builds_to_text(&builds));
         let Some(file) = &self.json else { return Ok(()) };
         let report = json!({
@@ -97,6 +105,7 @@ impl Upcalls {
             "machine": machine::describe(),
             "options": { "files": shape.files, "dirs": shape.dirs, "rounds": self.rounds },
             "requests": rows.iter().map(Row::to_json).collect::<Vec<_>>(),
+            "stat": costs.iter().map(StatCost::to_json).collect::<Vec<_>>(),
             "build_seconds": builds.iter().map(|(name, seconds)| json!({ "on": name, "seconds": seconds })).collect::<Vec<_>>(),
         });
         std::fs::write(file, format!("{report:#}\n")).map_err(|error| format!("{}: {error}", file.display()))
@@ -157,7 +166,7 @@ fn sequences(place: &Place, shape: Shape, subjects: &[Subject]) -> Outcome<Vec<R
         shell(
             &root,
             "cp -r tree repository; mkdir new; (cd tree; ls) | sed s.^.new/. | xargs mkdir; cd repository; \
-             git init -q; git add .; git -c user.name=bench -c user.email=bench@example.org commit -q -m files",
+             find . -exec touch -d '1 hour ago' {} +; git init -q; git add .; git -c user.name=bench -c user.email=bench@example.org commit -q -m files",
             &environment,
         )?;
         let mount = subject.mount(&root, &place.mountpoint())?;

@@ -66,6 +66,11 @@ impl Subject {
         }
     }
 
+    /// Whether clients can connect to it, and none is yet.
+    pub(super) fn takes_clients(&self) -> bool {
+        matches!(self, Self::Finesse { client: false, .. })
+    }
+
     /// Mounts `source` at `mountpoint`, and waits until it is ready.
     pub(super) fn mount(&self, source: &Path, mountpoint: &Path) -> Outcome<Mounted> {
         match self {
@@ -74,9 +79,11 @@ impl Subject {
                     Some(program) => Daemon::start_with(program, source, mountpoint)?,
                     None => Daemon::start(source, mountpoint)?,
                 };
-                let client = client.then(|| Client::connect(daemon.socket(), "finesse-bench", 3)).transpose();
-                let client = client.map_err(|error| format!("cannot connect to the daemon: {error}"))?;
-                Ok(Mounted::Finesse(daemon, client.map(Box::new)))
+                let mut mounted = Mounted::Finesse(daemon, None);
+                if *client {
+                    mounted.connect()?;
+                }
+                Ok(mounted)
             }
             Self::Bindfs { options, .. } => Bindfs::start(source, mountpoint, options).map(Mounted::Bindfs),
         }
@@ -84,6 +91,25 @@ impl Subject {
 }
 
 impl Mounted {
+    /// Connects a client, which does nothing.
+    pub(super) fn connect(&mut self) -> Outcome {
+        if let Self::Finesse(daemon, client) = self {
+            let connected = Client::connect(daemon.socket(), "finesse-bench", 3);
+            let connected = connected.map_err(|error| format!("cannot connect to the daemon: {error}"))?;
+            *client = Some(Box::new(connected));
+        }
+        Ok(())
+    }
+
+    /// Lets the client go, and waits until the daemon has noticed.
+    pub(super) fn disconnect(&mut self) -> Outcome {
+        if let Self::Finesse(daemon, client) = self {
+            drop(client.take());
+            daemon.report_at_rest()?;
+        }
+        Ok(())
+    }
+
     /// Unmounts.
     pub(super) fn stop(self) -> Outcome {
         match self {
