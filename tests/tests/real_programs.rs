@@ -87,7 +87,7 @@ const DPKG: Session = session("dpkg", &["dpkg-deb"], 98.0);
 const CARGO: Session = session("cargo", &["cargo"], 95.0).long("takes minutes");
 const NODE: Session = session("node", &["node"], 98.0).large();
 const JAVA: Session = session("java", &["java", "javac", "jar", "setfattr"], 98.0).large();
-const APT: Session = session("apt", &["apt-get", "dpkg"], 93.0).long("downloads packages");
+const APT: Session = session("apt", &["apt-get", "dpkg"], 90.0).long("downloads packages");
 const PYTHON_TESTS: Session = session("python-tests", &["/usr/bin/python3", PYTHON_TEST_SUITE], 96.0)
     .long("takes minutes and needs Python's tests");
 
