@@ -32,13 +32,14 @@ try:
     database.execute('commit')
     while not told_to_stop():
         retried('begin immediate')
+        begun = time.monotonic()
         total = database.execute('select number from total').fetchone()[0]
         database.execute('insert into written values(?, ?, ?)', (who, number, 'x' * (number * 37 % 3000)))
         database.execute('update total set number = ?', (total + 1,))
         database.execute('commit')
         number += 1
         print(number, flush=True)
-        # SQLite lets nobody wait in line: without a pause, the other one may never find it unlocked.
-        time.sleep(0.002)
+        # SQLite lets nobody wait in line: without a pause as long as this took, the other one may never find it unlocked.
+        time.sleep(time.monotonic() - begun)
 except sqlite3.Error as error:
     print(type(error).__name__, error, file=sys.stderr)

@@ -105,7 +105,20 @@ enum Verdict {
 
 type Results = BTreeMap<String, Verdict>;
 
+/// Runs all tests; again, if something could not be unmounted: programs that begin meanwhile look at every FUSE mount, and what is
+/// looked at is busy.
 fn pjdfstest(place: &Place) -> Results {
+    let was_busy = |verdict: &Verdict| matches!(verdict, Verdict::Failed(said) if said.contains("umount"));
+    let mut results = pjdfstest_once(place);
+    for _ in 0..2 {
+        if results.values().any(was_busy) {
+            results = pjdfstest_once(place);
+        }
+    }
+    results
+}
+
+fn pjdfstest_once(place: &Place) -> Results {
     let tools: TempDir = tempfile::tempdir().unwrap();
     let other = tempfile::tempdir().unwrap();
     let configuration = tools.path().join("pjdfstest.toml");
