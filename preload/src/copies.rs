@@ -14,8 +14,8 @@ use crate::sys::{self, Out};
 
 /// As many bytes as one call of the kernel's moves (`MAX_RW_COUNT`).
 const AT_MOST: usize = 0x7fff_f000;
-/// Bytes moved at once, on the stack.
-const PIECE: usize = 16 << 10;
+/// Bytes moved at once, on the stack, which may be a signal handler's.
+const PIECE: usize = 4 << 10;
 
 /// Where the bytes come from, or go to.
 struct End {
@@ -87,7 +87,9 @@ pub(crate) fn range(
     )
 }
 
-/// Copies up to `len` bytes; answers their number, 0 at the end of the file.
+/// Copies up to `len` bytes; answers their number, 0 at the end of the file. In a frame of its own, which other copies do without.
+#[cold]
+#[inline(never)]
 fn copy(from: (RawFd, Out<off_t>), to: (RawFd, Out<off_t>), len: usize) -> Result<usize, Errno> {
     let (from, to) = (End::new(from)?, End::new(to)?);
     // In the order of `generic_copy_file_checks`, which looks for overlaps in what is there to be copied.

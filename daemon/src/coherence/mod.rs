@@ -107,13 +107,36 @@ struct Inodes {
     changed: u64,
     /// The last number given to an answer.
     answers: u32,
+    /// When the last number was noted: at most every [`ARRIVAL`], as long as there are answers.
+    noted_at: Option<Instant>,
+    /// The last number at that time.
+    noted: u32,
+    /// The last number when one was noted before that.
+    noted_before: u32,
 }
 
 impl Inodes {
     /// A number for an answer; a wrap-around takes longer than any notification.
     fn next_answer(&mut self) -> u32 {
+        let now = Instant::now();
+        if self.noted_at.is_none_or(|noted_at| now - noted_at >= ARRIVAL) {
+            self.noted_before = self.noted;
+            self.noted = self.answers;
+            self.noted_at = Some(now);
+        }
         self.answers = self.answers.wrapping_add(1).max(1);
         self.answers
+    }
+
+    /// Whether the answer of this number was certainly sent [`ARRIVAL`] ago or earlier.
+    fn is_old(&self, number: u32, now: Instant) -> bool {
+        let is_up_to = |last: u32| number.wrapping_sub(last).cast_signed() <= 0;
+        match self.noted_at.map(|noted_at| now - noted_at) {
+            // Answers that came later than that would have made another note.
+            Some(since) if since >= 2 * ARRIVAL => true,
+            Some(since) if since >= ARRIVAL => is_up_to(self.noted),
+            _ => is_up_to(self.noted_before),
+        }
     }
 }
 
@@ -572,13 +595,14 @@ impl Coherence {
                 }
                 Ok(false) => {}
             }
-            // Either the kernel is about to let go of the inode, or the program that asked for it has not run yet.
-            if shard(&self.inodes, ino).lock().known.get(&ino).is_none_or(|known| known.attrs == 0) {
-                return;
-            }
-            if Instant::now() >= deadline {
-                warn!("the kernel was sent inode {ino} {ARRIVAL:?} ago and does not know it");
-                break;
+            // Either the kernel is about to let go of the inode, or the program that asked for it has not run yet; or the kernel
+            // found that the number has become another file's, and finds the old one no more (`fuse_make_bad`).
+            let inodes = shard(&self.inodes, ino).lock();
+            let now = Instant::now();
+            match inodes.known.get(&ino).map_or(0, |known| known.attrs) {
+                0 => return,
+                sent if now >= deadline || inodes.is_old(sent, now) => break,
+                _ => drop(inodes),
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(1));
@@ -1285,6 +1309,29 @@ mod tests {
         let coherence = Coherence::new();
         sent(&coherence, &file(0));
         assert!(!coherence.kernel_knows(0));
+    }
+
+    #[test]
+    fn what_was_sent_long_ago_is_told_from_what_may_be_on_its_way() {
+        let mut inodes = Inodes { answers: u32::MAX - 1, noted: u32::MAX - 1, ..Inodes::default() };
+        inodes.noted_before = inodes.noted;
+        let early = inodes.next_answer();
+        let start = inodes.noted_at.unwrap();
+        let late = inodes.next_answer();
+        assert!(!inodes.is_old(early, start) && !inodes.is_old(late, start + ARRIVAL));
+        assert!(inodes.is_old(early, start + 2 * ARRIVAL) && inodes.is_old(late, start + 2 * ARRIVAL));
+        // As if all that had been long ago.
+        inodes.noted_at = start.checked_sub(ARRIVAL);
+        let next = inodes.next_answer();
+        let now = inodes.noted_at.unwrap();
+        assert!(!inodes.is_old(early, now) && !inodes.is_old(next, now));
+        assert!(inodes.is_old(late, now + ARRIVAL) && !inodes.is_old(next, now + ARRIVAL));
+        inodes.noted_at = now.checked_sub(ARRIVAL);
+        let last = inodes.next_answer();
+        assert!(
+            inodes.is_old(late, inodes.noted_at.unwrap()) && !inodes.is_old(next, inodes.noted_at.unwrap())
+        );
+        assert!(!inodes.is_old(last, inodes.noted_at.unwrap() + ARRIVAL));
     }
 
     #[test]
