@@ -168,7 +168,10 @@ fn smallest(
 }
 
 /// Scripts that did different things once.
-const FOUND: [&str; 11] = [
+const FOUND: [&str; 13] = [
+    // Who works in a directory that others remove, or replace, sees an empty one.
+    "ordinary=00 preloaded=01\n0 unlinkat -1 :a 0\n0 mkdir :a 420\n10 chdir :a\n10 rmdir R/a\n10 mkdir :a 420\n10 stat :.",
+    "ordinary=00 preloaded=10\n0 mkdir :n 493\n0 mkdir :n2 493\n10 chdir :n\n0 rename R/n2 R/n\n10 mkdir :a 420\n10 stat :.\n10 stat :a",
     // Whoever may not keep a set-group-ID bit writes directly to what was opened to be appended to.
     "ordinary=11 preloaded=01\n0 create 1 :n 1218 1517\n0 fcntl-setfl 1 0\n0 writev 1 1 5 5",
     // Not to wait is nothing that FUSE can.

@@ -117,8 +117,25 @@ impl PassthroughFs {
     /// unlink(2) and rmdir(2). Nothing to update: an inode that was reached by the name answers `ESTALE`
     /// or is found through an open file, and one that has other names is looked up again by one of them.
     pub(super) fn remove(&self, req: &Request, parent: u64, name: &OsStr, flags: AtFlags) -> Result<()> {
-        let dir = self.parent(req, parent, name, Rights::Checked)?;
+        check_name(name)?;
+        let dir = self.inode(parent)?;
+        if flags.contains(AtFlags::REMOVEDIR) {
+            self.keep_directory(&dir, name);
+        }
+        self.act(req, Rights::Checked)?;
         unlinkat(&dir, name, flags)
+    }
+
+    /// Takes a descriptor of a directory that is about to be removed, if it is known: who works in it goes on to see an empty
+    /// one, in which nothing can be made. May leave the thread acting as the daemon.
+    fn keep_directory(&self, dir: &Inode, name: &OsStr) {
+        if let Ok(stat) = stat_at(dir, name)
+            && attributes::is_directory(&stat)
+            && let Ok(Ok(id)) = self.ids.of(&stat)
+        {
+            // Not known, or not found: then nobody misses it, or it is gone already.
+            let _ = self.inode(id);
+        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -136,6 +153,9 @@ impl PassthroughFs {
         let from = self.inode(parent)?;
         let to = self.inode(new_parent)?;
         let flags = RenameFlags::from_bits(flags).ok_or(Errno::INVAL)?;
+        if !flags.intersects(RenameFlags::EXCHANGE | RenameFlags::NOREPLACE) {
+            self.keep_directory(&to, new_name);
+        }
         // A whiteout is an inode, too, and belongs to whoever made it.
         let rights = if flags.contains(RenameFlags::WHITEOUT) { Rights::Caller } else { Rights::Checked };
         self.act(req, rights)?;
