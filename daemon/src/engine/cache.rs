@@ -580,14 +580,16 @@ impl Changing<'_> {
         if error.is_some_and(|errno| is_refusal(*errno)) {
             return Settled { cached, told: None };
         }
-        let told = self.kernel.changed(in_the_kernel || error.is_some());
-        if let Some(ino) = told {
-            self.cache.attr(ino);
-        }
+        // Before the name goes, and with it perhaps the inode: the kernel could only say then that it has none, and whether it
+        // never had or is about to let go, its FORGET tells.
         for inode in cached.iter().chain(child) {
             self.cache.forget_attr(inode);
             // A removed directory lists nothing, and one that was moved has another one above it.
             self.cache.coherence.changed_listing(inode.ino);
+        }
+        let told = self.kernel.changed(in_the_kernel || error.is_some());
+        if let Some(ino) = told {
+            self.cache.attr(ino);
         }
         Settled { cached, told }
     }
