@@ -323,7 +323,8 @@ impl Coherence {
             disconnected: AtomicBool::new(false),
             mountpoint: OnceLock::new(),
             epochs: AtomicBool::new(false),
-            absent_names: kernel_version().is_none_or(|version| version < KEEPS_ABSENT_NAMES),
+            absent_names: kernel_version().is_none_or(|version| version < KEEPS_ABSENT_NAMES)
+                && !mutant::leaves_out("absent names"),
             inodes: shards(),
             opens: shards(),
             written_unseen: AtomicUsize::new(0),

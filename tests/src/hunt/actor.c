@@ -88,6 +88,10 @@ static time_t seconds;
 static int is_preloaded[ACTORS];
 /* Directories may be out of the kernel's cache, and so without a path, until somebody looks them up. */
 static int loses_paths;
+/* What is seen seldom is not made right by looking: in most rounds an actor looks at a few names only. */
+static int looks_seldom;
+/* As long as no file has a second name, a removal need not ask which file it is. */
+static int makes_no_links;
 /* The truth is the twin: times, inode numbers and sizes of directories are its own. */
 static int is_model;
 static char root[TREES][PATH_MAX / 2];
@@ -272,6 +276,9 @@ static int change(int tree, const struct change *c)
     mode_t mode = 0600 | (n & 0177);
     /* The same again and again, so that nobody can tell by the time that something has changed. */
     struct timespec times[2] = {{1000000 + n % 3, SET_NS}, {2000000 + n % 3, SET_NS}};
+    /* As if it had been read after the last change, and in the future: then reading it changes nothing (`relatime`). */
+    if (n & 4)
+        times[0].tv_sec += 4000000000;
     long done = -1;
     write_pattern(n);
     switch ((enum kind)c->kind) {
@@ -814,6 +821,12 @@ static void check_round(uint32_t from, uint32_t to)
     for (int slot = 0; slot < FILES; slot++)
         if (held_map[slot])
             check((struct glance){HELD_MAP, 0, NULL, slot});
+    if (looks_seldom && chance(8)) {
+        for (int i = 0; i < 3; i++)
+            check((struct glance){chance(2) ? LSTAT : READ, 0, NAMES[chance(NAMES_LENGTH)], 0});
+        check_held();
+        return;
+    }
     if (to - from > 10 || chance(24) == 0) {
         check_all();
         check_held();
@@ -986,8 +999,13 @@ static int is_independent(int kind)
 
 static int changes_contents(int kind) { return kind == WRITE || kind == APPEND || kind == PWRITE || kind == TRUNCATE || kind == ALLOCATE || kind == COPY; }
 
-/* Not all kinds are known to file systems of which there is only a model. */
-static int is_served(int kind) { return !is_model || (kind != SETACL && kind != DEFAULTACL && kind != ALLOCATE && kind != COPY); }
+static int is_served(int kind)
+{
+    if (kind == LINK && makes_no_links)
+        return 0;
+    /* Not all kinds are known to file systems of which there is only a model. */
+    return !is_model || (kind != SETACL && kind != DEFAULTACL && kind != ALLOCATE && kind != COPY);
+}
 
 static unsigned own_name(int leaf)
 {
@@ -1007,7 +1025,7 @@ static struct change draw(int leaf)
         unsigned kind = 0;
         for (unsigned left = chance(total); left >= WEIGHTS[kind]; kind++)
             left -= WEIGHTS[kind];
-        if (leaf ? is_independent(kind) : is_served(kind)) {
+        if (is_served(kind) && (!leaf || is_independent(kind))) {
             struct change c = {.round = round_now, .actor = actor, .kind = kind, .number = chance(1 << 20), .slot = chance(FILES)};
             if (leaf) {
                 c.name = own_name(leaf), c.other = own_name(leaf);
@@ -1223,6 +1241,8 @@ int main(int argc, char **argv)
     }
     is_model = !argv[9];
     loses_paths = getenv("LOSES_PATHS") != NULL;
+    looks_seldom = getenv("LOOKS_SELDOM") != NULL;
+    makes_no_links = getenv("MAKES_NO_LINKS") != NULL;
     const char *const trees[TREES] = {argv[7], is_model ? argv[8] : argv[9], argv[8]};
     for (int tree = 0; tree < TREES; tree++) {
         struct stat s;

@@ -42,10 +42,12 @@ pub struct Party<'p> {
     pub roads: &'p str,
     /// Unmodified processes that ask all the time, and that nobody waits for.
     pub disturbers: usize,
+    /// What they do otherwise than usual: variables that `actor.c` looks for.
+    pub habits: &'p [&'p str],
 }
 
 /// Two that hunt, and one that disturbs them.
-pub const PARTY: Party<'static> = Party { roads: "kb", disturbers: 1 };
+pub const PARTY: Party<'static> = Party { roads: "kb", disturbers: 1, habits: &[] };
 
 /// How long a hunt lasts: until one of these is reached.
 #[derive(Clone, Copy, Debug)]
@@ -185,9 +187,8 @@ pub fn hunt(subject: Subject<'_>, party: Party<'_>, extent: Extent) -> Result<Ta
             if !subject.memory {
                 command.arg(place.source());
             }
-            if subject.epochs {
-                command.env("LOSES_PATHS", "1");
-            }
+            let loses_paths = subject.epochs.then_some(&"LOSES_PATHS");
+            command.envs(party.habits.iter().chain(loses_paths).map(|habit| (*habit, "1")));
             command.current_dir("/").stdin(Stdio::null()).stdout(held.try_clone().unwrap());
             command.stderr(Stdio::from(held.try_clone().unwrap())).process_group(0);
             command.spawn().expect("the actor runs")
