@@ -167,7 +167,7 @@ pub(crate) struct Opens {
     pub(crate) passthrough: bool,
     /// Some of those can write, which nobody hears of.
     writes_unseen: bool,
-    /// The page cache may hold contents from before, which the kernel was allowed to keep.
+    /// The page cache may hold contents from before, which the kernel is allowed to keep: it hears of every change.
     kept: bool,
     /// Some that can write were opened otherwise: mapped, they can have changed pages that the file system has not
     /// got yet.
@@ -901,8 +901,13 @@ impl Coherence {
         if !passthrough && apart {
             flags.insert(FopenFlags::FOPEN_DIRECT_IO);
         }
-        let (flags, mode) = self.open_flags(ino, flags, passthrough);
-        opens.kept |= flags.contains(FopenFlags::FOPEN_KEEP_CACHE);
+        let (mut flags, mode) = self.open_flags(ino, flags, passthrough);
+        if flags.contains(FopenFlags::FOPEN_KEEP_CACHE) && !opens.kept {
+            // There may be pages from opens that were to keep none, and of changes since then the kernel was told nothing: it
+            // keeps what comes from now on.
+            flags.remove(FopenFlags::FOPEN_KEEP_CACHE);
+            opens.kept = true;
+        }
         self.count_open(opens, mode, access);
         drop(shard);
         if passthrough && access.writes && created_in.is_none() {
@@ -1514,13 +1519,19 @@ mod tests {
         let coherence = Coherence::new();
         let keep = FopenFlags::FOPEN_KEEP_CACHE;
         sent(&coherence, &file(2));
-        assert_eq!(coherence.open_file(2, keep, false, READS, None), (keep, false));
+        assert_eq!(coherence.open_file(2, keep, false, READS, None), (FopenFlags::empty(), false));
         coherence.released(2);
         assert!(coherence.kernel_opens(2).paged() && !coherence.kernel_opens(2).cached);
+        assert_eq!(coherence.open_file(2, keep, false, READS, None), (keep, false));
+        coherence.released(2);
         coherence.forgotten(2, 1);
         assert!(!coherence.kernel_opens(2).paged());
         coherence.open_file(3, FopenFlags::empty(), false, READS, None);
         coherence.released(3);
         assert!(!coherence.kernel_opens(3).paged(), "the next open drops them");
+        let next = coherence.open_file(3, keep, false, READS, None);
+        assert_eq!(next, (FopenFlags::empty(), false), "whatever the file system says");
+        coherence.released(3);
+        assert!(coherence.kernel_opens(3).paged());
     }
 }
