@@ -262,6 +262,9 @@ pub(crate) struct Coherence {
     listings: Listings,
     /// The kernel may know inodes by names that are not in the filter.
     names_lost: AtomicBool,
+    /// The kernel may know names that are not in the filter, and need not ask again soon: what was moved there keeps its
+    /// lifetime (`d_move`).
+    moves_lost: AtomicBool,
     /// The kernel was sent a file with several links.
     links: AtomicBool,
     device: Mutex<Option<Arc<OwnedFd>>>,
@@ -318,6 +321,7 @@ impl Coherence {
             names: Names::new(room),
             listings: Listings::new(),
             names_lost: AtomicBool::new(false),
+            moves_lost: AtomicBool::new(false),
             links: AtomicBool::new(false),
             device: Mutex::new(None),
             disconnected: AtomicBool::new(false),
@@ -430,7 +434,7 @@ impl Coherence {
             return (Duration::ZERO, Duration::ZERO);
         }
         let stands = if there { Stands::Inode(attr.ino.0) } else { Stands::Nothing };
-        let current = key.is_none_or(|key| self.enter(key, stands, mark));
+        let current = key.is_none_or(|key| self.enter(key, stands, mark) == Entered::Current);
         let entry_ttl = if current { entry_ttl } else { Duration::ZERO };
         if !there {
             return (Duration::ZERO, entry_ttl);
@@ -484,11 +488,13 @@ impl Coherence {
         if mutant::leaves_out("kernel road: moves") {
             return;
         }
-        self.enter(self.key(parent, name), Stands::Some, u64::MAX);
+        if self.enter(self.key(parent, name), Stands::Some, u64::MAX) == Entered::Full {
+            self.moves_lost.store(true, Ordering::SeqCst);
+        }
     }
 
-    /// Whether the name may be cached.
-    fn enter(&self, key: Key, stands: Stands, mark: u64) -> bool {
+    /// Enters a name, and makes room for it if the kernel forgets others at once.
+    fn enter(&self, key: Key, stands: Stands, mark: u64) -> Entered {
         let mut entered = self.names.enter(key, stands, mark);
         if entered == Entered::Full {
             self.names_lost.store(true, Ordering::SeqCst);
@@ -496,7 +502,7 @@ impl Coherence {
                 entered = self.names.enter(key, stands, mark);
             }
         }
-        entered == Entered::Current
+        entered
     }
 
     /// Makes the kernel forget all names at once, if it can (`fuse_notify_inc_epoch`). This waits for nothing.
@@ -506,7 +512,13 @@ impl Coherence {
         if !self.epochs.load(Ordering::Relaxed) || self.mount_below() {
             return false;
         }
-        self.names.start_over(|| self.notify(NOTIFY_INC_EPOCH, &[]).is_ok())
+        self.names.start_over(|| {
+            let forgotten = self.notify(NOTIFY_INC_EPOCH, &[]).is_ok();
+            if forgotten {
+                self.moves_lost.store(false, Ordering::SeqCst);
+            }
+            forgotten
+        })
     }
 
     fn mount_below(&self) -> bool {
@@ -547,6 +559,7 @@ impl Coherence {
         let links = self.links.load(Ordering::SeqCst);
         let named = self.names.begin(key, ticket, expects).unwrap_or_else(|| {
             self.names_lost.store(true, Ordering::SeqCst);
+            self.moves_lost.store(true, Ordering::SeqCst);
             false
         });
         let known = named || links || self.names_lost.load(Ordering::SeqCst);
@@ -1115,7 +1128,9 @@ impl Changing<'_> {
         let coherence = self.coherence;
         self.over = true;
         let known = coherence.names.end(self.key, self.ticket, Some(coherence.tick()), keeps);
-        let named = known.named && !mutant::leaves_out("bypass: names");
+        // What the kernel has moved to a name for us is there.
+        let lost = !keeps && coherence.moves_lost.load(Ordering::SeqCst);
+        let named = (known.named || lost) && !mutant::leaves_out("bypass: names");
         if named && coherence.drop_name(self.parent, self.name.as_encoded_bytes()) && !keeps {
             coherence.names.dropped(self.key);
         }
