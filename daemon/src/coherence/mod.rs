@@ -542,8 +542,7 @@ impl Coherence {
         }
         let unseen = attr.kind == FileType::RegularFile
             && (self.is_granted_write(ino)
-                || (is_noted(&self.read, &self.read_count, ino)
-                    && reading_changes_atime(attr, SystemTime::now())));
+                || (self.is_granted(ino) && reading_changes_atime(attr, SystemTime::now())));
         if unseen { Duration::ZERO } else { ttl }
     }
 
@@ -1060,6 +1059,11 @@ impl Coherence {
     /// Whether a regular file may change unseen. Meaningless for other kinds of file.
     pub(crate) fn is_granted_write(&self, ino: u64) -> bool {
         is_noted(&self.granted, &self.granted_count, ino)
+    }
+
+    /// Whether a file may be read unseen, as it was [granted](Self::note_granted).
+    pub(crate) fn is_granted(&self, ino: u64) -> bool {
+        is_noted(&self.read, &self.read_count, ino)
     }
 
     /// A client gets a descriptor of the backing file: from now on it may be read unseen.

@@ -358,7 +358,8 @@ impl Cache {
             lookups: AtomicU64::new(lookups),
             dead: AtomicBool::new(false),
             names: AtomicUsize::new(0),
-            granted: AtomicBool::new(false),
+            // Whoever has the descriptor may have it for longer than this cache had the inode.
+            granted: AtomicBool::new(self.coherence.is_granted(ino)),
             label: LabelCell::unknown(),
             version: AtomicU64::new(0),
             attributes: Mutex::new(Attributes { attr: None, expiry: Instant::EXPIRED, unlinks: 0 }),

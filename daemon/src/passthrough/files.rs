@@ -18,7 +18,7 @@ use super::handles::OpenFile;
 use super::inodes::{INSIDE, check_name, stat_of};
 use super::names::Entry;
 use super::nodes::{Kind, Way};
-use super::{Acting, CachePolicy, PassthroughFs, Rights, attributes};
+use super::{Acting, CachePolicy, PassthroughFs, Rights, attributes, credentials};
 use crate::{BackingId, FileHandle, Generation, Request, Road};
 
 /// What `open` may carry over to the backing. Creation and truncation are requests of their own.
@@ -170,7 +170,11 @@ impl PassthroughFs {
             if from_pages || !regular || !self.kernel_serves_data.load(Ordering::Relaxed) {
                 return None;
             }
-            register(fd).inspect_err(|error| self.passthrough_failed(error)).ok()
+            // The kernel reads and writes it with the rights of who registers it, whoever has it open (`backing_file_write_iter`):
+            // with those of an ordinary user, what others write would take set-user-ID bits away. What the caller's own writes
+            // take away the kernel has done before (`file_remove_privs`).
+            let registered = credentials::become_daemon().map_err(Into::into).and_then(|()| register(fd));
+            registered.inspect_err(|error| self.passthrough_failed(error)).ok()
         });
         (self.files.insert(&file), backing)
     }
