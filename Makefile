@@ -39,7 +39,7 @@ help:
 	@echo 'make test-long    for hours: $(LONG)'
 	@echo 'make mutants  leave out what keeps the roads coherent, part by part, and see that it is noticed'
 	@echo 'make lint     formatting, clippy, and cargo-deny (which it installs)'
-	@echo 'make bench    the unlink benchmark with 1 000 000 files, and latencies'
+	@echo 'make bench    the unlink benchmark with 1 000 000 files, latencies, and calls of several threads'
 	@echo 'make upcalls  what unmodified programs ask of the daemon, counted, and a Linux build timed, beside bindfs'
 	@echo 'make install  into PREFIX ($(PREFIX)): command, preload library, manual pages'
 
@@ -76,6 +76,9 @@ demo: deps build
 bench: deps build
 	$(RELEASE)/finesse-bench unlink --files 1000000 --dirs 100 --json $(TARGET)/unlink.json
 	$(RELEASE)/finesse-bench latency
+	@command -v bindfs >/dev/null || apt-get install -y --no-install-recommends bindfs || \
+	    echo 'bindfs is missing: it will not be compared with'
+	$(RELEASE)/finesse-bench metadata --json $(TARGET)/metadata.json
 
 # BEFORE names the `finesse` of an earlier build, to be compared with.
 upcalls: deps-linux build $(LINUX)/Makefile

@@ -4,8 +4,10 @@
 //! | --- | --- |
 //! | `unlink` | removes a large tree natively, through the kernel and past it |
 //! | `latency` | times single calls, and an empty round trip beside a bare cache-line ping-pong |
+//! | `metadata` | times calls on names by several threads at once, and the processor time that they take |
 //! | `upcalls` | counts what unmodified programs ask of the daemon, beside other FUSE file systems |
 //! | `demo` | ordinary programs on a real tree, on all three roads |
+//! | `bindfs` | a file system to compare with |
 //! | `daemon` | starts and stops `finesse mount`, runs programs on a road |
 //! | `place` | where the trees lie: space, memory, cleaning up |
 //! | `tree` | makes and checks trees |
@@ -14,10 +16,12 @@
 
 #![forbid(unsafe_code)]
 
+mod bindfs;
 mod daemon;
 mod demo;
 mod latency;
 mod machine;
+mod metadata;
 mod place;
 mod screen;
 mod tree;
@@ -43,6 +47,7 @@ Examples:
   finesse-bench unlink --files 1000000
   finesse-bench unlink --files 4000000 --backing /var/tmp --rounds 5 --json unlink.json
   finesse-bench latency
+  finesse-bench metadata --threads 1,4 --json metadata.json
   finesse-bench upcalls --linux target/linux --before ~/old/finesse
   finesse-bench demo
 
@@ -57,6 +62,7 @@ struct Cli {
 enum Command {
     Unlink(unlink::Unlink),
     Latency(latency::Latency),
+    Metadata(metadata::Metadata),
     Upcalls(upcalls::Upcalls),
     Demo(demo::Demo),
     #[command(hide = true)]
@@ -68,6 +74,7 @@ fn main() -> ExitCode {
     let outcome = screen::watch_signals().and_then(|()| match command {
         Command::Unlink(unlink) => unlink.run(),
         Command::Latency(latency) => latency.run(),
+        Command::Metadata(metadata) => metadata.run(),
         Command::Upcalls(upcalls) => upcalls.run(),
         Command::Demo(demo) => demo.run(),
         Command::Pong => latency::pong(),

@@ -1,14 +1,11 @@
 //! The file systems that are compared.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 
 use finesse_ipc::client::Client;
-use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal, kill_process};
 
-use crate::daemon::{Daemon, eventually};
+use crate::bindfs::Bindfs;
+use crate::daemon::Daemon;
 use crate::{Outcome, screen};
 
 /// A file system that shows a directory at another place.
@@ -44,8 +41,7 @@ impl Subject {
         if before.is_some() {
             all.extend([ours("before", before, false), ours("before, client", before, true)]);
         }
-        let installed = Command::new("bindfs").arg("--version").stdout(Stdio::null()).status();
-        if installed.is_ok_and(|status| status.success()) {
+        if Bindfs::is_installed() {
             all.extend([
                 Self::Bindfs { name: "bindfs", options: "fsname=bench" },
                 Self::Bindfs {
@@ -121,56 +117,6 @@ impl Mounted {
                 drop(bindfs);
                 Ok(())
             }
-        }
-    }
-}
-
-/// A mount by bindfs; it ends on drop.
-#[derive(Debug)]
-pub(super) struct Bindfs {
-    child: Child,
-    mountpoint: PathBuf,
-}
-
-impl Bindfs {
-    fn start(source: &Path, mountpoint: &Path, options: &str) -> Outcome<Self> {
-        let device = || std::fs::metadata(mountpoint).map(|metadata| metadata.dev());
-        let before = device().map_err(|error| format!("{}: {error}", mountpoint.display()))?;
-        let child = Command::new("bindfs")
-            .args(["-f", "-o", options])
-            .args([source, mountpoint])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(|error| format!("bindfs: {error}"))?;
-        let mut bindfs = Self { child, mountpoint: mountpoint.to_owned() };
-        eventually("bindfs", || {
-            screen::go_on()?;
-            if let Some(status) = bindfs.child.try_wait().map_err(|error| error.to_string())? {
-                return Err(format!("bindfs failed ({status})"));
-            }
-            Ok(device().is_ok_and(|device| device != before))
-        })?;
-        Ok(bindfs)
-    }
-}
-
-impl Drop for Bindfs {
-    fn drop(&mut self) {
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            // Fails only if it has just ended.
-            let _ = kill_process(pid, Signal::TERM);
-        }
-        let child = &mut self.child;
-        let ended = eventually("the end of bindfs", || {
-            Ok(child.try_wait().map_err(|error| error.to_string())?.is_some())
-        });
-        if let Err(failure) = ended {
-            eprintln!("finesse-bench: {failure}");
-            // Last resorts; what matters is that the process is gone.
-            let _ = rustix::mount::unmount(&self.mountpoint, UnmountFlags::DETACH);
-            let _ = self.child.kill();
-            let _ = self.child.wait();
         }
     }
 }
