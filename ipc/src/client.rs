@@ -8,6 +8,7 @@
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
@@ -34,6 +35,12 @@ const SPIN_MAX: u32 = 1600;
 const SPIN_MIN: u32 = 16;
 /// Turns of the yield phase.
 const YIELDS: u32 = 24;
+/// Who gets the CPU back later than this from a yield has given it to a task that computes, which runs to the end of its time
+/// slice. Who sleeps instead goes first when it is woken.
+const SLICE: Duration = Duration::from_micros(200);
+/// For how many waits after that nobody yields, at first and at most: twice as many each time, and half as many when yielding
+/// has helped.
+const UNYIELDING: std::ops::RangeInclusive<u32> = 32..=4096;
 const NO_GRANT: i32 = -1;
 /// The kernel had no room for the descriptor in this process.
 const NO_ROOM: i32 = -2;
@@ -65,6 +72,7 @@ pub struct Client {
     used: AtomicU64,
     /// How long to spin for each kind of operation, in iterations; adapts to what was observed.
     patience: [AtomicU32; Op::ALL.len()],
+    yields: Yields,
     /// Its number for [`jumps`].
     number: u32,
     /// Bit *n*, only good if jumps are expected: the operation of slot *n* was submitted.
@@ -115,6 +123,7 @@ impl Client {
             welcome,
             used: AtomicU64::new(0),
             patience: [const { AtomicU32::new(SPIN_MAX) }; Op::ALL.len()],
+            yields: Yields::new(),
             number: CLIENTS.fetch_add(1, Ordering::Relaxed),
             submitted: AtomicU64::new(0),
             took_grant: AtomicU64::new(0),
@@ -373,15 +382,18 @@ impl Client {
             }
             patience.store((turns / 2).max(SPIN_MIN), Ordering::Relaxed);
         }
-        for turn in 0..YIELDS {
+        for turn in 0..self.yields.turns() {
             if ring::is_done(state) {
                 if spin && turn <= 1 {
                     let turns = patience.load(Ordering::Relaxed);
                     patience.store((turns * 4).min(SPIN_MAX), Ordering::Relaxed);
                 }
+                self.yields.helped();
                 return Ok(self.answered(slot));
             }
-            rustix::thread::sched_yield();
+            if !self.yields.once() {
+                break;
+            }
         }
         while ring::declare_sleep(state) {
             if self.is_closed() {
@@ -463,6 +475,57 @@ impl Client {
 impl AsFd for Client {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+/// Whether to offer the CPU to others while an answer is awaited: it gets the worker to run, unless somebody else computes.
+#[derive(Debug)]
+struct Yields {
+    /// Waits in which nobody yields, from now on.
+    without: AtomicU32,
+    /// How many they were the last time.
+    last: AtomicU32,
+}
+
+impl Yields {
+    const fn new() -> Self {
+        Self { without: AtomicU32::new(0), last: AtomicU32::new(0) }
+    }
+
+    /// How often to yield at most in one wait. Several threads may overwrite each other's count; it need not be exact.
+    fn turns(&self) -> u32 {
+        match self.without.load(Ordering::Relaxed) {
+            0 => YIELDS,
+            left => {
+                self.without.store(left - 1, Ordering::Relaxed);
+                0
+            }
+        }
+    }
+
+    /// Yields; whether to go on with that.
+    fn once(&self) -> bool {
+        let start = Instant::now();
+        rustix::thread::sched_yield();
+        let goes_on = start.elapsed() < SLICE;
+        if !goes_on {
+            self.harmed();
+        }
+        goes_on
+    }
+
+    fn harmed(&self) {
+        let next = self.last.load(Ordering::Relaxed) * 2;
+        let next = next.clamp(*UNYIELDING.start(), *UNYIELDING.end());
+        self.last.store(next, Ordering::Relaxed);
+        self.without.store(next, Ordering::Relaxed);
+    }
+
+    fn helped(&self) {
+        let last = self.last.load(Ordering::Relaxed);
+        if last != 0 {
+            self.last.store(last / 2, Ordering::Relaxed);
+        }
     }
 }
 
@@ -558,5 +621,27 @@ impl Call<'_> {
 impl Drop for Call<'_> {
     fn drop(&mut self) {
         self.client.release(self.slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_yields_for_a_while_to_those_who_compute() {
+        let yields = Yields::new();
+        yields.helped();
+        assert_eq!(yields.turns(), YIELDS);
+        for expected in [32, 64, 128] {
+            yields.harmed();
+            assert!((0..expected).all(|_| yields.turns() == 0));
+            assert_eq!(yields.turns(), YIELDS, "after {expected}");
+        }
+        (0..100).for_each(|_| yields.harmed());
+        assert_eq!(yields.without.load(Ordering::Relaxed), *UNYIELDING.end());
+        (0..100).for_each(|_| yields.helped());
+        yields.harmed();
+        assert_eq!(yields.without.load(Ordering::Relaxed), *UNYIELDING.start());
     }
 }

@@ -8,6 +8,10 @@
 //! *Nobody stalls anybody.* A worker that is inside the file system scans nothing. If that lasts, the
 //! supervisor finds submitted work that nobody looks at and wakes, or starts, another worker.
 //!
+//! *Who else computes.* A worker that scans while others want its CPU uses up the time that it is due, and is missing when
+//! work comes. So if workers have to wait for CPUs for too long, they scan only shortly for some time, and sleep: who is woken
+//! goes before those who compute.
+//!
 //! *Where to run.* Two tasks that talk through memory must not share a CPU, but the scheduler likes to put
 //! there who wakes whom. A worker that finds itself on its client's CPU moves away.
 
@@ -45,8 +49,51 @@ const SUPERVISION: Duration = Duration::from_millis(1);
 const SURPLUS_STAYS: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// Moving to another CPU costs some ten microseconds: not more often than this.
 const MOVE_PAUSE: Duration = Duration::from_millis(1);
+/// How often a worker that scans looks how long it had to wait for a CPU.
+const CROWD_LOOK: Duration = Duration::from_millis(10);
+/// Less time on CPUs, or waiting for them, says nothing.
+const CROWD_LEAST: Duration = Duration::from_millis(2);
+/// Which part of its time a worker waits for a CPU, if others compute: one of so many.
+const CROWD_PART: u32 = 4;
+/// For how long workers scan only shortly then, at first and at most: twice as long each time.
+const CROWDED: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_millis(1280);
 /// The token of [`Pool::alarm`].
 const ALARM: u64 = 0;
+
+/// Whether others compute on our CPUs, so that it is better to sleep than to scan.
+#[derive(Debug, Default)]
+struct Crowd(Mutex<Crowding>);
+
+#[derive(Debug, Default)]
+struct Crowding {
+    until: Option<Instant>,
+    lasts: Duration,
+}
+
+impl Crowd {
+    fn is_there(&self, now: Instant) -> bool {
+        self.0.lock().until.is_some_and(|until| now < until)
+    }
+
+    /// A worker has run, or waited for a CPU, for so long.
+    fn look(&self, now: Instant, ran: Duration, waited: Duration) {
+        let mut crowding = self.0.lock();
+        if waited * CROWD_PART > ran + waited {
+            crowding.lasts = (crowding.lasts * 2).clamp(*CROWDED.start(), *CROWDED.end());
+            crowding.until = Some(now + crowding.lasts);
+        } else {
+            *crowding = Crowding::default();
+        }
+    }
+}
+
+/// How long the calling thread has run, and has waited for a CPU (`/proc/thread-self/schedstat`); `None` where the kernel does
+/// not count that.
+fn run_times() -> Option<(Duration, Duration)> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    let mut times = text.split(' ').map(|time| time.parse().map(Duration::from_nanos));
+    Some((times.next()?.ok()?, times.next()?.ok()?))
+}
 
 /// The workers and what they look at.
 pub(crate) struct Pool {
@@ -62,6 +109,7 @@ pub(crate) struct Pool {
     spinners_max: usize,
     /// How sure it is that work comes within [`SPIN`]: 0 ..= [`SURE`].
     confidence: AtomicUsize,
+    crowd: Crowd,
     threads: Mutex<Vec<JoinHandle<()>>>,
     alive: AtomicUsize,
     parked: AtomicUsize,
@@ -89,6 +137,7 @@ impl Pool {
             // On one CPU a spinning worker only keeps its clients from running.
             spinners_max: cpus / 2,
             confidence: AtomicUsize::new(SURE),
+            crowd: Crowd::default(),
             threads: Mutex::default(),
             alive: AtomicUsize::new(0),
             parked: AtomicUsize::new(0),
@@ -282,6 +331,8 @@ struct Worker {
     moved: Option<Instant>,
     /// Operations in a row whose client ran on our CPU.
     crowded: u32,
+    /// When it was looked last how long this thread has run, and waited for a CPU, and how long that was.
+    looked: Option<(Instant, Duration, Duration)>,
 }
 
 impl Worker {
@@ -293,6 +344,7 @@ impl Worker {
             hot_changes: u64::MAX,
             moved: None,
             crowded: 0,
+            looked: None,
         }
     }
 
@@ -369,14 +421,19 @@ impl Worker {
                 std::hint::spin_loop();
                 continue;
             }
-            let since = *since.get_or_insert_with(Instant::now);
+            let now = Instant::now();
+            let since = *since.get_or_insert(now);
             let sure = self.pool.confidence.load(Ordering::Relaxed) > 0;
-            let spin = if sure { SPIN } else { SHORT_SPIN };
-            let crowd = self.pool.scanning.load(Ordering::Relaxed);
-            if crowd <= self.pool.spinners_max && since.elapsed() < spin {
+            let spin = match sure {
+                _ if self.is_crowded(now) => SHORT_SPIN,
+                true => SPIN,
+                false => SHORT_SPIN,
+            };
+            let scanning = self.pool.scanning.load(Ordering::Relaxed);
+            if scanning <= self.pool.spinners_max && now - since < spin {
                 continue;
             }
-            if crowd <= self.pool.spinners_max {
+            if scanning <= self.pool.spinners_max {
                 self.adjust(-1);
             }
             // Before the peers are told: one that submits now either is seen by the last look or rings.
@@ -386,6 +443,26 @@ impl Worker {
             self.pool.scanning.fetch_add(1, Ordering::SeqCst);
             idle = 0;
         }
+    }
+
+    /// Whether others compute on our CPUs.
+    fn is_crowded(&mut self, now: Instant) -> bool {
+        if self.pool.crowd.is_there(now) {
+            self.looked = None;
+            return true;
+        }
+        let is_time = self.looked.is_none_or(|(looked, ..)| now - looked > CROWD_LOOK);
+        if is_time && let Some((ran, waited)) = run_times() {
+            if let Some((_, ran_before, waited_before)) = self.looked {
+                let (ran, waited) = (ran - ran_before, waited - waited_before);
+                if ran + waited < CROWD_LEAST {
+                    return false;
+                }
+                self.pool.crowd.look(now, ran, waited);
+            }
+            self.looked = Some((now, ran, waited));
+        }
+        false
     }
 
     /// Looks once at every hot peer; whether anything was served.
@@ -431,7 +508,11 @@ impl Worker {
         }
         if client_cpu == cpu {
             self.crowded += 1;
-            if self.crowded >= 2 && self.moved.is_none_or(|moved| moved.elapsed() > MOVE_PAUSE) {
+            let now = Instant::now();
+            if self.crowded >= 2
+                && self.moved.is_none_or(|moved| now - moved > MOVE_PAUSE)
+                && !self.pool.crowd.is_there(now)
+            {
                 self.move_away(cpu);
             }
         } else {
@@ -454,5 +535,37 @@ impl Worker {
                 tracing::debug!(%error, "a worker could not change its CPU");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_that_wait_for_cpus_make_it_a_crowd_for_longer_each_time() {
+        let crowd = Crowd::default();
+        let start = Instant::now();
+        let millis = Duration::from_millis;
+        crowd.look(start, millis(10), millis(1));
+        assert!(!crowd.is_there(start));
+        for lasts in [10, 20, 40] {
+            crowd.look(start, millis(5), millis(5));
+            assert!(crowd.is_there(start + millis(lasts - 1)) && !crowd.is_there(start + millis(lasts)));
+        }
+        (0..100).for_each(|_| crowd.look(start, millis(5), millis(5)));
+        assert!(!crowd.is_there(start + *CROWDED.end()));
+        crowd.look(start, millis(10), millis(1));
+        assert!(!crowd.is_there(start));
+        crowd.look(start, millis(5), millis(5));
+        assert!(!crowd.is_there(start + *CROWDED.start()), "as the first time");
+    }
+
+    #[test]
+    fn threads_run_and_wait() {
+        let (ran, _) = run_times().expect("this kernel counts it");
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_millis(30) {}
+        assert!(run_times().unwrap().0 > ran);
     }
 }
