@@ -454,7 +454,7 @@ impl Worker {
         let is_time = self.looked.is_none_or(|(looked, ..)| now - looked > CROWD_LOOK);
         if is_time && let Some((ran, waited)) = run_times() {
             if let Some((_, ran_before, waited_before)) = self.looked {
-                let (ran, waited) = (ran - ran_before, waited - waited_before);
+                let (ran, waited) = (ran.saturating_sub(ran_before), waited.saturating_sub(waited_before));
                 if ran + waited < CROWD_LEAST {
                     return false;
                 }
