@@ -216,6 +216,7 @@ fn real_programs_make_no_system_call_more_than_their_start_costs() {
     let start = added(&counted(&["true"], false).0, &counted(&["true"], true).0);
     // That the library is loaded at all: the fork mark is made by its constructor.
     assert_eq!(start.get("madvise"), Some(&1), "{start:?}");
+    assert_eq!(start.get("getrandom"), None, "{start:?}");
     let lines: [&[&str]; 15] = [
         &["cp", "-a", "a", "d"],
         &["find", ".", "-type", "f", "-size", "-9k"],
@@ -251,7 +252,10 @@ fn real_programs_make_no_system_call_more_than_their_start_costs() {
         assert_eq!(programs, same, "{line:?}");
         let expected: BTreeMap<_, _> =
             start.iter().map(|(name, count)| (name.clone(), count * programs)).collect();
-        assert_eq!(added(&native, &preloaded), expected, "{line:?}");
+        let mut more = added(&native, &preloaded);
+        // How often libc draws again for the name of a temporary file is chance (`__gen_tempname`).
+        more.remove("getrandom");
+        assert_eq!(more, expected, "{line:?}");
     }
 }
 
