@@ -18,6 +18,10 @@ pub(crate) struct Bindfs {
 }
 
 impl Bindfs {
+    /// Options that let the kernel cache everything for long.
+    pub(crate) const LONG: &str =
+        "entry_timeout=86400,attr_timeout=86400,negative_timeout=86400,kernel_cache";
+
     /// Whether this machine has it.
     pub(crate) fn is_installed() -> bool {
         let version =

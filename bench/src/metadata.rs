@@ -96,10 +96,7 @@ impl Mounted {
         Ok(match way {
             Way::Finesse(Road::Native) => Self::Nothing,
             Way::Finesse(_) => Self::Finesse(Daemon::start(&source, &mountpoint)?),
-            Way::Bindfs => {
-                let options = "entry_timeout=86400,attr_timeout=86400,negative_timeout=86400,kernel_cache";
-                Self::Bindfs(Bindfs::start(&source, &mountpoint, options)?)
-            }
+            Way::Bindfs => Self::Bindfs(Bindfs::start(&source, &mountpoint, Bindfs::LONG)?),
         })
     }
 

@@ -44,10 +44,7 @@ impl Subject {
         if Bindfs::is_installed() {
             all.extend([
                 Self::Bindfs { name: "bindfs", options: "fsname=bench" },
-                Self::Bindfs {
-                    name: "bindfs, long",
-                    options: "entry_timeout=86400,attr_timeout=86400,negative_timeout=86400,kernel_cache",
-                },
+                Self::Bindfs { name: "bindfs, long", options: Bindfs::LONG },
             ]);
         } else {
             screen::say("bindfs is not installed, and not compared with");

@@ -117,12 +117,11 @@ impl PassthroughFs {
     /// unlink(2) and rmdir(2). Nothing to update: an inode that was reached by the name answers `ESTALE`
     /// or is found through an open file, and one that has other names is looked up again by one of them.
     pub(super) fn remove(&self, req: &Request, parent: u64, name: &OsStr, flags: AtFlags) -> Result<()> {
-        check_name(name)?;
-        let dir = self.inode(parent)?;
+        let dir = self.parent(req, parent, name, Rights::Checked)?;
         if flags.contains(AtFlags::REMOVEDIR) {
             self.keep_directory(&dir, name);
+            self.act(req, Rights::Checked)?;
         }
-        self.act(req, Rights::Checked)?;
         unlinkat(&dir, name, flags)
     }
 
@@ -153,12 +152,13 @@ impl PassthroughFs {
         let from = self.inode(parent)?;
         let to = self.inode(new_parent)?;
         let flags = RenameFlags::from_bits(flags).ok_or(Errno::INVAL)?;
-        if !flags.intersects(RenameFlags::EXCHANGE | RenameFlags::NOREPLACE) {
-            self.keep_directory(&to, new_name);
-        }
         // A whiteout is an inode, too, and belongs to whoever made it.
         let rights = if flags.contains(RenameFlags::WHITEOUT) { Rights::Caller } else { Rights::Checked };
         self.act(req, rights)?;
+        if !flags.intersects(RenameFlags::EXCHANGE | RenameFlags::NOREPLACE) {
+            self.keep_directory(&to, new_name);
+            self.act(req, rights)?;
+        }
         renameat_with(&from, name, &to, new_name, flags)?;
         if !self.ids.has_handles(new_parent) {
             self.follow_move(new_parent, &to, new_name);

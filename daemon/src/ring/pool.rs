@@ -331,8 +331,10 @@ struct Worker {
     moved: Option<Instant>,
     /// Operations in a row whose client ran on our CPU.
     crowded: u32,
-    /// When it was looked last how long this thread has run, and waited for a CPU, and how long that was.
-    looked: Option<(Instant, Duration, Duration)>,
+    /// How long this thread had run, and waited for a CPU, when what came after was not judged yet.
+    run_times: Option<(Duration, Duration)>,
+    /// When to look at that again: it takes system calls.
+    look_at: Instant,
 }
 
 impl Worker {
@@ -344,7 +346,8 @@ impl Worker {
             hot_changes: u64::MAX,
             moved: None,
             crowded: 0,
-            looked: None,
+            run_times: None,
+            look_at: Instant::now(),
         }
     }
 
@@ -448,20 +451,22 @@ impl Worker {
     /// Whether others compute on our CPUs.
     fn is_crowded(&mut self, now: Instant) -> bool {
         if self.pool.crowd.is_there(now) {
-            self.looked = None;
+            self.run_times = None;
             return true;
         }
-        let is_time = self.looked.is_none_or(|(looked, ..)| now - looked > CROWD_LOOK);
-        if is_time && let Some((ran, waited)) = run_times() {
-            if let Some((_, ran_before, waited_before)) = self.looked {
-                let (ran, waited) = (ran.saturating_sub(ran_before), waited.saturating_sub(waited_before));
-                if ran + waited < CROWD_LEAST {
-                    return false;
-                }
-                self.pool.crowd.look(now, ran, waited);
-            }
-            self.looked = Some((now, ran, waited));
+        if now < self.look_at {
+            return false;
         }
+        self.look_at = now + CROWD_LOOK;
+        let Some((ran, waited)) = run_times() else { return false };
+        if let Some((ran_before, waited_before)) = self.run_times {
+            let (ran, waited) = (ran.saturating_sub(ran_before), waited.saturating_sub(waited_before));
+            if ran + waited < CROWD_LEAST {
+                return false;
+            }
+            self.pool.crowd.look(now, ran, waited);
+        }
+        self.run_times = Some((ran, waited));
         false
     }
 
@@ -508,10 +513,9 @@ impl Worker {
         }
         if client_cpu == cpu {
             self.crowded += 1;
-            let now = Instant::now();
             if self.crowded >= 2
-                && self.moved.is_none_or(|moved| now - moved > MOVE_PAUSE)
-                && !self.pool.crowd.is_there(now)
+                && self.moved.is_none_or(|moved| moved.elapsed() > MOVE_PAUSE)
+                && !self.pool.crowd.is_there(Instant::now())
             {
                 self.move_away(cpu);
             }
