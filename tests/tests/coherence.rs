@@ -3,6 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use finesse_tests::mount::Options;
 use finesse_tests::road::{Place, Road};
+use finesse_tests::wait::eventually;
 
 /// A preloaded process that does what it is told, one line at a time.
 struct Preloaded {
@@ -425,6 +427,32 @@ fn an_open_file_tells_what_the_other_road_did_to_its_names() {
         helper.tell(&["unlink", three]);
         assert_eq!(links(), (0, 0), "both removed, step {number}");
     }
+}
+
+#[test]
+fn files_that_the_other_road_removes_are_gone_at_once_and_given_up_soon() {
+    const FILES: u64 = 2000;
+    let place = one_mount();
+    let mut helper = Preloaded::new(&place);
+    let path = |number: u64| place.path().join(format!("f{number}"));
+    for number in 0..FILES {
+        fs::write(path(number), "x").unwrap();
+    }
+    for number in 0..FILES {
+        assert_eq!(path(number).metadata().unwrap().len(), 1);
+    }
+    let known = || place.mount().account().known_inodes;
+    assert!(known() >= FILES, "{}", known());
+    let open = File::open(path(0)).unwrap();
+    for number in 0..FILES {
+        helper.tell(&["unlink", path(number).to_str().unwrap()]);
+        assert_eq!(see(&path(number)), "nothing");
+    }
+    let name = fs::read_link(format!("/proc/self/fd/{}", open.as_raw_fd())).unwrap();
+    assert!(name.to_str().unwrap().ends_with("f0 (deleted)"), "{}", name.display());
+    assert_eq!(open.metadata().unwrap().nlink(), 0);
+    eventually("the kernel has given up what nobody has open", || known() < 10);
+    assert_eq!(fs::read(format!("/proc/self/fd/{}", open.as_raw_fd())).unwrap(), b"x");
 }
 
 /// Notifications wait for locks that the kernel's requests hold, which wait for the daemon.

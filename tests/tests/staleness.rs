@@ -39,13 +39,17 @@ struct Mutant {
     parts: &'static str,
     /// Which of `SUBJECTS` needs it.
     subject: usize,
-    /// In what the hunters differ: see [`Party`].
-    habits: &'static [&'static str],
+    /// Who hunts.
+    party: Party<'static>,
 }
 
 const fn mutant(parts: &'static str) -> Mutant {
-    Mutant { parts, subject: 0, habits: &[] }
+    Mutant { parts, subject: 0, party: PARTY }
 }
+
+const LOOKS_SELDOM: Party<'static> = Party { habits: &["LOOKS_SELDOM"], ..PARTY };
+const LOOKS_SELDOM_MAKES_NO_LINKS: Party<'static> =
+    Party { habits: &["LOOKS_SELDOM", "MAKES_NO_LINKS"], ..PARTY };
 
 const MUTANTS: [Mutant; 17] = [
     mutant("kernel road: names"),
@@ -57,15 +61,16 @@ const MUTANTS: [Mutant; 17] = [
     mutant("answers: mark"),
     mutant("bypass: names"),
     mutant("bypass: attributes"),
-    Mutant { habits: &["MAKES_NO_LINKS", "LOOKS_SELDOM"], ..mutant("bypass: inodes of names") },
+    Mutant { party: LOOKS_SELDOM_MAKES_NO_LINKS, ..mutant("bypass: inodes of names") },
     mutant("cache: names"),
     mutant("cache: attributes"),
     mutant("cache: mark"),
-    Mutant { habits: &["LOOKS_SELDOM"], ..mutant("cache: hard links") },
+    Mutant { party: LOOKS_SELDOM, ..mutant("cache: hard links") },
     mutant("bypass: written unseen"),
     mutant("bypass: directories in the kernel"),
     Mutant { subject: 1, ..mutant("bypass: pages") },
-    mutant("bypass: listings"),
+    // Whatever the kernel has looked up in a directory makes it list that anew once the name is dropped.
+    Mutant { party: Party { disturbers: 0, ..LOOKS_SELDOM }, ..mutant("bypass: listings") },
     mutant("kernel road: moved listings"),
 ];
 
@@ -93,11 +98,10 @@ fn are_clean(subjects: &[Subject<'_>], extent: Extent) -> Tally {
 
 /// Hunts until something stale is seen.
 fn is_caught(mutant: Mutant, extent: Extent) {
-    let Mutant { parts, subject, habits } = mutant;
+    let Mutant { parts, subject, party } = mutant;
     let variable = format!("FINESSE_MUTANT={parts}");
     let wrapper = ["env", variable.as_str()];
     let subject = Subject { wrapper: &wrapper, ..SUBJECTS[subject] };
-    let party = Party { habits, ..PARTY };
     let report =
         hunt::hunt(subject, party, extent).map_or_else(|report| report, |tally| format!("{tally:?}"));
     // Not a daemon that dies.

@@ -22,6 +22,7 @@
 //! because the kernel answers a notification only once it has the directory's lock, which a request in flight may hold. And
 //! nothing here calls the file system.
 
+mod expired;
 mod listings;
 mod names;
 
@@ -39,8 +40,9 @@ use log::{debug, warn};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
+use self::expired::Expired;
 use self::listings::Listings;
-use self::names::{Entered, Names, Stands};
+use self::names::{Entered, Known as KnownName, Names, Stands};
 use crate::kernel::below;
 use crate::mutant;
 
@@ -64,6 +66,8 @@ pub(crate) trait Invalidate: Send + Sync {
 const NOTIFY_INVAL_INODE: i32 = 2;
 /// `FUSE_NOTIFY_INVAL_ENTRY`.
 const NOTIFY_INVAL_ENTRY: i32 = 3;
+/// `FUSE_EXPIRE_ONLY`, Linux 6.2; older kernels take no notice and drop the name.
+const EXPIRE_ONLY: u32 = 1;
 /// `NAME_MAX`: no engine serves a longer name.
 const NAME_MAX: usize = 255;
 /// `FUSE_NOTIFY_STORE`.
@@ -259,6 +263,7 @@ pub(crate) struct Coherence {
     /// Counts those that begin.
     tickets: AtomicU64,
     names: Names,
+    expired: Expired,
     listings: Listings,
     /// The kernel may know inodes by names that are not in the filter.
     names_lost: AtomicBool,
@@ -319,6 +324,7 @@ impl Coherence {
             clock: AtomicU64::new(0),
             tickets: AtomicU64::new(0),
             names: Names::new(room),
+            expired: Expired::new(),
             listings: Listings::new(),
             names_lost: AtomicBool::new(false),
             moves_lost: AtomicBool::new(false),
@@ -350,7 +356,9 @@ impl Coherence {
         if let Some(mountpoint) = mountpoint {
             self.mountpoint.get_or_init(|| mountpoint);
         }
-        *self.device.lock() = Some(Arc::new(device));
+        let device = Arc::new(device);
+        self.expired.attach(&Arc::downgrade(&device));
+        *self.device.lock() = Some(device);
         // Harmless: a young mount has no names that could be dropped.
         let known = match self.notify(NOTIFY_INC_EPOCH, &[]) {
             Ok(_) => !mutant::leaves_out("epochs"),
@@ -365,6 +373,7 @@ impl Coherence {
     /// The session is over: no more notifications, and the descriptor may close.
     pub(crate) fn detach(&self) {
         *self.device.lock() = None;
+        self.expired.detach();
     }
 
     /// Whether the kernel has ended the connection: the file system is unmounted. Known after
@@ -652,17 +661,8 @@ impl Coherence {
         let Some(device) = self.device.lock().clone() else { return Err(Errno::NOTCONN) };
         let mut message = [0u8; OUT_HEADER + NOTIFICATION_MAX];
         let len = OUT_HEADER + body.len();
-        message[0..4].copy_from_slice(&(len as u32).to_ne_bytes());
-        message[4..8].copy_from_slice(&code.to_ne_bytes());
         message[OUT_HEADER..len].copy_from_slice(body);
-        loop {
-            match rustix::io::write(device.as_fd(), &message[..len]) {
-                Ok(_) => return Ok(true),
-                Err(Errno::NOENT) => return Ok(false),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error),
-            }
-        }
+        send(&device, code, &mut message[..len])
     }
 
     /// `fuse_reverse_inval_inode`: drops the attributes; with `offset >= 0` the pages from there on, too.
@@ -684,10 +684,21 @@ impl Coherence {
     /// Drops a name, and leaves its inode alone (`fuse_reverse_inval_entry`). Waits for the directory's lock. Whether the
     /// kernel had the name.
     pub(crate) fn drop_name(&self, parent: u64, name: &[u8]) -> bool {
+        self.inval_entry(parent, name, 0)
+    }
+
+    /// Lets a name expire: the kernel is to ask before it uses it again. Waits as [`drop_name`](Self::drop_name) does. A
+    /// kernel that is about to get an answer to that very question takes the name for good then.
+    fn expire_name(&self, parent: u64, name: &[u8]) -> bool {
+        self.inval_entry(parent, name, EXPIRE_ONLY)
+    }
+
+    fn inval_entry(&self, parent: u64, name: &[u8], flags: u32) -> bool {
         let mut body = [0u8; NOTIFICATION_MAX];
         let len = 16 + name.len().min(NAME_MAX) + 1;
         body[0..8].copy_from_slice(&parent.to_ne_bytes());
         body[8..12].copy_from_slice(&(name.len() as u32).to_ne_bytes());
+        body[12..16].copy_from_slice(&flags.to_ne_bytes());
         body[16..len - 1].copy_from_slice(&name[..len - 17]);
         self.notify(NOTIFY_INVAL_ENTRY, &body[..len]).unwrap_or_else(|error| {
             gone(error);
@@ -799,8 +810,11 @@ impl Coherence {
             known.shrink_to(room);
         }
         drop(inodes);
-        // Its pages have gone with it.
+        // Its pages have gone with it, and its names.
         self.listings.forget(ino);
+        if let Some((key, age)) = self.expired.forget(ino) {
+            self.names.dropped(key, age);
+        }
         let mut opens = shard(&self.opens, ino).lock();
         if let Some(open) = opens.get_mut(&ino) {
             open.opens.kept = false;
@@ -818,6 +832,11 @@ impl Coherence {
     /// Whether the kernel holds a reference to an inode.
     pub(crate) fn kernel_knows(&self, ino: u64) -> bool {
         shard(&self.inodes, ino).lock().known.contains_key(&ino)
+    }
+
+    /// Whether the kernel holds a reference to an inode, but no open file of it.
+    fn is_closed_in_kernel(&self, ino: u64) -> bool {
+        self.kernel_opens(ino).total == 0 && self.kernel_knows(ino)
     }
 
     /// The kernel gets to know of an open file.
@@ -1127,16 +1146,17 @@ impl Changing<'_> {
     }
 
     /// The name has changed: the kernel forgets it, if it has it. With `keeps` it may stand for an inode that the kernel
-    /// knows. The inode, if any, that the kernel got by this name meanwhile; its attributes are forgotten.
-    pub(crate) fn changed(mut self, keeps: bool) -> Option<u64> {
+    /// knows. `file` is what it stood for before, if that is known and no directory. The inode, if any, that the kernel got by this name
+    /// meanwhile; its attributes are forgotten.
+    pub(crate) fn changed(mut self, keeps: bool, file: Option<u64>) -> Option<u64> {
         let coherence = self.coherence;
         self.over = true;
         let known = coherence.names.end(self.key, self.ticket, Some(coherence.tick()), keeps);
         // What the kernel has moved to a name for us is there.
         let lost = !keeps && coherence.moves_lost.load(Ordering::SeqCst);
         let named = (known.named || lost) && !mutant::leaves_out("bypass: names");
-        if named && coherence.drop_name(self.parent, self.name.as_encoded_bytes()) && !keeps {
-            coherence.names.dropped(self.key);
+        if named {
+            self.tell(known, file.filter(|_| !keeps && !lost), keeps);
         }
         coherence.changed_listing(self.parent);
         let told = match known.sent {
@@ -1153,6 +1173,27 @@ impl Changing<'_> {
             coherence.forget_all_attributes();
         }
         told
+    }
+
+    /// Makes the kernel forget the name, which stood for `file`.
+    fn tell(&self, known: KnownName, file: Option<u64>, keeps: bool) {
+        let (coherence, name) = (self.coherence, self.name.as_encoded_bytes());
+        // Of a name that was sent once no other answer is on its way. Who has the file open is to see that it is gone
+        // (`d_path`).
+        let expires =
+            |ino: &u64| known.once && coherence.expired.are_swept() && coherence.is_closed_in_kernel(*ino);
+        match file.filter(expires) {
+            Some(ino) => {
+                if coherence.expire_name(self.parent, name) {
+                    coherence.expired.expired(ino, self.key, known.age);
+                }
+            }
+            None => {
+                if coherence.drop_name(self.parent, name) && !keeps {
+                    coherence.names.dropped(self.key, known.age);
+                }
+            }
+        }
     }
 }
 
@@ -1190,6 +1231,21 @@ impl VirtualOpen {
 impl Drop for VirtualOpen {
     fn drop(&mut self) {
         self.coherence.close_virtually(self.ino, self.writes);
+    }
+}
+
+/// Writes a notification, the header of which is still to be filled in. Whether the kernel knows what it is about.
+fn send(device: &OwnedFd, code: i32, message: &mut [u8]) -> Result<bool, Errno> {
+    let len = message.len() as u32;
+    message[0..4].copy_from_slice(&len.to_ne_bytes());
+    message[4..8].copy_from_slice(&code.to_ne_bytes());
+    loop {
+        match rustix::io::write(device.as_fd(), message) {
+            Ok(_) => return Ok(true),
+            Err(Errno::NOENT) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 
@@ -1248,7 +1304,7 @@ mod tests {
     fn change(coherence: &Coherence, name: &str) -> bool {
         let changing = coherence.changing(1, OsStr::new(name), false);
         let known = changing.is_known();
-        changing.changed(false);
+        changing.changed(false, None);
         known
     }
 

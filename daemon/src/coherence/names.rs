@@ -19,6 +19,7 @@
 use std::ffi::OsStr;
 use std::hash::{BuildHasher, RandomState};
 use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
@@ -98,8 +99,12 @@ pub(super) enum Entered {
 pub(super) struct Known {
     /// It may have it in its cache.
     pub(super) named: bool,
+    /// It was sent it by one answer, to a question that the directory's lock was held for.
+    pub(super) once: bool,
     /// What it was sent while the change was under way.
     pub(super) sent: Stands,
+    /// How often all names had been forgotten.
+    pub(super) age: u64,
 }
 
 /// A change that is under way.
@@ -155,13 +160,15 @@ pub(super) struct Names {
     /// The most fingerprints in one shard.
     room: usize,
     shards: Box<[Padded<Mutex<Shard>>]>,
+    /// How often all names were forgotten; changes under the locks of all shards.
+    age: AtomicU64,
 }
 
 impl Names {
     /// No names, and room for so many in each of the 256 shards.
     pub(super) fn new(room: usize) -> Self {
         let shards = (0..1 << SHARD_BITS).map(|_| Padded::default()).collect();
-        Self { hasher: RandomState::new(), room, shards }
+        Self { hasher: RandomState::new(), room, shards, age: AtomicU64::new(0) }
     }
 
     pub(super) fn key(&self, parent: u64, name: &OsStr) -> Key {
@@ -180,7 +187,12 @@ impl Names {
                 change.sent = stands;
             }
         }
-        match shard.enter(key, self.room) {
+        let entered = shard.enter(key, self.room);
+        if stands == Stands::Some {
+            // What is moved brings along what is on its way to it.
+            shard.enter(key, self.room);
+        }
+        match entered {
             false => Entered::Full,
             true if shard.changed > mark => Entered::Overtaken,
             true => Entered::Current,
@@ -208,20 +220,26 @@ impl Names {
         let mut shard = self.shard(key);
         shard.changed = shard.changed.max(now.unwrap_or(0));
         let print = shard.find(key);
+        let age = self.age.load(Ordering::Relaxed);
         let Some(at) = shard.under_way.iter().position(|change| change.ticket == ticket) else {
-            return Known { named: print.is_some(), sent: Stands::Nothing };
+            return Known { named: print.is_some(), age, ..Known::default() };
         };
         let change = shard.under_way.swap_remove(at);
         let ours_alone = change.expected && print.is_some_and(|print| print.bits() & SHARED == 0);
         if ours_alone && !keeps {
             shard.remove(key);
         }
-        Known { named: print.is_some() && !ours_alone, sent: change.sent }
+        let named = print.filter(|_| !ours_alone);
+        let once = named.is_some_and(|print| print.bits() & SHARED == 0);
+        Known { named: named.is_some(), once, sent: change.sent, age }
     }
 
-    /// The kernel has dropped the name.
-    pub(super) fn dropped(&self, key: Key) {
-        self.shard(key).remove(key);
+    /// The kernel has dropped the name that it had when names were of this age.
+    pub(super) fn dropped(&self, key: Key, age: u64) {
+        let mut shard = self.shard(key);
+        if self.age.load(Ordering::Relaxed) == age {
+            shard.remove(key);
+        }
     }
 
     /// Forgets all names, if the kernel does: `epoch` is called while nobody can enter a name.
@@ -230,6 +248,7 @@ impl Names {
         let forgotten = epoch();
         if forgotten {
             shards.iter_mut().for_each(|shard| shard.prints = HashTable::new());
+            self.age.fetch_add(1, Ordering::Relaxed);
         }
         forgotten
     }
@@ -280,8 +299,8 @@ mod tests {
         for key in [once, twice, twice] {
             names.enter(key, Stands::Nothing, 0);
         }
-        names.dropped(once);
-        names.dropped(twice);
+        names.dropped(once, 0);
+        names.dropped(twice, 0);
         assert!(!has(&names, once) && has(&names, twice));
     }
 
@@ -303,9 +322,26 @@ mod tests {
         assert_eq!(names.begin(key, 1, false), Some(false));
         names.enter(key, Stands::Inode(5), 0);
         names.enter(key, Stands::Nothing, 0);
-        assert_eq!(names.end(key, 1, Some(1), false), Known { named: true, sent: Stands::Inode(5) });
+        let sent_twice = Known { named: true, once: false, sent: Stands::Inode(5), age: 0 };
+        assert_eq!(names.end(key, 1, Some(1), false), sent_twice);
         names.begin(key, 2, false);
-        assert_eq!(names.end(key, 2, None, false), Known { named: true, sent: Stands::Nothing });
+        assert_eq!(names.end(key, 2, None, false), Known { sent: Stands::Nothing, ..sent_twice });
+    }
+
+    #[test]
+    fn a_name_was_sent_once_unless_another_answer_may_be_on_its_way() {
+        let names = Names::new(ROOM);
+        let once = |number: u64, stands: &[Stands]| {
+            let key = key(&names, number);
+            for stands in stands {
+                names.enter(key, *stands, 0);
+            }
+            names.begin(key, number, false);
+            names.end(key, number, Some(1), false).once
+        };
+        assert!(!once(1, &[]) && once(2, &[Stands::Inode(5)]));
+        assert!(!once(3, &[Stands::Inode(5), Stands::Inode(5)]));
+        assert!(!once(4, &[Stands::Some]), "an answer may come along with what is moved");
     }
 
     #[test]
@@ -316,7 +352,7 @@ mod tests {
         assert!(has(&names, key), "for others it counts");
         assert!(!names.end(key, 1, Some(1), true).named);
         assert!(has(&names, key));
-        names.dropped(key);
+        names.dropped(key, 0);
         assert_eq!(names.begin(key, 2, true), Some(false));
         names.end(key, 2, Some(2), false);
         assert!(!has(&names, key));
@@ -338,5 +374,9 @@ mod tests {
         assert!(names.start_over(|| true));
         assert_eq!(names.len(), 0);
         assert_eq!(names.enter(full, Stands::Nothing, 0), Entered::Current);
+        names.dropped(full, 0);
+        assert!(has(&names, full), "another one was dropped");
+        names.dropped(full, 1);
+        assert!(!has(&names, full));
     }
 }

@@ -569,7 +569,7 @@ impl Changing<'_> {
     }
 
     /// The file system has answered: forgets the name, and the attributes of its inode and of `child`, which the name stood
-    /// for or stands for now. `in_the_kernel` says that the kernel knows what the name stands for from now on.
+    /// for. `in_the_kernel` says that the kernel knows what the name stands for from now on.
     pub(crate) fn settle<T>(
         self,
         answer: &Result<T, fuser::Errno>,
@@ -588,7 +588,9 @@ impl Changing<'_> {
             // A removed directory lists nothing, and one that was moved has another one above it.
             self.cache.coherence.changed_listing(inode.ino);
         }
-        let told = self.kernel.changed(in_the_kernel || error.is_some());
+        let stood_for = child.or(cached.as_ref());
+        let file = stood_for.filter(|inode| inode.kind != FileType::Directory).map(|inode| inode.ino);
+        let told = self.kernel.changed(in_the_kernel || error.is_some(), file);
         if let Some(ino) = told {
             self.cache.attr(ino);
         }

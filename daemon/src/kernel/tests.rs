@@ -187,7 +187,7 @@ impl Mounted {
 
 /// The bypass changes what a name in the root stands for.
 fn change(mounted: &Mounted, name: &str) {
-    mounted.coherence.changing(1, OsStr::new(name), false).changed(false);
+    mounted.coherence.changing(1, OsStr::new(name), false).changed(false, None);
 }
 
 #[test]
