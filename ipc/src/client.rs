@@ -28,9 +28,10 @@ use crate::segment::Segment;
 const CONNECT_TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// How often a sleeping client looks whether its daemon still lives.
 const LIVENESS_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
-/// Upper bound of the spin phase, in iterations of `pause`: about 40 µs on current x86, a little more than
-/// sleeping and being woken costs.
+/// Upper bound of the spin phase, in iterations of `pause`: about [`SPIN_MAX_TIME`] on current x86.
 const SPIN_MAX: u32 = 1600;
+/// A little more than sleeping and being woken costs.
+const SPIN_MAX_TIME: Duration = Duration::from_micros(40);
 /// Lower bound, so that a fast operation after slow ones is noticed.
 const SPIN_MIN: u32 = 16;
 /// Turns of the yield phase.
@@ -382,18 +383,22 @@ impl Client {
             }
             patience.store((turns / 2).max(SPIN_MIN), Ordering::Relaxed);
         }
-        for turn in 0..self.yields.turns() {
+        let mut yielded = Duration::ZERO;
+        for _ in 0..self.yields.turns() {
             if ring::is_done(state) {
-                if spin && turn <= 1 {
+                // Nobody had use for the CPU, and a spinning client would have seen the answer sooner.
+                if spin && yielded < SPIN_MAX_TIME {
                     let turns = patience.load(Ordering::Relaxed);
                     patience.store((turns * 4).min(SPIN_MAX), Ordering::Relaxed);
                 }
                 self.yields.helped();
                 return Ok(self.answered(slot));
             }
-            if !self.yields.once() {
+            let took = self.yields.once();
+            if took >= SLICE {
                 break;
             }
+            yielded += took;
         }
         while ring::declare_sleep(state) {
             if self.is_closed() {
@@ -503,15 +508,15 @@ impl Yields {
         }
     }
 
-    /// Yields; whether to go on with that.
-    fn once(&self) -> bool {
+    /// Yields, and tells how long it took to get the CPU back.
+    fn once(&self) -> Duration {
         let start = Instant::now();
         rustix::thread::sched_yield();
-        let goes_on = start.elapsed() < SLICE;
-        if !goes_on {
+        let took = start.elapsed();
+        if took >= SLICE {
             self.harmed();
         }
-        goes_on
+        took
     }
 
     fn harmed(&self) {

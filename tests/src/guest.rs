@@ -85,7 +85,7 @@ impl Kernel {
     }
 
     /// Starts a guest that runs `program` with arguments as root, with the workspace's programs ([`build::directory`]) and
-    /// some of the host's. Returns what it printed and its exit status.
+    /// some of the host's, by their names in /usr/bin or by their paths: the guest has all of them in /usr/bin. Returns what it printed and its exit status.
     ///
     /// # Panics
     /// The guest does not end, or ends without saying how the program did: the message has what its kernel said last.
@@ -141,7 +141,8 @@ fn initramfs(place: &TempDir, program: &Path, arguments: &[&str], host: &[&str])
     libraries.extend(libraries_of(program)?);
     for name in host {
         let found = Path::new("/usr/bin").join(name);
-        std::fs::copy(&found, root.join("usr/bin").join(name))?;
+        let copy = root.join("usr/bin").join(found.file_name().expect("a program has a name"));
+        std::fs::copy(&found, copy)?;
         libraries.extend(libraries_of(&found)?);
     }
     for library in libraries {

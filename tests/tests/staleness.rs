@@ -9,6 +9,7 @@
 
 use std::time::Duration;
 
+use finesse_tests::guest::{self, Kernel};
 use finesse_tests::hunt::{self, Extent, PARTY, Party, Subject, Tally};
 use finesse_tests::needs;
 
@@ -37,14 +38,14 @@ const SUBJECTS: [Subject<'static>; 8] = [
 struct Mutant {
     /// As `daemon/src/mutant.rs` is asked for it; or several, with commas, the first of which is meant.
     parts: &'static str,
-    /// Which of `SUBJECTS` needs it.
-    subject: usize,
+    /// What needs it.
+    subject: Subject<'static>,
     /// Who hunts.
     party: Party<'static>,
 }
 
 const fn mutant(parts: &'static str) -> Mutant {
-    Mutant { parts, subject: 0, party: PARTY }
+    Mutant { parts, subject: SUBJECTS[0], party: PARTY }
 }
 
 const LOOKS_SELDOM: Party<'static> = Party { habits: &["LOOKS_SELDOM"], ..PARTY };
@@ -68,11 +69,14 @@ const MUTANTS: [Mutant; 17] = [
     Mutant { party: LOOKS_SELDOM, ..mutant("cache: hard links") },
     mutant("bypass: written unseen"),
     mutant("bypass: directories in the kernel"),
-    Mutant { subject: 1, ..mutant("bypass: pages") },
+    Mutant { subject: SUBJECTS[1], ..mutant("bypass: pages") },
     // Whatever the kernel has looked up in a directory makes it list that anew once the name is dropped.
     Mutant { party: Party { disturbers: 0, ..LOOKS_SELDOM }, ..mutant("bypass: listings") },
     mutant("kernel road: moved listings"),
 ];
+
+/// The kernel answers for files without extended attributes by itself, where it can.
+const WITH_BPF: Subject<'static> = passthrough("cache=always, bpf", &["--cache=always", "-o", "bpf"]);
 
 fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
@@ -101,7 +105,7 @@ fn is_caught(mutant: Mutant, extent: Extent) {
     let Mutant { parts, subject, party } = mutant;
     let variable = format!("FINESSE_MUTANT={parts}");
     let wrapper = ["env", variable.as_str()];
-    let subject = Subject { wrapper: &wrapper, ..SUBJECTS[subject] };
+    let subject = Subject { wrapper: &wrapper, ..subject };
     let report =
         hunt::hunt(subject, party, extent).map_or_else(|report| report, |tally| format!("{tally:?}"));
     // Not a daemon that dies.
@@ -166,4 +170,53 @@ fn nothing_stale_is_seen_in_ten_million_checks() {
     assert!(unchanged.is_none(), "changed on both roads: {unchanged:?}");
     println!("{} checks, nothing stale", all.checks());
     assert!(all.checks() >= wanted, "{} checks", all.checks());
+}
+
+/// With as many changes as there is time for; in a guest this is the mixed-road test of the BPF programs.
+#[test]
+#[ignore = "long: make test-long LONG=staleness; in guests: `guests`"]
+fn nothing_stale_is_seen_with_bpf() {
+    if !needs::root("nothing_stale_is_seen_with_bpf") {
+        return;
+    }
+    if guest::inside() {
+        let mutant = Mutant { subject: WITH_BPF, ..mutant("bpf: attributes") };
+        is_caught(mutant, Extent { seed: 1, checks: u64::MAX, time: Duration::from_secs(600) });
+    }
+    let checks = if guest::inside() { number("FINESSE_HUNT_CHECKS").unwrap_or(10_000) } else { 1_000_000 };
+    are_clean(&[WITH_BPF], Extent { seed: 1, checks, time: Duration::from_secs(24 * 3600) });
+}
+
+/// Here, for guests with kernels that load all BPF programs.
+mod guests {
+    use super::*;
+
+    fn nothing_stale_is_seen_on(series: &str) {
+        if guest::inside() || !needs::root("staleness") {
+            return;
+        }
+        let Some(kernel) = Kernel::of_series(series, "staleness") else { return };
+        let place = tempfile::tempdir().unwrap();
+        let actor = hunt::compile(place.path());
+        let this = std::env::current_exe().unwrap();
+        let arguments = ["--exact", "nothing_stale_is_seen_with_bpf", "--include-ignored", "--nocapture"];
+        let (printed, status) = kernel.run(&this, &arguments, &[actor.to_str().unwrap()]);
+        assert!(status == 0 && printed.contains("nothing stale"), "{printed}");
+        assert!(!printed.contains("skipped: "), "{printed}");
+        for line in
+            printed.lines().filter(|line| line.contains("nothing stale") || line.contains("expected:"))
+        {
+            println!("Linux {series}: {line}");
+        }
+    }
+
+    #[test]
+    fn nothing_stale_is_seen_on_linux_6_12() {
+        nothing_stale_is_seen_on("6.12");
+    }
+
+    #[test]
+    fn nothing_stale_is_seen_on_linux_7_0() {
+        nothing_stale_is_seen_on("7.0");
+    }
 }
