@@ -105,6 +105,11 @@ impl Daemon {
         &self.socket
     }
 
+    /// Where it is mounted.
+    pub(crate) fn mountpoint(&self) -> &Path {
+        &self.mountpoint
+    }
+
     /// Its process.
     pub(crate) fn pid(&self) -> Option<Pid> {
         Pid::from_raw(i32::try_from(self.child.id()).ok()?)

@@ -1,11 +1,13 @@
 //! The file systems that are compared.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
-use finesse_ipc::client::Client;
+use serde_json::Value;
 
 use crate::bindfs::Bindfs;
-use crate::daemon::Daemon;
+use crate::daemon::{self, Daemon};
 use crate::{Outcome, screen};
 
 /// A file system that shows a directory at another place.
@@ -25,8 +27,53 @@ pub(super) enum Subject {
 
 /// A mount; it ends on drop, too.
 pub(super) enum Mounted {
-    Finesse(Daemon, Option<Box<Client>>),
+    /// The daemon, its command, and the client.
+    Finesse(Daemon, PathBuf, Option<Idle>),
     Bindfs(Bindfs),
+}
+
+/// A shell on the bypass that has looked at the mount and does nothing more. It ends on drop.
+#[derive(Debug)]
+pub(super) struct Idle(Child);
+
+impl Idle {
+    /// Starts it, by a `finesse` command of the daemon's build: builds may differ in their protocols.
+    fn start(finesse: &Path, mountpoint: &Path) -> Outcome<Self> {
+        let shell = Command::new(finesse)
+            .args(["run", "--", "sh", "-c", "test -e \"$1\" && echo connected && read line", "sh"])
+            .arg(mountpoint)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut idle = Self(shell.map_err(|error| format!("finesse run: {error}"))?);
+        let mut line = String::new();
+        if let Some(stdout) = idle.0.stdout.take() {
+            BufReader::new(stdout).read_line(&mut line).map_err(|error| format!("finesse run: {error}"))?;
+        }
+        let clients = clients(finesse, mountpoint)?;
+        if line != "connected\n" || clients != 1 {
+            return Err(format!("{}: {clients} clients are connected rather than one", mountpoint.display()));
+        }
+        Ok(idle)
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        // Fails only if it has ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// How many clients a mount has, as the command of its daemon's build says.
+fn clients(finesse: &Path, mountpoint: &Path) -> Outcome<usize> {
+    let status = Command::new(finesse).args(["status", "--json"]).arg(mountpoint).output();
+    let status = status.map_err(|error| format!("finesse status: {error}"))?;
+    let mounts: Value = serde_json::from_slice(&status.stdout)
+        .map_err(|error| format!("finesse status: {error}: {}", String::from_utf8_lossy(&status.stderr)))?;
+    let clients = mounts[0]["clients"].as_array().ok_or("finesse status tells nothing of clients")?;
+    Ok(clients.len())
 }
 
 impl Subject {
@@ -68,11 +115,9 @@ impl Subject {
     pub(super) fn mount(&self, source: &Path, mountpoint: &Path) -> Outcome<Mounted> {
         match self {
             Self::Finesse { program, client, .. } => {
-                let daemon = match program {
-                    Some(program) => Daemon::start_with(program, source, mountpoint)?,
-                    None => Daemon::start(source, mountpoint)?,
-                };
-                let mut mounted = Mounted::Finesse(daemon, None);
+                let program = program.clone().map_or_else(|| daemon::program("finesse"), Ok)?;
+                let daemon = Daemon::start_with(&program, source, mountpoint)?;
+                let mut mounted = Mounted::Finesse(daemon, program, None);
                 if *client {
                     mounted.connect()?;
                 }
@@ -86,19 +131,17 @@ impl Subject {
 impl Mounted {
     /// Connects a client, which does nothing.
     pub(super) fn connect(&mut self) -> Outcome {
-        if let Self::Finesse(daemon, client) = self {
-            let connected = Client::connect(daemon.socket(), "finesse-bench", 3);
-            let connected = connected.map_err(|error| format!("cannot connect to the daemon: {error}"))?;
-            *client = Some(Box::new(connected));
+        if let Self::Finesse(daemon, program, idle) = self {
+            *idle = Some(Idle::start(program, daemon.mountpoint())?);
         }
         Ok(())
     }
 
     /// Lets the client go, and waits until the daemon has noticed.
     pub(super) fn disconnect(&mut self) -> Outcome {
-        if let Self::Finesse(daemon, client) = self {
-            drop(client.take());
-            daemon.report_at_rest()?;
+        if let Self::Finesse(daemon, program, idle) = self {
+            drop(idle.take());
+            daemon::eventually("the client's leaving", || Ok(clients(program, daemon.mountpoint())? == 0))?;
         }
         Ok(())
     }
@@ -106,8 +149,8 @@ impl Mounted {
     /// Unmounts.
     pub(super) fn stop(self) -> Outcome {
         match self {
-            Self::Finesse(daemon, client) => {
-                drop(client);
+            Self::Finesse(daemon, _, idle) => {
+                drop(idle);
                 daemon.stop()
             }
             Self::Bindfs(bindfs) => {

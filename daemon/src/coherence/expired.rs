@@ -20,7 +20,8 @@ use log::warn;
 use parking_lot::RwLock;
 
 use super::names::Key;
-use super::{OUT_HEADER, Shards, gone, send, shard, shards};
+use super::notify::{OUT_HEADER, gone, send};
+use super::{Shards, shard, shards};
 
 /// `FUSE_NOTIFY_PRUNE`.
 const NOTIFY_PRUNE: i32 = 9;
