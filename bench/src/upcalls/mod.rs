@@ -82,6 +82,9 @@ impl Upcalls {
     /// Runs the benchmark.
     pub(crate) fn run(self) -> Outcome {
         let shape = Shape { dirs: self.files.div_ceil(100), files: self.files };
+        let found =
+            |linux: &PathBuf| linux.canonicalize().map_err(|error| format!("{}: {error}", linux.display()));
+        let linux = self.linux.as_ref().map(found).transpose()?;
         let backing = self.backing.clone().unwrap_or_else(std::env::temp_dir);
         let place = Place::new(&backing, Need { inodes: 8 * shape.files, size: 4096 })?;
         let subjects = Subject::all(self.before.as_deref());
@@ -89,7 +92,7 @@ impl Upcalls {
         let mut rows = sequences(&place, shape, &subjects)?;
         let costs = StatCost::of(&place, shape, &subjects)?;
         let mut builds = Vec::new();
-        if let Some(linux) = &self.linux {
+        if let Some(linux) = &linux {
             shell(&place.backing(), "cp -a \"$LINUX\" linux", &[("LINUX", linux.as_os_str())])?;
             rows.push(counted_builds(&place, &subjects)?);
             builds = timed_builds(&place, &subjects, self.rounds)?;
