@@ -124,7 +124,7 @@ impl Client {
             welcome,
             used: AtomicU64::new(0),
             patience: [const { AtomicU32::new(SPIN_MAX) }; Op::ALL.len()],
-            yields: Yields::new(),
+            yields: Yields::new(welcome.busy),
             number: CLIENTS.fetch_add(1, Ordering::Relaxed),
             submitted: AtomicU64::new(0),
             took_grant: AtomicU64::new(0),
@@ -493,8 +493,10 @@ struct Yields {
 }
 
 impl Yields {
-    const fn new() -> Self {
-        Self { without: AtomicU32::new(0), last: AtomicU32::new(0) }
+    /// Of a new client, on a machine that is `busy` or not: programs that live shortly need not all find that out.
+    const fn new(busy: bool) -> Self {
+        let without = if busy { *UNYIELDING.start() } else { 0 };
+        Self { without: AtomicU32::new(without), last: AtomicU32::new(without) }
     }
 
     /// How often to yield at most in one wait. Several threads may overwrite each other's count; it need not be exact.
@@ -635,7 +637,7 @@ mod tests {
 
     #[test]
     fn nobody_yields_for_a_while_to_those_who_compute() {
-        let yields = Yields::new();
+        let yields = Yields::new(false);
         yields.helped();
         assert_eq!(yields.turns(), YIELDS);
         for expected in [32, 64, 128] {
@@ -648,5 +650,7 @@ mod tests {
         (0..100).for_each(|_| yields.helped());
         yields.harmed();
         assert_eq!(yields.without.load(Ordering::Relaxed), *UNYIELDING.start());
+        let busy = Yields::new(true);
+        assert!((0..32).all(|_| busy.turns() == 0) && busy.turns() == YIELDS);
     }
 }

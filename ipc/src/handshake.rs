@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::counters::Counts;
 
 /// Version of everything in this crate that both sides must share: envelope bodies, layout, frames.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 /// The extended attribute of a mount's root that names the daemon's socket.
 pub const SOCKET_XATTR: &std::ffi::CStr = c"system.finesse";
 /// Longest message, envelope included, in bytes.
@@ -79,6 +79,8 @@ pub struct Welcome {
     /// The name, in the mount's root, of the hidden directory through which open files become kernel descriptors
     /// ([`HiddenName`]); all zero if the mount has none, and then nothing is opened virtually.
     pub hidden: HiddenName,
+    /// Others compute on the machine's CPUs: who yields gets them back late.
+    pub busy: bool,
 }
 
 /// The name of the hidden directory, in ASCII, padded with zeros. It is in no listing; a lookup of it in the

@@ -89,19 +89,20 @@ impl Upcalls {
         let place = Place::new(&backing, Need { inodes: 8 * shape.files, size: 4096 })?;
         let subjects = Subject::all(self.before.as_deref());
         screen::say(machine::line());
+        // Printed as soon as it is known: a build takes its time.
         let mut rows = sequences(&place, shape, &subjects)?;
+        rows.iter().for_each(|row| print!("{}", row.to_text()));
         let costs = StatCost::of(&place, shape, &subjects)?;
+        print!("{}", StatCost::to_text(&costs));
         let mut builds = Vec::new();
         if let Some(linux) = &linux {
             shell(&place.backing(), "cp -a \"$LINUX\" linux", &[("LINUX", linux.as_os_str())])?;
-            rows.push(counted_builds(&place, &subjects)?);
+            let counted = counted_builds(&place, &subjects)?;
+            print!("{}", counted.to_text());
+            rows.push(counted);
             builds = timed_builds(&place, &subjects, self.rounds)?;
+            print!("{}", builds_to_text(&builds));
         }
-        for row in &rows {
-            print!("{}", row.to_text());
-        }
-        print!("{}", StatCost::to_text(&costs));
-        print!("{}", builds_to_text(&builds));
         let Some(file) = &self.json else { return Ok(()) };
         let report = json!({
             "benchmark": "upcalls",

@@ -191,6 +191,11 @@ impl Pool {
         self.peers.write().clear();
     }
 
+    /// Whether others compute on our CPUs.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.crowd.is_there(Instant::now())
+    }
+
     fn ring_alarm(&self, times: u64) {
         // Cannot fail but for a full counter, which wakes everybody as well.
         let _ = rustix::io::write(&self.alarm, &times.to_ne_bytes());

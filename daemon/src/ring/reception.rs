@@ -186,6 +186,7 @@ impl Reception {
             dev,
             backing_attrs: self.service.grants(),
             hidden: self.service.hidden(),
+            busy: self.pool.is_crowded(),
         });
         if handshake::send(&peer.socket, &welcome, &[memory.as_fd(), peer.bell.as_fd()]).is_err() {
             self.pool.remove(&peer);
