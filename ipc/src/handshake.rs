@@ -407,7 +407,7 @@ mod tests {
         buffer[4] = 9;
         let error = decode::<Ask>(&buffer[..len]).unwrap_err();
         assert!(matches!(error, Error::Version(9)));
-        assert!(error.to_string().contains("this side speaks 4, the other side 9"));
+        assert!(error.to_string().contains(&format!("this side speaks {VERSION}, the other side 9")));
     }
 
     #[test]
