@@ -570,7 +570,7 @@ impl Coherence {
         // Its pages have gone with it, and its names.
         self.listings.forget(ino);
         if let Some((key, age)) = self.expired.forget(ino) {
-            self.names.dropped(key, age);
+            self.names.forgotten(key, age);
         }
         let mut opens = shard(&self.opens, ino).lock();
         if let Some(open) = opens.get_mut(&ino) {
@@ -679,6 +679,7 @@ impl Changing<'_> {
         match file.filter(expires) {
             Some(ino) => {
                 if coherence.expire_name(self.parent, name) {
+                    coherence.names.expired(self.key);
                     coherence.expired.expired(ino, self.key, known.age);
                 }
             }

@@ -1,7 +1,7 @@
 //! Which names the kernel may have in its cache: those of every entry that it was sent, whether something stands
 //! there or nothing.
 //!
-//! Of each name a fingerprint of 47 bits is kept, in [`BYTES`] bytes, so that four million names take less than
+//! Of each name a fingerprint of 46 bits is kept, in [`BYTES`] bytes, so that four million names take less than
 //! 64 MiB. The hash is keyed at random for each mount, so that nobody can choose names that collide; names that
 //! collide cost an invalidation that was not needed. A name that is missing would show a program an old answer,
 //! which is why a fingerprint goes only when the kernel has dropped the name, and only if it was entered once: what
@@ -33,6 +33,9 @@ const SHARD_BITS: u32 = 8;
 const BYTES: usize = 6;
 /// The name was entered more than once.
 const SHARED: u64 = 1 << 47;
+/// The kernel was told to ask before it uses the name again, and goes on to have it until it forgets the inode.
+const EXPIRED: u64 = 1 << 46;
+const FINGERPRINT: u64 = EXPIRED - 1;
 /// The most fingerprints in one shard: as many as 32 768 buckets hold. All shards together hold seven million.
 pub(super) const ROOM: usize = 28_672;
 
@@ -42,11 +45,11 @@ pub(crate) struct Key(u64);
 
 impl Key {
     fn fingerprint(self) -> u64 {
-        self.0 & (SHARED - 1)
+        self.0 & FINGERPRINT
     }
 }
 
-/// A fingerprint, and whether it is [`SHARED`].
+/// A fingerprint, and whether it is [`SHARED`] and [`EXPIRED`].
 #[derive(Clone, Copy)]
 struct Print([u8; BYTES]);
 
@@ -62,7 +65,7 @@ impl Print {
     }
 
     fn is(self, key: Key) -> bool {
-        self.bits() & !SHARED == key.fingerprint()
+        self.bits() & FINGERPRINT == key.fingerprint()
     }
 }
 
@@ -135,21 +138,28 @@ impl Shard {
             return false;
         }
         let hash = spread(key.fingerprint());
-        let rehash = |print: &Print| spread(print.bits() & !SHARED);
+        let rehash = |print: &Print| spread(print.bits() & FINGERPRINT);
         match self.prints.entry(hash, |print| print.is(key), rehash) {
-            Entry::Occupied(mut there) => *there.get_mut() = Print::new(key.fingerprint() | SHARED),
+            Entry::Occupied(mut there) => *there.get_mut() = Print::new(there.get().bits() | SHARED),
             Entry::Vacant(free) => drop(free.insert(Print::new(key.fingerprint()))),
         }
         true
     }
 
-    /// Takes a name out that was entered once.
-    fn remove(&mut self, key: Key) {
+    /// Takes a name out if it has these flags and no other.
+    fn remove(&mut self, key: Key, flags: u64) {
         let hash = spread(key.fingerprint());
         if let Ok(entry) = self.prints.find_entry(hash, |print| print.is(key))
-            && entry.get().bits() & SHARED == 0
+            && entry.get().bits() & !FINGERPRINT == flags
         {
             entry.remove();
+        }
+    }
+
+    fn expire(&mut self, key: Key) {
+        let hash = spread(key.fingerprint());
+        if let Some(print) = self.prints.find_mut(hash, |print| print.is(key)) {
+            *print = Print::new(print.bits() | EXPIRED);
         }
     }
 }
@@ -225,12 +235,12 @@ impl Names {
             return Known { named: print.is_some(), age, ..Known::default() };
         };
         let change = shard.under_way.swap_remove(at);
-        let ours_alone = change.expected && print.is_some_and(|print| print.bits() & SHARED == 0);
+        let ours_alone = change.expected && print.is_some_and(|print| print.bits() & !FINGERPRINT == 0);
         if ours_alone && !keeps {
-            shard.remove(key);
+            shard.remove(key, 0);
         }
         let named = print.filter(|_| !ours_alone);
-        let once = named.is_some_and(|print| print.bits() & SHARED == 0);
+        let once = named.is_some_and(|print| print.bits() & !FINGERPRINT == 0);
         Known { named: named.is_some(), once, sent: change.sent, age }
     }
 
@@ -238,7 +248,21 @@ impl Names {
     pub(super) fn dropped(&self, key: Key, age: u64) {
         let mut shard = self.shard(key);
         if self.age.load(Ordering::Relaxed) == age {
-            shard.remove(key);
+            shard.remove(key, 0);
+        }
+    }
+
+    /// The name has expired. It goes when its inode is [forgotten](Self::forgotten), and not before: what the kernel is sent by the
+    /// same name until then counts as sent twice, so that no FORGET of the one takes out the other.
+    pub(super) fn expired(&self, key: Key) {
+        self.shard(key).expire(key);
+    }
+
+    /// The kernel has forgotten the inode of a name that had expired when names were of this age.
+    pub(super) fn forgotten(&self, key: Key, age: u64) {
+        let mut shard = self.shard(key);
+        if self.age.load(Ordering::Relaxed) == age {
+            shard.remove(key, EXPIRED);
         }
     }
 
@@ -302,6 +326,23 @@ mod tests {
         names.dropped(once, 0);
         names.dropped(twice, 0);
         assert!(!has(&names, once) && has(&names, twice));
+    }
+
+    #[test]
+    fn an_expired_name_goes_with_its_inode_unless_it_was_sent_again() {
+        let names = Names::new(ROOM);
+        let (gone, again) = (key(&names, 1), key(&names, 2));
+        for key in [gone, again] {
+            names.enter(key, Stands::Inode(5), 0);
+            names.expired(key);
+            names.dropped(key, 0);
+            assert!(has(&names, key), "its inode is not forgotten yet");
+        }
+        names.enter(again, Stands::Inode(6), 0);
+        for key in [gone, again] {
+            names.forgotten(key, 0);
+        }
+        assert!(!has(&names, gone) && has(&names, again));
     }
 
     #[test]
