@@ -85,7 +85,8 @@ impl Kernel {
     }
 
     /// Starts a guest that runs `program` with arguments as root, with the workspace's programs ([`build::directory`]) and
-    /// some of the host's, by their names in /usr/bin or by their paths: the guest has all of them in /usr/bin. Returns what it printed and its exit status.
+    /// some of the host's, by their names in /usr/bin or by their paths: the guest has all of them in /usr/bin. Returns what
+    /// it printed and its exit status.
     ///
     /// # Panics
     /// The guest does not end, or ends without saying how the program did: the message has what its kernel said last.

@@ -64,7 +64,7 @@ impl Coherence {
         self.inval_entry(parent, name, EXPIRE_ONLY)
     }
 
-    pub(super) fn inval_entry(&self, parent: u64, name: &[u8], flags: u32) -> bool {
+    fn inval_entry(&self, parent: u64, name: &[u8], flags: u32) -> bool {
         let mut body = [0u8; NOTIFICATION_MAX];
         let len = 16 + name.len().min(NAME_MAX) + 1;
         body[0..8].copy_from_slice(&parent.to_ne_bytes());
@@ -121,7 +121,7 @@ impl Coherence {
     }
 
     /// The bypass has perhaps changed the size of an inode; whether the kernel may hold pages of it.
-    pub(super) fn bypass_resizes(&self, ino: u64) -> bool {
+    fn bypass_resizes(&self, ino: u64) -> bool {
         shard(&self.opens, ino).lock().get_mut(&ino).is_some_and(|open| {
             open.opens.resized |= open.opens.writer;
             open.opens.paged()
@@ -130,7 +130,7 @@ impl Coherence {
 
     /// A file reaches at least to this byte: tells the kernel so (`fuse_notify_store` moves `i_size` on). It may ignore the
     /// size in the answer to what it asks meanwhile: notifications count up the version that `fuse_change_attributes` compares.
-    pub(super) fn lengthen(&self, ino: u64, position: u64, last: u8) {
+    fn lengthen(&self, ino: u64, position: u64, last: u8) {
         let mut body = [0u8; 25];
         body[0..8].copy_from_slice(&ino.to_ne_bytes());
         body[8..16].copy_from_slice(&position.to_ne_bytes());
@@ -152,7 +152,7 @@ impl Coherence {
         self.drop_pages(ino, offset, len)
     }
 
-    pub(super) fn drop_pages(&self, ino: u64, offset: u64, len: u64) -> io::Result<()> {
+    fn drop_pages(&self, ino: u64, offset: u64, len: u64) -> io::Result<()> {
         let whole = i64::try_from(offset).ok().zip(i64::try_from(len).ok());
         let (offset, len) = whole.unwrap_or((0, 0));
         match self.inval_inode(ino, offset, len) {

@@ -45,7 +45,7 @@ impl Opens {
     }
 
     /// The kernel's last file is closed.
-    pub(super) fn kernel_closed(&mut self) {
+    fn kernel_closed(&mut self) {
         let Self { virtuals, virtual_writers, kept, .. } = *self;
         *self = Self { virtuals, virtual_writers, kept, ..Self::default() };
     }
@@ -116,7 +116,7 @@ impl Coherence {
         self.count_open(&mut shard.entry(ino).or_default().opens, mode, access);
     }
 
-    pub(super) fn count_open(&self, opens: &mut Opens, mode: OpenMode, access: Access) {
+    fn count_open(&self, opens: &mut Opens, mode: OpenMode, access: Access) {
         opens.total = opens.total.saturating_add(1);
         opens.executed |= access.executes;
         match mode {
@@ -267,7 +267,7 @@ impl Coherence {
         Some(VirtualOpen { coherence: Arc::clone(self), ino, writes, turn })
     }
 
-    pub(super) fn close_virtually(&self, ino: u64, writes: bool) {
+    fn close_virtually(&self, ino: u64, writes: bool) {
         let mut shard = shard(&self.opens, ino).lock();
         if let Some(open) = shard.get_mut(&ino) {
             open.opens.virtuals -= 1;
