@@ -37,6 +37,10 @@ pub(crate) struct Upcalls {
     /// An unpacked Linux source tree, to build in its smallest configuration.
     #[arg(long, value_name = "DIR")]
     linux: Option<PathBuf>,
+    /// Only these mounts, by the names in the report (may be given several times): `finesse`, `finesse, client`, `before`,
+    /// `before, client`, `bindfs`, `bindfs, long`.
+    #[arg(long = "on", value_name = "NAME")]
+    only: Vec<String>,
     /// How often the build is timed; the first build is counted and not timed.
     #[arg(long, default_value_t = 3, requires = "linux", value_parser = clap::value_parser!(u32).range(0..=100))]
     rounds: u32,
@@ -87,7 +91,7 @@ impl Upcalls {
         let linux = self.linux.as_ref().map(found).transpose()?;
         let backing = self.backing.clone().unwrap_or_else(std::env::temp_dir);
         let place = Place::new(&backing, Need { inodes: 8 * shape.files, size: 4096 })?;
-        let subjects = Subject::all(self.before.as_deref());
+        let subjects = self.subjects()?;
         screen::say(machine::line());
         // Printed as soon as it is known: a build takes its time.
         let mut rows = sequences(&place, shape, &subjects)?;
@@ -113,6 +117,20 @@ impl Upcalls {
             "build_seconds": builds.iter().map(|(name, seconds)| json!({ "on": name, "seconds": seconds })).collect::<Vec<_>>(),
         });
         std::fs::write(file, format!("{report:#}\n")).map_err(|error| format!("{}: {error}", file.display()))
+    }
+
+    /// The mounts that are asked for.
+    fn subjects(&self) -> Outcome<Vec<Subject>> {
+        let mut subjects = Subject::all(self.before.as_deref());
+        if let Some(unknown) =
+            self.only.iter().find(|name| !subjects.iter().any(|subject| subject.name() == *name))
+        {
+            let known: Vec<_> = subjects.iter().map(Subject::name).collect();
+            return Err(format!("--on {unknown:?}: there is no such mount here, but {}", known.join("; ")));
+        }
+        subjects
+            .retain(|subject| self.only.is_empty() || self.only.iter().any(|name| name == subject.name()));
+        Ok(subjects)
     }
 }
 

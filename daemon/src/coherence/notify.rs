@@ -99,13 +99,17 @@ impl Coherence {
     }
 
     /// The bypass has changed the contents or the size of an inode. To be called before the change is
-    /// answered: drops what the kernel's page cache holds of it.
+    /// answered: drops what the kernel's page cache holds of it. `longer` is where the file ends, in bytes, if that has made it
+    /// longer without writing: so the last byte is zero.
     ///
     /// # Errors
     /// The kernel's, a closed session excepted. The contents that an open file shows may then be old.
-    pub(crate) fn bypass_changed_data(&self, ino: u64) -> io::Result<()> {
+    pub(crate) fn bypass_changed_data(&self, ino: u64, longer: Option<u64>) -> io::Result<()> {
         if !self.bypass_resizes(ino) {
             return Ok(());
+        }
+        if let Some(last) = longer.and_then(|end| end.checked_sub(1)) {
+            self.lengthen(ino, last, 0);
         }
         self.drop_pages(ino, 0, 0)
     }

@@ -431,12 +431,14 @@ impl<FS: Filesystem> Engine<FS> {
         self.settle_mappings(&file.inode, 0, 0);
         let turn = file.open.lock().as_ref().map(|open| Arc::clone(open.turn()));
         let Some(turn) = turn else { return fail(libc::EBADF) };
-        let changes = Changes { size: Some(call.frame.size), fh: Some(file.fh), ..Changes::default() };
+        let size = call.frame.size;
+        let changes = Changes { size: Some(size), fh: Some(file.fh), ..Changes::default() };
         let turn = turn.lock();
+        let before = self.file_attr(&call.request, &file)?.size;
         let changed = self.ask_setattr(&call.request, &file.inode, changes);
         drop(turn);
         self.cache.forget_attr(&file.inode);
-        self.data_changed(&file.inode);
+        self.data_changed(&file.inode, (changed.is_ok() && size > before).then_some(size));
         changed.map(|()| Reply::ok())
     }
 
@@ -468,11 +470,13 @@ impl<FS: Filesystem> Engine<FS> {
         let Some(turn) = turn else { return fail(libc::EBADF) };
         let (reply, answer) = ReplyEmpty::local();
         let turn = turn.lock();
+        let before = self.file_attr(&call.request, &file)?.size;
         self.core.fs.fallocate(&call.request, INodeNo(file.inode.ino), file.fh, offset, len, mode, reply);
         let done = answer.wait();
         drop(turn);
         self.changed_by_write(&file);
-        self.data_changed(&file.inode);
+        let lengthens = done.is_ok() && mode & libc::FALLOC_FL_KEEP_SIZE == 0;
+        self.data_changed(&file.inode, offset.checked_add(len).filter(|end| lengthens && *end > before));
         match done {
             // `fc->no_fallocate`
             Err(errno) if errno.code() == libc::ENOSYS => fail(libc::EOPNOTSUPP),

@@ -154,7 +154,7 @@ impl<FS: Filesystem> Engine<FS> {
             self.shed_privileges(call, &node.inode, fh)?;
             self.settle_mappings(&node.inode, 0, 0);
             self.setattr(&call.request, &node.inode, Changes { size: Some(0), fh, ..Changes::default() })?;
-            self.data_changed(&node.inode);
+            self.data_changed(&node.inode, None);
         }
         match open {
             None => self.grant(&node.inode, opening, output),

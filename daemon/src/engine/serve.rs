@@ -636,11 +636,12 @@ impl<FS: Filesystem> Engine<FS> {
         Ok(())
     }
 
-    pub(super) fn data_changed(&self, inode: &Inode) {
+    /// The contents have changed, or the size: `longer` is where the file ends if it has become longer by a hole.
+    pub(super) fn data_changed(&self, inode: &Inode, longer: Option<u64>) {
         if mutant::leaves_out("bypass: pages") {
             return;
         }
-        if let Err(error) = self.core.coherence.bypass_changed_data(inode.ino) {
+        if let Err(error) = self.core.coherence.bypass_changed_data(inode.ino, longer) {
             tracing::warn!(ino = inode.ino, %error, "the kernel did not drop its pages of a changed file");
         }
     }
@@ -714,9 +715,10 @@ impl<FS: Filesystem> Engine<FS> {
         }
         self.shed_privileges(call, &node.inode, None)?;
         self.settle_mappings(&node.inode, 0, 0);
-        let changes = Changes { size: Some(call.frame.size), ..Changes::default() };
-        self.setattr(&call.request, &node.inode, changes)?;
-        self.data_changed(&node.inode);
+        let before = self.attr(&call.request, &node.inode)?.size;
+        let size = call.frame.size;
+        self.setattr(&call.request, &node.inode, Changes { size: Some(size), ..Changes::default() })?;
+        self.data_changed(&node.inode, (size > before).then_some(size));
         Ok(Reply::ok())
     }
 

@@ -29,6 +29,8 @@ struct Script {
     lookups: AtomicU32,
     getattrs: AtomicU32,
     size: AtomicU64,
+    /// The size that attributes tell, if not 0.
+    told: AtomicU64,
     byte: AtomicU32,
     other: AtomicBool,
     /// The kernel may keep listings.
@@ -42,9 +44,13 @@ struct Scripted(Arc<Script>);
 impl Scripted {
     fn attr(&self, ino: u64) -> FileAttr {
         let file = ino == FILE;
+        let size = match self.0.told.load(Ordering::SeqCst) {
+            0 => self.0.size.load(Ordering::SeqCst),
+            told => told,
+        };
         FileAttr {
             ino: INodeNo(ino),
-            size: if file { self.0.size.load(Ordering::SeqCst) } else { 0 },
+            size: if file { size } else { 0 },
             blocks: 0,
             atime: UNIX_EPOCH,
             mtime: UNIX_EPOCH,
@@ -249,7 +255,7 @@ fn files_show_fresh_contents_whether_they_are_open_or_not() {
     assert_eq!(first(&file), b'a');
     set(b'b');
     assert_eq!(first(&file), b'a', "the page cache serves open files");
-    mounted.coherence.bypass_changed_data(FILE).unwrap();
+    mounted.coherence.bypass_changed_data(FILE, None).unwrap();
     assert_eq!(first(&file), b'b');
     assert!(mounted.coherence.kernel_has_open(FILE) && mounted.coherence.kernel_knows(FILE));
     drop(file);
@@ -259,8 +265,25 @@ fn files_show_fresh_contents_whether_they_are_open_or_not() {
     }
     set(b'c');
     assert_eq!(first(&open()), b'b', "the file system lets the kernel keep pages");
-    mounted.coherence.bypass_changed_data(FILE).unwrap();
+    mounted.coherence.bypass_changed_data(FILE, None).unwrap();
     assert_eq!(first(&open()), b'c');
+    mounted.end();
+}
+
+#[test]
+fn a_file_reaches_as_far_as_the_bypass_has_made_it_whatever_the_kernel_is_told_of_its_size() {
+    let mounted = Mounted::new();
+    let file = File::open(mounted.dir.path().join("file")).unwrap();
+    let read = |at: u64| file.read_at(&mut [0], at).unwrap();
+    assert_eq!((read(9), read(10)), (1, 0));
+    mounted.script.size.store(20, Ordering::SeqCst);
+    // As if notifications overtook all answers.
+    mounted.script.told.store(10, Ordering::SeqCst);
+    mounted.coherence.bypass_changed_data(FILE, None).unwrap();
+    assert_eq!(read(19), 0, "the kernel asks, and is told of an earlier end");
+    mounted.coherence.bypass_changed_data(FILE, Some(20)).unwrap();
+    assert_eq!((read(19), read(20)), (1, 0));
+    drop(file);
     mounted.end();
 }
 
