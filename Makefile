@@ -7,6 +7,9 @@ DESTDIR ?=
 # Where cargo builds to; loom compiles the same crates with another cfg, so it gets a place of its own.
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 RELEASE := $(TARGET)/release
+# Where `make bench` and `make bench-quick` write their reports.
+RESULTS ?= bench/results
+QUICK ?= bench/results/local
 # Where `make test-linux` unpacks Debian's Linux sources; a tmpfs is fastest.
 LINUX ?= $(TARGET)/linux
 # The test files that `make test-long` runs at length.
@@ -24,7 +27,7 @@ HEADERS := /usr/share/doc/busybox-static/copyright:busybox-static /usr/include/s
 # What the sessions of large programs use besides: see `make programs`.
 LARGE := node:nodejs javac:default-jdk-headless
 
-.PHONY: all help deps build test test-linux test-long kernels vm mutants linux programs programs-deps lint deny bench upcalls demo install uninstall clean
+.PHONY: all help deps build test test-linux test-long kernels vm mutants linux programs programs-deps lint deny bench bench-quick bench-deps upcalls demo install uninstall clean
 
 all: build
 
@@ -39,7 +42,8 @@ help:
 	@echo 'make test-long    for hours: $(LONG)'
 	@echo 'make mutants  leave out what keeps the roads coherent, part by part, and see that it is noticed'
 	@echo 'make lint     formatting, clippy, and cargo-deny (which it installs)'
-	@echo 'make bench    the unlink benchmark with 1 000 000 files, latencies, and calls of several threads'
+	@echo 'make bench    everything measured, for hours: JSON, a report and plots in RESULTS: $(RESULTS)'
+	@echo 'make bench-quick  the same in short, in ten minutes, in QUICK: $(QUICK)'
 	@echo 'make upcalls  what unmodified programs ask of the daemon, counted, and a Linux build timed, beside bindfs'
 	@echo 'make install  into PREFIX ($(PREFIX)): command, preload library, manual pages'
 
@@ -73,12 +77,27 @@ demo: deps build
 	$(RELEASE)/finesse doctor
 	$(RELEASE)/finesse-bench demo
 
-bench: deps build
-	$(RELEASE)/finesse-bench unlink --files 1000000 --dirs 100 --json $(TARGET)/unlink.json
-	$(RELEASE)/finesse-bench latency
-	@command -v bindfs >/dev/null || apt-get install -y --no-install-recommends bindfs || \
-	    echo 'bindfs is missing: it will not be compared with'
-	$(RELEASE)/finesse-bench metadata --json $(TARGET)/metadata.json
+# What is measured besides Finesse, and with what; what is missing is left out, and the report says so.
+bench-deps: deps
+	@missing=; \
+	for entry in bindfs:bindfs fio:fio mkfs.ext4:e2fsprogs flex:flex bison:bison bc:bc; do \
+	    PATH="$$PATH:/usr/sbin:/sbin" command -v "$${entry%%:*}" >/dev/null || missing="$$missing $${entry#*:}"; \
+	done; \
+	[ -z "$$missing" ] || { echo "installing:$$missing"; \
+	    apt-get install -y --no-install-recommends $$missing >/dev/null || \
+	    { apt-get update && apt-get install -y --no-install-recommends $$missing; } || \
+	    echo "missing:$$missing: the report will say what was left out"; }
+
+# In a mount name space of its own, so that preloaded programs elsewhere do not find the mounts. ONLY names parts:
+# unlink, metadata, data, server, work, breakdown, scaling, rest.
+SUITE = unshare --mount --propagation private \
+    $(RELEASE)/finesse-bench suite --linux $(LINUX) $(if $(ONLY),--only $(ONLY))
+
+bench: bench-deps build $(LINUX)/Makefile
+	$(SUITE) --scale full --results $(RESULTS)
+
+bench-quick: bench-deps build $(LINUX)/Makefile
+	$(SUITE) --scale small --results $(QUICK)
 
 # BEFORE names the `finesse` of an earlier build, to be compared with.
 upcalls: deps-linux build $(LINUX)/Makefile

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use finesse_ipc::status::{Report, ask, socket_of};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::{Outcome, screen};
 
@@ -52,11 +52,20 @@ pub(crate) fn program(name: &str) -> Outcome<PathBuf> {
 }
 
 /// Waits for a condition.
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> Outcome<bool>) -> Outcome {
-    let deadline = Instant::now() + PATIENCE;
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> Outcome<bool>) -> Outcome {
+    within(PATIENCE, what, condition)
+}
+
+/// Waits for a condition, so long at most.
+pub(crate) fn within(
+    patience: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> Outcome<bool>,
+) -> Outcome {
+    let deadline = Instant::now() + patience;
     while !condition()? {
         if Instant::now() > deadline {
-            return Err(format!("{what}: not within {} s", PATIENCE.as_secs()));
+            return Err(format!("{what}: not within {} s", patience.as_secs()));
         }
         std::thread::sleep(LOOK);
     }
@@ -79,8 +88,18 @@ impl Daemon {
 
     /// As [`start`](Self::start), by a `finesse` command of another build.
     pub(crate) fn start_with(finesse: &Path, source: &Path, mountpoint: &Path) -> Outcome<Self> {
+        Self::launch(finesse, source, mountpoint, &[])
+    }
+
+    /// As [`start`](Self::start), with mount options.
+    pub(crate) fn start_as(source: &Path, mountpoint: &Path, options: &[&str]) -> Outcome<Self> {
+        Self::launch(&program("finesse")?, source, mountpoint, options)
+    }
+
+    fn launch(finesse: &Path, source: &Path, mountpoint: &Path, options: &[&str]) -> Outcome<Self> {
         let child = Command::new(finesse)
             .args(["mount", "--foreground", "--cache=always"])
+            .args(options.iter().flat_map(|option| ["-o", option]))
             .args([source, mountpoint])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -177,7 +196,8 @@ pub(crate) fn command(road: Road, program: &Path) -> Outcome<Command> {
     Ok(command)
 }
 
-/// Runs a command and hands every line that it writes to `line`; ends it if the user wants to stop.
+/// Runs a command and hands every line that it writes to `line`; ends it, and all that it started, if the user wants to
+/// stop.
 ///
 /// # Errors
 /// It fails, with what it wrote to standard error.
@@ -188,8 +208,11 @@ pub(crate) fn run(mut command: Command, mut line: impl FnMut(&str)) -> Outcome {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
+        // What it starts is in the group, too, and nothing may be left that uses a mount.
+        .process_group(0)
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
+    let group = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
     let (sender, receiver) = mpsc::channel();
     let reader = child.stdout.take().map(|out| {
         std::thread::spawn(move || {
@@ -213,8 +236,8 @@ pub(crate) fn run(mut command: Command, mut line: impl FnMut(&str)) -> Outcome {
             Err(RecvTimeoutError::Disconnected) => break Ok(()),
         }
         if let Err(interrupted) = screen::go_on() {
-            // Fails only if it has just ended.
-            let _ = child.kill();
+            // Fails only if all of it has just ended.
+            let _ = group.map(|group| kill_process_group(group, Signal::KILL));
             break Err(interrupted);
         }
     };

@@ -136,33 +136,42 @@ fn candidates() -> Vec<PathBuf> {
     trees
 }
 
+/// Copies so many files of what this machine has.
+pub(crate) fn collect_at_most(origin: &Path, most: u64) -> Outcome<u64> {
+    collect_from(&candidates(), origin, most, most)
+}
+
 /// Copies files from several trees until there are enough.
 fn collect(trees: &[PathBuf], origin: &Path) -> Outcome<u64> {
+    collect_from(trees, origin, ENOUGH_FILES, MOST_FILES)
+}
+
+fn collect_from(trees: &[PathBuf], origin: &Path, enough: u64, most: u64) -> Outcome<u64> {
     std::fs::create_dir(origin).map_err(|error| format!("{}: {error}", origin.display()))?;
     let (mut files, mut bytes) = (0, 0);
     for (index, tree) in trees.iter().enumerate() {
-        if files >= ENOUGH_FILES {
+        if files >= enough {
             break;
         }
-        copy(tree, &origin.join(format!("tree{index}")), &mut files, &mut bytes)?;
+        copy(tree, &origin.join(format!("tree{index}")), most, &mut files, &mut bytes)?;
     }
     Ok(files)
 }
 
 /// Copies what a user may read of a tree: directories, regular files, symbolic links. What cannot be read is
 /// left out.
-fn copy(from: &Path, to: &Path, files: &mut u64, bytes: &mut u64) -> Outcome {
+fn copy(from: &Path, to: &Path, most: u64, files: &mut u64, bytes: &mut u64) -> Outcome {
     screen::go_on()?;
     let Ok(entries) = std::fs::read_dir(from) else { return Ok(()) };
     std::fs::create_dir(to).map_err(|error| format!("{}: {error}", to.display()))?;
     for entry in entries.flatten() {
         let (Ok(metadata), target) = (entry.metadata(), to.join(entry.file_name())) else { continue };
-        if *files >= MOST_FILES || *bytes >= MOST_BYTES {
+        if *files >= most || *bytes >= MOST_BYTES {
             break;
         }
         // A repository inside would become a submodule of ours.
         if metadata.is_dir() && entry.file_name() != ".git" {
-            copy(&entry.path(), &target, files, bytes)?;
+            copy(&entry.path(), &target, most, files, bytes)?;
         } else if metadata.is_symlink() {
             let link = std::fs::read_link(entry.path());
             let _ = link.and_then(|link| std::os::unix::fs::symlink(link, &target));
@@ -278,7 +287,7 @@ mod tests {
         std::os::unix::fs::symlink("nowhere", from.join("link")).unwrap();
         let (mut files, mut bytes) = (0, 0);
         let to = dir.path().join("to");
-        copy(&from, &to, &mut files, &mut bytes).unwrap();
+        copy(&from, &to, MOST_FILES, &mut files, &mut bytes).unwrap();
         assert_eq!((files, bytes), (1, 1));
         assert!(to.join("link").is_symlink() && !to.join(".git").exists());
     }

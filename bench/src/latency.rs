@@ -1,7 +1,7 @@
 //! `finesse-bench latency`.
 
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -152,8 +152,8 @@ impl Latency {
             }
             for _ in 0..self.rounds {
                 screen::go_on()?;
-                bare.push(self.samples(clock, || pong.ping())?);
-                whole.push(self.samples(clock, || {
+                bare.push(samples(self.calls, clock, || pong.ping())?);
+                whole.push(samples(self.calls, clock, || {
                     client.call(Op::Noop, &Request::default(), b"", b"").map(drop).map_err(|reason| {
                         format!("an empty round trip was left to the kernel: {}", reason.name())
                     })
@@ -185,7 +185,8 @@ impl Latency {
                     if let Some([_, theirs]) = sides {
                         pin_daemon(&daemon, theirs)?;
                     }
-                    rows[row].rounds.push(each(place, &name, op, road)?);
+                    let root = if road == Road::Native { &backing } else { &place.mountpoint() };
+                    rows[row].rounds.push(each(road, &root.join(&name), op, TREE, TREE.files)?);
                     daemon.report_at_rest()?;
                     tree::remove(&tree, TREE)?;
                     std::fs::remove_dir(&tree).map_err(|error| format!("{}: {error}", tree.display()))?;
@@ -197,28 +198,30 @@ impl Latency {
         bar.finish_and_clear();
         daemon.stop()
     }
-
-    fn samples(&self, clock: u64, mut call: impl FnMut() -> Outcome) -> Outcome<Summary> {
-        let mut samples = Vec::with_capacity(self.calls as usize);
-        // The first calls find everybody asleep.
-        for _ in 0..100 {
-            call()?;
-        }
-        for _ in 0..self.calls {
-            let mut outcome = Ok(());
-            samples.push(nanos(|| outcome = call()));
-            outcome?;
-        }
-        Ok(Summary::of(&mut samples, clock))
-    }
 }
 
-/// Times one kind of call by an unmodified program, which inherits our CPUs.
-fn each(place: &Place, tree: &str, op: &str, road: Road) -> Outcome<Summary> {
-    let root = if road == Road::Native { place.backing() } else { place.mountpoint() }.join(tree);
+/// Calls that come before those that are timed: the first find everybody asleep.
+pub(crate) const WARM_UP: u32 = 100;
+
+/// Times so many calls; `clock` is what reading the clock costs.
+pub(crate) fn samples(calls: u32, clock: u64, mut call: impl FnMut() -> Outcome) -> Outcome<Summary> {
+    let mut samples = Vec::with_capacity(calls as usize);
+    for _ in 0..WARM_UP {
+        call()?;
+    }
+    for _ in 0..calls {
+        let mut outcome = Ok(());
+        samples.push(nanos(|| outcome = call()));
+        outcome?;
+    }
+    Ok(Summary::of(&mut samples, clock))
+}
+
+/// Times one kind of call by an unmodified program, which inherits our CPUs: so many calls on the files of a tree.
+pub(crate) fn each(road: Road, root: &Path, op: &str, shape: Shape, calls: u64) -> Outcome<Summary> {
     let mut command = daemon::command(road, &daemon::program("finesse-bench-calls")?)?;
-    let (dirs, files) = (TREE.dirs.to_string(), TREE.files.to_string());
-    command.args(["each", op]).arg(root).args([&dirs, &files, &files]);
+    command.args(["each", op]).arg(root);
+    command.args([shape.dirs, shape.files, calls].map(|number| number.to_string()));
     let mut summary = None;
     daemon::run(command, |line| {
         let mut words = line.split(' ');
@@ -241,14 +244,14 @@ fn ratio(rows: &[Row], pinned: bool) -> Option<f64> {
 
 /// The CPUs that this process may use.
 #[derive(Debug)]
-struct Cpus {
-    all: CpuSet,
+pub(crate) struct Cpus {
+    pub(crate) all: CpuSet,
     /// One for the caller, another for the other side.
-    sides: [CpuSet; 2],
+    pub(crate) sides: [CpuSet; 2],
 }
 
 impl Cpus {
-    fn of_this_process() -> Outcome<Self> {
+    pub(crate) fn of_this_process() -> Outcome<Self> {
         let all = sched_getaffinity(None).map_err(|errno| format!("cannot read the CPUs: {errno}"))?;
         let mut usable = (0..CpuSet::MAX_CPU).filter(|cpu| all.is_set(*cpu));
         let sides = [(); 2].map(|()| {
@@ -260,12 +263,12 @@ impl Cpus {
     }
 }
 
-fn pin(pid: Option<Pid>, cpus: &CpuSet) -> Outcome {
+pub(crate) fn pin(pid: Option<Pid>, cpus: &CpuSet) -> Outcome {
     sched_setaffinity(pid, cpus).map_err(|errno| format!("cannot choose CPUs: {errno}"))
 }
 
 /// All threads of the daemon.
-fn pin_daemon(daemon: &Daemon, cpus: &CpuSet) -> Outcome {
+pub(crate) fn pin_daemon(daemon: &Daemon, cpus: &CpuSet) -> Outcome {
     let Some(pid) = daemon.pid() else { return Ok(()) };
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).map_err(|error| error.to_string())?;
     for task in tasks.flatten() {
@@ -278,7 +281,7 @@ fn pin_daemon(daemon: &Daemon, cpus: &CpuSet) -> Outcome {
 
 /// A process that answers each ping in shared memory; ends on drop. The memory is a segment like a
 /// client's.
-struct Pong {
+pub(crate) struct Pong {
     segment: Segment,
     child: Child,
 }
@@ -288,7 +291,7 @@ struct Pong {
 const TURNS: u32 = 10_000;
 
 impl Pong {
-    fn start() -> Outcome<Self> {
+    pub(crate) fn start() -> Outcome<Self> {
         let (segment, memory) = Segment::create().map_err(|errno| format!("shared memory: {errno}"))?;
         let executable = std::env::current_exe().map_err(|error| error.to_string())?;
         let child = Command::new(executable)
@@ -299,11 +302,11 @@ impl Pong {
         Ok(Self { segment, child })
     }
 
-    fn pid(&self) -> Outcome<Pid> {
+    pub(crate) fn pid(&self) -> Outcome<Pid> {
         i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| "no process".to_owned())
     }
 
-    fn ping(&self) -> Outcome {
+    pub(crate) fn ping(&self) -> Outcome {
         let words = Words::of(&self.segment);
         let turn = words.ping.load(Ordering::Relaxed).wrapping_add(1);
         words.ping.store(turn, Ordering::Release);

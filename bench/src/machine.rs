@@ -17,13 +17,17 @@ pub(crate) fn describe() -> Value {
 
 /// The same in one line.
 pub(crate) fn line() -> String {
-    let uname = rustix::system::uname();
-    let memory = meminfo("MemTotal").unwrap_or(0) as f64 / f64::from(1 << 30);
+    line_of(&describe())
+}
+
+/// A description in one line.
+pub(crate) fn line_of(machine: &Value) -> String {
+    let memory = machine["memory_bytes"].as_u64().unwrap_or(0) as f64 / f64::from(1 << 30);
     format!(
         "Linux {}, {} × {}, {memory:.1} GiB",
-        uname.release().to_string_lossy(),
-        cpus(),
-        cpu_model().unwrap_or_else(|| "CPU".to_owned())
+        machine["kernel"].as_str().unwrap_or("of some version"),
+        machine["cpus"],
+        machine["cpu"].as_str().unwrap_or("CPU")
     )
 }
 

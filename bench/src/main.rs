@@ -5,9 +5,11 @@
 //! | `unlink` | removes a large tree natively, through the kernel and past it |
 //! | `latency` | times single calls, and an empty round trip beside a bare cache-line ping-pong |
 //! | `metadata` | times calls on names by several threads at once, and the processor time that they take |
+//! | `suite` | everything that is measured, part by part, and the report of it |
 //! | `upcalls` | counts what unmodified programs ask of the daemon, beside other FUSE file systems |
 //! | `demo` | ordinary programs on a real tree, on all three roads |
 //! | `bindfs` | a file system to compare with |
+//! | `ways` | what is compared: file systems, options, roads |
 //! | `daemon` | starts and stops `finesse mount`, runs programs on a road |
 //! | `place` | where the trees lie: space, memory, cleaning up |
 //! | `tree` | makes and checks trees |
@@ -24,9 +26,11 @@ mod machine;
 mod metadata;
 mod place;
 mod screen;
+mod suite;
 mod tree;
 mod unlink;
 mod upcalls;
+mod ways;
 
 use std::process::ExitCode;
 
@@ -48,6 +52,9 @@ Examples:
   finesse-bench unlink --files 4000000 --backing /var/tmp --rounds 5 --json unlink.json
   finesse-bench latency
   finesse-bench metadata --threads 1,4 --json metadata.json
+  finesse-bench suite --linux target/linux
+  finesse-bench suite --only metadata,data --scale small --results /tmp/results
+  finesse-bench report bench/results
   finesse-bench upcalls --linux target/linux --before ~/old/finesse
   finesse-bench demo
 
@@ -63,6 +70,8 @@ enum Command {
     Unlink(unlink::Unlink),
     Latency(latency::Latency),
     Metadata(metadata::Metadata),
+    Suite(suite::Suite),
+    Report(suite::Report),
     Upcalls(upcalls::Upcalls),
     Demo(demo::Demo),
     #[command(hide = true)]
@@ -75,6 +84,8 @@ fn main() -> ExitCode {
         Command::Unlink(unlink) => unlink.run(),
         Command::Latency(latency) => latency.run(),
         Command::Metadata(metadata) => metadata.run(),
+        Command::Suite(suite) => suite.run(),
+        Command::Report(report) => report.run(),
         Command::Upcalls(upcalls) => upcalls.run(),
         Command::Demo(demo) => demo.run(),
         Command::Pong => latency::pong(),

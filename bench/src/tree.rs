@@ -29,22 +29,43 @@ pub(crate) fn make(root: &Path, shape: Shape, size: u64, bar: &ProgressBar) -> O
     })?;
     bar.finish_and_clear();
     // What is still on its way to the disk would be paid for by whoever is measured.
+    sync(root)
+}
+
+/// Waits until the file system on which `root` lies is on its disk.
+pub(crate) fn sync(root: &Path) -> Outcome {
     File::open(root)
         .and_then(|root| rustix::fs::syncfs(root).map_err(Into::into))
         .map_err(|error| format!("{}: {error}", root.display()))
 }
 
-/// An error unless all files are gone and all directories there.
-pub(crate) fn is_emptied(root: &Path, shape: Shape) -> Outcome {
-    let mut paths = PathWriter::new(root);
-    for dir in 0..shape.dirs {
-        let path = paths.dir(dir);
-        let mut entries = std::fs::read_dir(path).map_err(|error| format!("{}: {error}", path.display()))?;
-        if let Some(Ok(left)) = entries.next() {
-            return Err(format!("{} was not removed", left.path().display()));
-        }
+/// Whether all files of a tree are gone, asked again and again: directories that were empty once are not looked at again.
+#[derive(Debug)]
+pub(crate) struct Emptied<'r> {
+    root: &'r Path,
+    dirs: std::ops::Range<u64>,
+}
+
+impl<'r> Emptied<'r> {
+    pub(crate) fn new(root: &'r Path, shape: Shape) -> Self {
+        Self { root, dirs: 0..shape.dirs }
     }
-    Ok(())
+
+    /// An error if a directory is not there, or the user wants to stop.
+    pub(crate) fn is_so(&mut self) -> Outcome<bool> {
+        let mut paths = PathWriter::new(self.root);
+        while let Some(dir) = self.dirs.clone().next() {
+            screen::go_on()?;
+            let path = paths.dir(dir);
+            let mut entries =
+                std::fs::read_dir(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            if entries.next().is_some() {
+                return Ok(false);
+            }
+            self.dirs.start += 1;
+        }
+        Ok(true)
+    }
 }
 
 /// Removes a tree with whatever is left in it.
@@ -88,14 +109,15 @@ mod tests {
         make(dir.path(), shape, 5, &ProgressBar::hidden()).unwrap();
         let first = PathWriter::new(dir.path()).file(0, 0).to_owned();
         assert_eq!(std::fs::read(&first).unwrap(), b"fffff");
-        assert!(is_emptied(dir.path(), shape).unwrap_err().ends_with("was not removed"));
+        let mut emptied = Emptied::new(dir.path(), shape);
+        assert_eq!(emptied.is_so(), Ok(false));
         let mut paths = PathWriter::new(dir.path());
         for directory in 0..3 {
             for file in shape.files_of(directory) {
                 std::fs::remove_file(paths.file(directory, file)).unwrap();
             }
         }
-        is_emptied(dir.path(), shape).unwrap();
+        assert_eq!(emptied.is_so(), Ok(true));
         remove(dir.path(), shape).unwrap();
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -1,6 +1,7 @@
 //! `finesse-bench unlink`.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 use finesse_bench::{Shape, median};
@@ -9,12 +10,13 @@ use serde_json::{Value, json};
 
 use crate::daemon::{self, Daemon, Road};
 use crate::place::{Need, Place, TMPFS};
+use crate::ways::{self, Ways, in_turns};
 use crate::{Outcome, machine, screen, tree};
 
 /// Remove a large tree natively, through the kernel, and past it.
 ///
 /// An unmodified program calls unlink(2) for every file of a tree that was made beforehand in the backing
-/// directory. What is timed is from its first call to its last; connecting to the daemon is inside. Every round
+/// directory. What is timed is the calls, from the first to the last; connecting to the daemon is inside. Every round
 /// makes the tree anew and starts a new daemon; the order of the roads changes from round to round. The kernel
 /// road is the same daemon at its best: everything may be cached, no bypass client is connected. "known" is the bypass after
 /// an unmodified program has looked at every file, so that the kernel must be told of each that goes.
@@ -29,7 +31,7 @@ pub(crate) struct Unlink {
     /// Bytes in each file.
     #[arg(long, default_value_t = 4096)]
     size: u64,
-    /// The directory to make the tree in, or "tmpfs" for a private one (root only).
+    /// The directory to make the tree in, or "tmpfs" or "ext4" for a private one (root only).
     #[arg(long, value_name = "DIR", default_value = TMPFS)]
     backing: PathBuf,
     /// How often everything is measured.
@@ -45,6 +47,9 @@ pub(crate) struct Unlink {
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
 }
+
+/// How long files may take to go after their removal has been acknowledged.
+const GONE: Duration = Duration::from_secs(600);
 
 /// How the files are removed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -65,16 +70,16 @@ impl Way {
     /// One for each road.
     pub(crate) const ROADS: [Self; 3] = [Self::Native, Self::Kernel, Self::Bypass];
 
-    fn road(self) -> Road {
+    fn way(self) -> ways::Way {
         match self {
-            Self::Native => Road::Native,
-            Self::Kernel => Road::Kernel,
-            Self::Bypass | Self::Known => Road::Bypass,
+            Self::Native => ways::Way::NATIVE,
+            Self::Kernel => ways::Way::KERNEL,
+            Self::Bypass | Self::Known => ways::Way::BYPASS,
         }
     }
 
     fn name(self) -> &'static str {
-        if self == Self::Known { "known" } else { self.road().name() }
+        if self == Self::Known { "known" } else { self.way().name }
     }
 }
 
@@ -126,59 +131,85 @@ pub(crate) struct Runs {
 /// Times every road in every round.
 pub(crate) fn compare(place: &Place, shape: Shape, size: u64, rounds: u32, ways: &[Way]) -> Outcome<Runs> {
     let mut runs = Runs { files: shape.files, timed: Vec::new() };
-    for round in 0..rounds {
-        for turn in 0..ways.len() {
-            let way = ways[(turn + round as usize) % ways.len()];
-            let name = format!("round {}/{rounds} {}", round + 1, way.name());
-            let seconds = time(place, shape, size, way, &name)?;
-            screen::say(format!("{name}: {seconds:.3} s, {:.0} files/s", shape.files as f64 / seconds));
-            runs.timed.push((round, way, seconds));
-        }
+    let known = Ways::known()?;
+    for (round, way) in in_turns(rounds, ways) {
+        let name = format!("round {}/{rounds} {}", round + 1, way.name());
+        let removal = Removal::time(place, shape, size, &known, way.way(), way == Way::Known, &name)?;
+        let seconds = removal.returned;
+        screen::say(format!("{name}: {seconds:.3} s, {:.0} files/s", shape.files as f64 / seconds));
+        runs.timed.push((round, way, seconds));
     }
     Ok(runs)
 }
 
-fn time(place: &Place, shape: Shape, size: u64, way: Way, name: &str) -> Outcome<f64> {
-    let (backing, road) = (place.backing(), way.road());
-    tree::make(&backing, shape, size, &screen::bar(&format!("{name}: making"), shape.files))?;
-    if road == Road::Native {
-        let seconds = calls("unlink", road, &backing, shape, &format!("{name}: unlink"))?;
-        tree::is_emptied(&backing, shape)?;
-        tree::remove(&backing, shape)?;
-        return Ok(seconds);
-    }
-    let daemon = Daemon::start(&backing, &place.mountpoint())?;
-    if way == Way::Known {
-        calls("stat", Road::Kernel, &place.mountpoint(), shape, &format!("{name}: stat"))?;
-        let known = daemon.report()?.mount.known_inodes;
-        if known < shape.files {
-            return Err(format!(
-                "the kernel knows {known} inodes of {} files: too little memory?",
-                shape.files
-            ));
+/// How long it took to remove a tree's files, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Removal {
+    /// The calls.
+    pub(crate) returned: f64,
+    /// Until all are gone from the backing directory, and its file system is synced.
+    pub(crate) gone: f64,
+}
+
+impl Removal {
+    /// Makes a tree, mounts it, and has its files removed; `is_known` by the kernel before, if so wanted.
+    pub(crate) fn time(
+        place: &Place,
+        shape: Shape,
+        size: u64,
+        ways: &Ways,
+        way: ways::Way,
+        is_known: bool,
+        name: &str,
+    ) -> Outcome<Self> {
+        let (backing, root) = (place.backing(), way.root(place));
+        tree::make(&backing, shape, size, &screen::bar(&format!("{name}: making"), shape.files))?;
+        let mounted = ways.mount(way, place)?;
+        if let (true, Some(daemon)) = (is_known, mounted.daemon()) {
+            calls("stat", Road::Kernel, &root, shape, &format!("{name}: stat"))?;
+            let known = daemon.report()?.mount.known_inodes;
+            if known < shape.files {
+                return Err(format!(
+                    "the kernel knows {known} inodes of {} files: too little memory?",
+                    shape.files
+                ));
+            }
         }
+        let returned = calls("unlink", way.road, &root, shape, &format!("{name}: unlink"))?;
+        let end = Instant::now();
+        // What is acknowledged need not be done.
+        let mut emptied = tree::Emptied::new(&backing, shape);
+        daemon::within(GONE, "the files' going", || emptied.is_so())?;
+        tree::sync(&backing)?;
+        let gone = returned + end.elapsed().as_secs_f64();
+        if let Some(daemon) = mounted.daemon() {
+            were_bypassed(daemon, way.road, shape)?;
+        }
+        mounted.stop()?;
+        tree::remove(&backing, shape)?;
+        Ok(Self { returned, gone })
     }
-    let seconds = calls("unlink", road, &place.mountpoint(), shape, &format!("{name}: unlink"))?;
-    tree::is_emptied(&backing, shape)?;
+}
+
+/// An error unless all unlinks took the road that they should have taken.
+fn were_bypassed(daemon: &Daemon, road: Road, shape: Shape) -> Outcome {
     let counts = daemon.report_at_rest()?.mount.counts;
     let bypassed = counts.served().find(|(op, _)| *op == Op::Unlink).map_or(0, |(_, count)| count);
     let expected = if road == Road::Bypass { shape.files } else { 0 };
-    if bypassed != expected {
-        let reasons: Vec<_> =
-            counts.fell_back().map(|(reason, count)| format!("{} {count}", reason.name())).collect();
-        return Err(format!(
-            "{bypassed} of {expected} unlinks were bypassed on the {} road; left to the kernel: {}",
-            road.name(),
-            if reasons.is_empty() { "none is counted".to_owned() } else { reasons.join(", ") }
-        ));
+    if bypassed == expected {
+        return Ok(());
     }
-    daemon.stop()?;
-    tree::remove(&backing, shape)?;
-    Ok(seconds)
+    let reasons: Vec<_> =
+        counts.fell_back().map(|(reason, count)| format!("{} {count}", reason.name())).collect();
+    Err(format!(
+        "{bypassed} of {expected} unlinks were bypassed on the {} road; left to the kernel: {}",
+        road.name(),
+        if reasons.is_empty() { "none is counted".to_owned() } else { reasons.join(", ") }
+    ))
 }
 
 /// Runs the measured program over a whole tree; returns the seconds that it took.
-fn calls(call: &str, road: Road, root: &Path, shape: Shape, title: &str) -> Outcome<f64> {
+pub(crate) fn calls(call: &str, road: Road, root: &Path, shape: Shape, title: &str) -> Outcome<f64> {
     let mut command = daemon::command(road, &daemon::program("finesse-bench-calls")?)?;
     command.arg(call).arg(root).args([shape.dirs.to_string(), shape.files.to_string()]);
     let bar = screen::bar(title, shape.files);

@@ -1,5 +1,5 @@
-//! What the tests test: the `finesse` command, the preload library and the file system in memory, built like the tests
-//! themselves.
+//! What the tests test: the `finesse` command, the preload library, the file system in memory and the benchmark, built like
+//! the tests themselves.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ pub const LIBRARY: &str = "libfinesse_preload.so";
 pub const COMMAND: &str = "finesse";
 /// The file name of the file system in memory.
 pub const MEMORY: &str = "finesse-memfs";
+/// The file name of the benchmark.
+pub const BENCH: &str = "finesse-bench";
 
 /// The directory with all of them, built on first use: cargo does not build another package's binary or cdylib for
 /// a test by itself. `FINESSE_TEST_BIN` names a directory with them instead, for testing what is installed.
@@ -36,13 +38,13 @@ pub fn directory() -> &'static Path {
         // All at once, as the packages' features depend on what is built together.
         let status = cargo()
             .args(["build", "--quiet", "--package", "finesse", "--package", "finesse-preload"])
-            .args(["--package", "finesse-examples", "--profile", profile])
+            .args(["--package", "finesse-examples", "--package", "finesse-bench", "--profile", profile])
             .current_dir(workspace())
             .env("CARGO_TARGET_DIR", target())
             .status()
             .expect("cargo runs");
         assert!(status.success(), "building the commands and the preload library failed");
-        for file in [COMMAND, LIBRARY, MEMORY] {
+        for file in [COMMAND, LIBRARY, MEMORY, BENCH] {
             assert!(profile_directory.join(file).is_file(), "{file} in {}", profile_directory.display());
         }
         profile_directory
