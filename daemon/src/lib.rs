@@ -28,15 +28,17 @@ mod session;
 pub use fuser::{
     AccessFlags, BsdFileFlags, Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, FopenFlags,
     Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, MountOption, OpenAccMode, OpenFlags,
-    PollEvents, PollFlags, PollHandle, PollNotifier, RenameFlags, RequestId, SessionACL, TimeOrNow, Version,
-    WriteFlags, consts,
+    PollEvents, PollFlags, PollHandle, RenameFlags, RequestId, SessionACL, TimeOrNow, Version, WriteFlags,
+    consts,
 };
 
 pub use crate::bpf::{Absent, XattrFree};
 pub use crate::filesystem::{Bypass, Filesystem, ForgetOne};
+pub use crate::kernel::uring::{Transport, TransportInUse};
 pub use crate::reply::{
-    BackingId, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
+    BackingId, PollNotifier, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll,
+    ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 pub use crate::request::{Credentials, Request, Road};
 pub use crate::session::{

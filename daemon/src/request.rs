@@ -45,6 +45,11 @@ impl Request {
         Self { unique, uid: client.uid, gid: client.gid, pid: client.pid, client: Some(client) }
     }
 
+    /// A request of the kernel.
+    pub(crate) fn of_kernel(unique: RequestId, uid: u32, gid: u32, pid: u32) -> Self {
+        Self { unique, uid, gid, pid, client: None }
+    }
+
     /// Identifies the request among those in flight on its road.
     #[inline]
     pub fn unique(&self) -> RequestId {
@@ -91,12 +96,6 @@ impl Request {
 
 impl From<&fuser::Request> for Request {
     fn from(request: &fuser::Request) -> Self {
-        Self {
-            unique: request.unique(),
-            uid: request.uid(),
-            gid: request.gid(),
-            pid: request.pid(),
-            client: None,
-        }
+        Self::of_kernel(request.unique(), request.uid(), request.gid(), request.pid())
     }
 }

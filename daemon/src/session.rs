@@ -14,8 +14,9 @@ use parking_lot::Mutex;
 use crate::bpf::Bpf;
 use crate::coherence::Coherence;
 use crate::filesystem::Filesystem;
-use crate::kernel::adapter::{Adapter, Ended};
+use crate::kernel::adapter::{Adapter, Ended, Initialised};
 use crate::kernel::hidden::Hidden;
+use crate::kernel::uring::{self, Transport, TransportInUse, UringSlot};
 use crate::policy::guard::Guard;
 use crate::ring;
 
@@ -48,6 +49,7 @@ pub(crate) struct Core<FS: Filesystem> {
     /// Enforces the file system's policy, if it has one.
     pub(crate) guard: Option<Arc<Guard>>,
     rendezvous: OnceLock<Vec<u8>>,
+    transport: OnceLock<TransportInUse>,
 }
 
 impl<FS: Filesystem> Core<FS> {
@@ -71,6 +73,7 @@ impl<FS: Filesystem> Core<FS> {
             hidden: Hidden::new(),
             bpf: Bpf::default(),
             rendezvous: OnceLock::new(),
+            transport: OnceLock::new(),
         }
     }
 
@@ -80,6 +83,11 @@ impl<FS: Filesystem> Core<FS> {
         if self.rendezvous.set(value).is_err() {
             warn!("the rendezvous attribute was set twice; the first value stays");
         }
+    }
+
+    /// How the kernel's requests come.
+    pub(crate) fn transport(&self) -> TransportInUse {
+        self.transport.get().copied().unwrap_or(TransportInUse::Classic)
     }
 
     pub(crate) fn rendezvous(&self) -> Option<&[u8]> {
@@ -112,9 +120,23 @@ impl<FS: Filesystem> Session<FS> {
     /// Options that contradict each other, a mount that fails, or the error of
     /// [`Filesystem::init`].
     pub fn new<P: AsRef<Path>>(filesystem: FS, mountpoint: P, options: &Config) -> io::Result<Session<FS>> {
+        Self::with_transport(filesystem, mountpoint, options, Transport::default())
+    }
+
+    /// As [`new`](Self::new), with a say in how the kernel's requests come.
+    ///
+    /// # Errors
+    /// As for it; `Unsupported` if there are no rings where [`Transport::Uring`] asks for them.
+    pub fn with_transport<P: AsRef<Path>>(
+        filesystem: FS,
+        mountpoint: P,
+        options: &Config,
+        transport: Transport,
+    ) -> io::Result<Session<FS>> {
         let mountpoint = mountpoint.as_ref();
         let core = Core::new(filesystem, Some(mountpoint.canonicalize()?), options.acl, options);
-        let (session, core) = Self::start(core, |adapter| fuser::Session::new(adapter, mountpoint, options))?;
+        let connect = |adapter| fuser::Session::new(adapter, mountpoint, options);
+        let (session, core) = Self::start(core, transport, connect)?;
         if let Some(guard) = &core.guard {
             guard.attach(ring::device_at(mountpoint)?);
         }
@@ -132,22 +154,40 @@ impl<FS: Filesystem> Session<FS> {
     /// A connection that ends before it began, or the error of [`Filesystem::init`].
     pub fn from_fd(filesystem: FS, fd: OwnedFd, acl: SessionACL, config: Config) -> io::Result<Self> {
         let core = Core::new(filesystem, None, acl, &config);
-        Ok(Self::start(core, |adapter| fuser::Session::from_fd(adapter, fd, acl, config))?.0)
+        let connect = |adapter| fuser::Session::from_fd(adapter, fd, acl, config);
+        Ok(Self::start(core, Transport::default(), connect)?.0)
     }
 
     fn start(
         core: Core<FS>,
+        transport: Transport,
         connect: impl FnOnce(Adapter<FS>) -> io::Result<fuser::Session<Adapter<FS>>>,
     ) -> io::Result<(Self, Arc<Core<FS>>)> {
         let coherence = Arc::clone(&core.coherence);
-        let ring = RingSlot::default();
+        let (ring, rings) = (RingSlot::default(), UringSlot::default());
         let (handoff, initialised) = mpsc::channel();
         let ended = Ended::default();
-        let inner = connect(Adapter::new(core, handoff, Arc::clone(&ring), Arc::clone(&ended)))?;
-        let core = initialised
+        let adapter =
+            Adapter::new(core, transport, handoff, Arc::clone(&rings), Arc::clone(&ring), Arc::clone(&ended));
+        let inner = connect(adapter)?;
+        let Initialised { operations, uring } = initialised
             .try_recv()
             .map_err(|_| io::Error::other("the kernel accepted the session without initialising it"))?;
+        let core = operations.shared();
         coherence.attach(inner.as_fd().try_clone_to_owned()?, core.mountpoint.clone());
+        let mut in_use = TransportInUse::Classic;
+        if let Some(agreed) = uring {
+            match uring::start(operations, inner.as_fd().try_clone_to_owned()?, agreed) {
+                Ok(started) => {
+                    *rings.lock() = Some(started);
+                    in_use = TransportInUse::Uring;
+                }
+                Err(error) if transport == Transport::Uring => return Err(error),
+                Err(error) => warn!("requests come through the device, not through rings: {error}"),
+            }
+        }
+        // Set here alone.
+        let _ = core.transport.set(in_use);
         Ok((Self { inner, coherence, ring, ended }, core))
     }
 
@@ -159,7 +199,8 @@ impl<FS: Filesystem> Session<FS> {
         options: &Config,
     ) -> io::Result<(Self, std::sync::Weak<Core<FS>>)> {
         let core = Core::new(filesystem, Some(mountpoint.canonicalize()?), options.acl, options);
-        let (session, core) = Self::start(core, |adapter| fuser::Session::new(adapter, mountpoint, options))?;
+        let connect = |adapter| fuser::Session::new(adapter, mountpoint, options);
+        let (session, core) = Self::start(core, Transport::default(), connect)?;
         Ok((session, Arc::downgrade(&core)))
     }
 

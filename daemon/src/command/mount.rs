@@ -46,6 +46,8 @@ Mount options:
   grant=always|large|never     what preloaded programs get when they open a file: a descriptor of the source's
                                file; the same once large transfers make that worth it, which is faster for many
                                small files; or only descriptors of the mount (default: always)
+  transport=auto|classic|uring how the kernel's requests come: through io_uring where the kernel offers it, which is
+                               faster; by reading /dev/fuse; through io_uring or not at all (default: auto)
   bpf                          load BPF programs that help with programs on the kernel road, as far as the
                                kernel allows (needs root): `finesse status` then shows what they ask for, and the kernel
                                answers for files without extended attributes or ACLs by itself
@@ -177,6 +179,7 @@ struct Wanted {
     cache: Cache,
     grant: Grant,
     bpf: bool,
+    transport: finesse::Transport,
     policy: Option<Arc<AccessPolicy>>,
 }
 
@@ -227,6 +230,7 @@ fn configure(
         cache: cache.or(options.cache).unwrap_or(Cache::Auto),
         grant: options.grant.unwrap_or(Grant::Always),
         bpf: options.bpf,
+        transport: options.transport.map_or(finesse::Transport::Auto, Into::into),
         policy: None,
     })
 }
@@ -269,9 +273,10 @@ fn start(
     policy.kernel_passthrough = !no_kernel_passthrough;
     policy.kernel_checked = wanted.session.mount_options.contains(&MountOption::DefaultPermissions);
     let fs = PassthroughFs::new(source, policy).map_err(|error| Failure::new(plain(&error)))?;
-    Session::new(fs, mountpoint, &wanted.session).map_err(|error| {
+    Session::with_transport(fs, mountpoint, &wanted.session, wanted.transport).map_err(|error| {
         let hint = match error.kind() {
             io::ErrorKind::NotFound => "; is /dev/fuse there? `finesse doctor` tells",
+            io::ErrorKind::Unsupported => "; `finesse doctor` tells how to switch it on",
             io::ErrorKind::PermissionDenied => "; `finesse doctor` tells what is missing",
             _ => "",
         };

@@ -31,6 +31,27 @@ pub(crate) enum Grant {
     Never,
 }
 
+/// How the kernel's requests come to the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Transport {
+    /// Through io_uring where the kernel offers it, otherwise as ever.
+    Auto,
+    /// By reading /dev/fuse.
+    Classic,
+    /// Through io_uring, or not at all.
+    Uring,
+}
+
+impl From<Transport> for finesse::Transport {
+    fn from(transport: Transport) -> Self {
+        match transport {
+            Transport::Auto => Self::Auto,
+            Transport::Classic => Self::Classic,
+            Transport::Uring => Self::Uring,
+        }
+    }
+}
+
 /// One word of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Word {
@@ -39,6 +60,7 @@ enum Word {
     DefaultPermissions,
     Cache(Cache),
     Grant(Grant),
+    Transport(Transport),
     Bpf,
     LeftToKernel(PathBuf),
     Policy(PathBuf),
@@ -55,6 +77,8 @@ pub(crate) struct Options {
     pub(crate) cache: Option<Cache>,
     /// What opening a file grants, if the list says so.
     pub(crate) grant: Option<Grant>,
+    /// How the kernel's requests come, if the list says so.
+    pub(crate) transport: Option<Transport>,
     /// Whether BPF programs shall help.
     pub(crate) bpf: bool,
     /// Subtrees whose changes are made through the kernel.
@@ -67,7 +91,8 @@ pub(crate) struct Options {
 
 const KNOWN: &str = "allow_other, owner_only, default_permissions, ro, rw, suid, nosuid, dev, nodev, exec, \
                      noexec, atime, noatime, sync, async, dirsync, auto_unmount, fsname=NAME, subtype=NAME, \
-                     cache=never|auto|always, grant=always|large|never, bpf, policy=FILE, kernel=SUBTREE";
+                     cache=never|auto|always, grant=always|large|never, transport=auto|classic|uring, bpf, \
+                     policy=FILE, kernel=SUBTREE";
 
 impl Options {
     /// Reads any number of lists.
@@ -82,6 +107,7 @@ impl Options {
                 Word::DefaultPermissions => options.default_permissions = true,
                 Word::Cache(cache) => options.cache = Some(cache),
                 Word::Grant(grant) => options.grant = Some(grant),
+                Word::Transport(transport) => options.transport = Some(transport),
                 Word::Bpf => options.bpf = true,
                 Word::LeftToKernel(path) => options.left_to_kernel.push(path),
                 Word::Policy(file) => options.policy = Some(file),
@@ -182,6 +208,11 @@ impl FromStr for Word {
                     Failure::new(format!("-o grant={policy}: no such policy; one of always, large, never"))
                 });
             }
+            ("transport", Some(which)) => {
+                return Transport::from_str(which, false).map(Self::Transport).map_err(|_| {
+                    Failure::new(format!("-o transport={which}: none such; one of auto, classic, uring"))
+                });
+            }
             ("bpf", None) => return Ok(Self::Bpf),
             ("policy", Some(file)) if !file.is_empty() => return Ok(Self::Policy(file.into())),
             ("kernel", Some(path)) => return below(path).map(Self::LeftToKernel),
@@ -221,6 +252,8 @@ mod tests {
     #[test]
     fn words_are_sorted_by_whom_they_concern() {
         let options = parse("allow_other,ro,cache=always,grant=large,bpf,default_permissions,fsname=disk");
+        assert_eq!(parse("transport=classic,transport=uring").transport, Some(Transport::Uring));
+        assert_eq!(options.transport, None);
         assert_eq!(options.allow_other, Some(true));
         assert_eq!(options.cache, Some(Cache::Always));
         assert_eq!(options.grant, Some(Grant::Large));
@@ -264,6 +297,7 @@ mod tests {
             ("ro,bogus", "-o bogus"),
             ("cache=later", "-o cache=later"),
             ("grant=1", "-o grant=1"),
+            ("transport=fast", "-o transport=fast"),
             ("ro=1", "-o ro=1"),
         ] {
             assert!(Options::parse([list]).unwrap_err().to_string().starts_with(named), "{list}");

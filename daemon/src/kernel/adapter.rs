@@ -1,4 +1,4 @@
-//! Puts a [`Filesystem`] behind fuser's trait of the same name.
+//! Puts what serves the kernel's requests behind fuser's trait.
 
 use std::ffi::OsStr;
 use std::io;
@@ -6,32 +6,17 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
-use finesse_ebpf::rules::Operations;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier,
-    RenameFlags, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, INodeNo, InitFlags, IoctlFlags, KernelConfig,
+    LockOwner, OpenFlags, PollEvents, PollFlags, RenameFlags, TimeOrNow, WriteFlags,
 };
 use log::{error, warn};
 
-use super::hidden::{self, DIRECTORY};
-use super::hooks::{Effect, Hooks};
-use crate::answer;
-use crate::coherence::{Access, Turn};
-use crate::engine::serve::without_privileges;
+use super::operations::Operations;
+use super::uring::{self, Transport, UringSlot};
 use crate::filesystem::Filesystem;
-use crate::policy::guard::Naming;
-use crate::reply::{
-    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr,
-};
-use crate::request::Request;
 use crate::session::{Core, RingSlot};
 
-/// The extended attribute of the mount's root by which programs find the bypass.
-const RENDEZVOUS: &str = "system.finesse";
-/// A command of ioctl(2) has an argument that the kernel reads (`_IOC_WRITE`).
-const IOC_WRITE: u32 = 1 << 30;
 /// How long the end of the session waits for others that still use the file system.
 const LAST_USER_WAIT: Duration = Duration::from_secs(10);
 
@@ -42,285 +27,49 @@ pub(crate) type Ended = Arc<OnceLock<mpsc::Sender<io::Result<()>>>>;
 /// Receives the kernel's requests and hands them on, each with the hooks that its reply needs.
 pub(crate) struct Adapter<FS: Filesystem> {
     /// Taken out at the end.
-    core: Option<Arc<Core<FS>>>,
-    /// Where the core goes when the file system is initialised. Until then it must have one owner, so that
+    operations: Option<Arc<Operations<FS>>>,
+    /// Where they go when the file system is initialised. Until then they must have one owner, so that
     /// `init` can have the file system to itself.
-    handoff: mpsc::Sender<Arc<Core<FS>>>,
+    handoff: mpsc::Sender<Initialised<FS>>,
+    transport: Transport,
+    uring: UringSlot,
     ring: RingSlot,
     ended: Ended,
-    /// The file system is known to have `create`, or to have it not.
-    creates: OnceLock<bool>,
+}
+
+/// What there is once the file system is initialised.
+pub(crate) struct Initialised<FS: Filesystem> {
+    pub(crate) operations: Arc<Operations<FS>>,
+    /// What the kernel was told to expect of rings, unless it shall only use its device.
+    pub(crate) uring: Option<uring::Agreed>,
 }
 
 impl<FS: Filesystem> Adapter<FS> {
     pub(crate) fn new(
         core: Core<FS>,
-        handoff: mpsc::Sender<Arc<Core<FS>>>,
+        transport: Transport,
+        handoff: mpsc::Sender<Initialised<FS>>,
+        uring: UringSlot,
         ring: RingSlot,
         ended: Ended,
     ) -> Self {
-        Self { core: Some(Arc::new(core)), handoff, ring, ended, creates: OnceLock::new() }
+        let operations = Some(Arc::new(Operations::new(core)));
+        Self { operations, handoff, transport, uring, ring, ended }
     }
 
-    fn core(&self) -> &Core<FS> {
-        self.core.as_deref().expect("fuser calls nothing after destroy")
+    fn operations(&self) -> &Operations<FS> {
+        self.operations.as_deref().expect("fuser calls nothing after destroy")
     }
-
-    fn hooks(&self, ino: INodeNo) -> Hooks {
-        Hooks::new(Arc::clone(&self.core().coherence), ino.0, Effect::None)
-    }
-
-    /// Hooks for a request that changes something. What it changes matters only if there is a bypass.
-    fn changes(&self, ino: INodeNo, effect: impl FnOnce() -> Effect) -> Hooks {
-        let effect = if self.core().coherence.cache().is_some() { effect() } else { Effect::None };
-        Hooks::new(Arc::clone(&self.core().coherence), ino.0, effect)
-    }
-
-    /// What a name stands for, which the kernel does not tell when it moves it.
-    fn inode_of(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr) -> Option<u64> {
-        let (reply, answer) = ReplyEntry::local();
-        self.fs().lookup(&req.into(), parent, name, reply);
-        let ino = answer.wait().ok().map(|entry| entry.attr.ino).filter(|ino| ino.0 != 0)?;
-        self.fs().forget(&req.into(), ino, 1);
-        Some(ino.0)
-    }
-
-    fn changes_attr(&self, ino: INodeNo) -> Hooks {
-        self.changes(ino, || Effect::Attr(ino.0))
-    }
-
-    fn changes_unforeseen(&self, ino: INodeNo) -> Hooks {
-        Hooks::new(Arc::clone(&self.core().coherence), ino.0, Effect::Unforeseen(ino.0))
-    }
-
-    /// An access control list also changes the mode, which the kernel expects only if it knows of such lists
-    /// (`fuse_set_acl`).
-    fn changes_xattr(&self, ino: INodeNo, name: &OsStr) -> Hooks {
-        if is_acl(name) { self.changes_unforeseen(ino) } else { self.changes_attr(ino) }
-    }
-
-    /// Hooks for a request that reads a directory.
-    fn reads_directory(&self, directory: INodeNo) -> Hooks {
-        self.core().coherence.kernel_lists(directory.0);
-        self.changes(directory, || Effect::Atime(directory.0))
-    }
-
-    fn changes_name(&self, parent: INodeNo, name: &OsStr) -> Hooks {
-        self.changes(parent, || Effect::name(parent.0, name))
-    }
-
-    /// Hooks for a request that makes a name and is answered with what stands there.
-    fn makes_name(&self, parent: INodeNo, name: &OsStr) -> Hooks {
-        self.changes_name(parent, name).names(parent.0, name).tells(self.naming(parent, name))
-    }
-
-    /// What the policy says of a name that the kernel is told of.
-    fn naming(&self, parent: INodeNo, name: &OsStr) -> Option<Naming> {
-        self.core().guard.as_ref().map(|guard| guard.naming(parent.0, name))
-    }
-
-    /// Whether the policy lets the caller do this to an inode.
-    fn permit(&self, req: &fuser::Request, ino: INodeNo, operations: Operations) -> Result<(), Errno> {
-        match &self.core().guard {
-            Some(guard) => guard.check(req, ino, operations),
-            None => Ok(()),
-        }
-    }
-
-    fn permit_rename(
-        &self,
-        req: &fuser::Request,
-        from: (INodeNo, &OsStr),
-        to: (INodeNo, &OsStr),
-    ) -> Result<(), Errno> {
-        let Some(guard) = &self.core().guard else { return Ok(()) };
-        // Whether something is replaced, or the two are exchanged, only the file system knows for sure.
-        let both = Operations::SEARCH | Operations::CREATE | Operations::REMOVE;
-        guard.check(req, from.0, both)?;
-        guard.check(req, to.0, both)?;
-        guard.check_move(from, to)
-    }
-
-    fn permit_link(
-        &self,
-        req: &fuser::Request,
-        ino: INodeNo,
-        parent: INodeNo,
-        name: &OsStr,
-    ) -> Result<(), Errno> {
-        let Some(guard) = &self.core().guard else { return Ok(()) };
-        guard.check(req, parent, Operations::SEARCH | Operations::CREATE)?;
-        guard.check_link(ino, parent, name)
-    }
-
-    fn fs(&self) -> &FS {
-        let core = self.core();
-        if let Some(cache) = core.coherence.cache() {
-            cache.pay();
-        }
-        &core.fs
-    }
-
-    /// A file's attributes, asked for within another request.
-    fn attr_of(&self, req: &Request, ino: INodeNo, fh: FileHandle) -> Result<answer::Attr, Errno> {
-        let (reply, answer) = ReplyAttr::local();
-        self.fs().getattr(req, ino, Some(fh), reply);
-        answer.wait()
-    }
-
-    /// Takes set-user-ID and set-group-ID bits away before a direct write: that the kernel leaves to the file system
-    /// (`fuse_direct_io`), which need not know that a file is open for direct output, because of a client. Says whether there
-    /// were any. A file system that acts as the caller has its backing do it.
-    fn shed_privileges(&self, req: &Request, ino: INodeNo, fh: FileHandle) -> Result<bool, Errno> {
-        if self.fs().bypass().acts_as_caller {
-            return Ok(false);
-        }
-        let Some(mode) = without_privileges(&self.attr_of(req, ino, fh)?.attr) else { return Ok(false) };
-        let (reply, answer) = ReplyAttr::local();
-        let (mode, fh) = (Some(mode), Some(fh));
-        self.fs()
-            .setattr(req, ino, mode, None, None, None, None, None, None, fh, None, None, None, None, reply);
-        answer.wait().map(|_| true)
-    }
-
-    /// `CREATE` for a file system that is not known to have `create`.
-    ///
-    /// If the kernel were told so (`fc->no_create`), it would never again create a file by one request, and open files
-    /// could not be handed to it ([`hidden`]). So what it would do instead is done here: `mknod` and `open`.
-    #[allow(clippy::too_many_arguments)]
-    fn create_or_make(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
-    ) {
-        if self.creates.get().is_none() {
-            let (local, answer) = ReplyCreate::local();
-            self.fs().create(req, parent, name, mode, umask, flags, local);
-            let created = answer.wait();
-            let implemented = created.as_ref().err() != Some(&Errno::ENOSYS);
-            // Several may find out at once, and find the same.
-            let _ = self.creates.set(implemented);
-            match created {
-                Ok(answer::Created { entry, opened }) => {
-                    return reply.created(
-                        &entry.entry_ttl,
-                        &entry.attr,
-                        entry.generation,
-                        opened.fh,
-                        opened.flags - FopenFlags::FOPEN_PASSTHROUGH,
-                    );
-                }
-                Err(error) if implemented => return reply.error(error),
-                Err(_) => {}
-            }
-        }
-        let (local, answer) = ReplyEntry::local();
-        self.fs().mknod(req, parent, name, mode, umask, 0, local);
-        let entry = match answer.wait() {
-            Ok(entry) => entry,
-            // `vfs_create` of a file system that cannot.
-            Err(Errno::ENOSYS) => return reply.error(Errno::EACCES),
-            Err(error) => return reply.error(error),
-        };
-        let (local, answer) = ReplyOpen::local();
-        let once = libc::O_CREAT | libc::O_EXCL | libc::O_NOCTTY | libc::O_TRUNC;
-        self.fs().open(req, entry.attr.ino, OpenFlags(flags & !once), local);
-        let (fh, open_flags) = match answer.wait() {
-            Ok(opened) => (opened.fh, opened.flags - FopenFlags::FOPEN_PASSTHROUGH),
-            // `fc->no_open`
-            Err(Errno::ENOSYS) => (FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
-            Err(error) => {
-                self.fs().forget(req, entry.attr.ino, 1);
-                return reply.error(error);
-            }
-        };
-        reply.created(&entry.entry_ttl, &entry.attr, entry.generation, fh, open_flags);
-    }
-
-    /// `CREATE` in the hidden directory: the kernel gets a file that a bypass client has open virtually.
-    fn promote(&self, req: &Request, name: &OsStr, flags: i32, reply: fuser::ReplyCreate) {
-        let Some((token, file)) = self.core().hidden.invited(name) else { return reply.error(Errno::EACCES) };
-        // The kernel goes by these flags from now on: they must allow no more than the file was opened for.
-        if flags & libc::O_ACCMODE != file.flags() & libc::O_ACCMODE {
-            return reply.error(Errno::EACCES);
-        }
-        let (inode, fh) = (Arc::clone(file.inode()), file.fh());
-        let naming = match (&self.core().guard, inode.label.last()) {
-            (None, _) => None,
-            (Some(guard), Some(label)) => Some(guard.naming_at(label)),
-            // Where nobody knows which rules apply, none would.
-            (Some(_), None) => return reply.error(Errno::EACCES),
-        };
-        let attr = match self.attr_of(req, INodeNo(inode.ino), fh) {
-            Ok(answer) => answer.attr,
-            Err(error) => return reply.error(error),
-        };
-        if !self.core().hidden.hand_over(&token, &file) {
-            return reply.error(Errno::EACCES);
-        }
-        let hooks = self.hooks(DIRECTORY).opens(flags).tells(naming);
-        let open_flags = file.kernel_flags();
-        let reply = ReplyCreate::kernel(reply, hooks);
-        reply.created(&Duration::ZERO, &attr, Generation(inode.generation()), fh, open_flags);
-        self.core().hidden.drop_name(token, &self.core().coherence);
-    }
-
-    /// A write to the end of a file whose end only the file system knows, as bypass clients write to it, too: the
-    /// kernel's offset is ignored. The kernel has the file open for direct input and output then, so no page of its
-    /// cache is meant.
-    #[allow(clippy::too_many_arguments)]
-    fn append(
-        &self,
-        turn: &Turn,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        data: &[u8],
-        write_flags: WriteFlags,
-        flags: OpenFlags,
-        lock_owner: Option<LockOwner>,
-    ) -> Result<u32, Errno> {
-        let _turn = turn.lock();
-        let end = self.attr_of(req, ino, fh)?.attr.size;
-        let (reply, answer) = ReplyWrite::local();
-        self.fs().write(req, ino, fh, end, data, write_flags, flags, lock_owner, reply);
-        answer.wait()
-    }
-}
-
-/// Whether an extended attribute is an access control list.
-fn is_acl(name: &OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b"system.posix_acl_")
-}
-
-/// What opening a file with these flags asks of a policy.
-fn opening(flags: OpenFlags) -> Operations {
-    let access = match flags.0 & libc::O_ACCMODE {
-        libc::O_RDONLY => Operations::READ,
-        libc::O_WRONLY => Operations::WRITE,
-        _ => Operations::READ | Operations::WRITE,
-    };
-    if flags.0 & libc::O_TRUNC == 0 { access } else { access | Operations::WRITE }
-}
-
-/// The file system, if nobody else holds it, not even weakly.
-fn sole<FS: Filesystem>(core: &mut Arc<Core<FS>>) -> Option<&mut FS> {
-    Arc::get_mut(&mut Arc::get_mut(core)?.fs)
 }
 
 impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     fn init(&mut self, req: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
-        let core = self.core.as_mut();
-        let fs = core.and_then(sole).ok_or_else(|| io::Error::other("the file system is in use already"))?;
+        let fs = self.operations.as_mut().and_then(Operations::sole);
+        let fs = fs.ok_or_else(|| io::Error::other("the file system is in use already"))?;
         fs.init(&req.into(), config)?;
         if fs.bypass().grants {
             // It can create, as it has backing files.
-            let _ = self.creates.set(true);
+            self.operations().creates();
         }
         // Files that bypass clients have open, or that the kernel has open to append to, are opened for direct input and
         // output, which must not keep programs from mapping them. Kernels before 6.6 have no such thing.
@@ -328,9 +77,10 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         if config.capabilities().contains(mappable) && config.add_capabilities(mappable).is_err() {
             warn!("the kernel took back that files open for direct input and output can be mapped");
         }
-        if let Some(core) = &self.core {
+        let uring = uring::agree(self.transport, config)?;
+        if let Some(operations) = &self.operations {
             // Fails only if the session was given up, and then nobody needs it.
-            let _ = self.handoff.send(Arc::clone(core));
+            let _ = self.handoff.send(Initialised { operations: Arc::clone(operations), uring });
         }
         Ok(())
     }
@@ -338,12 +88,14 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     fn destroy(&mut self) {
         // The ring's workers call the file system; they must be gone first.
         drop(self.ring.lock().take());
-        let Some(mut core) = self.core.take() else { return };
-        let unmounted = core.coherence.is_disconnected();
-        core.coherence.detach();
+        let Some(mut operations) = self.operations.take() else { return };
+        let unmounted = operations.core().coherence.is_disconnected();
+        operations.core().coherence.detach();
+        // So do the kernel's rings' workers.
+        drop(self.uring.lock().take());
         let deadline = Instant::now() + LAST_USER_WAIT;
         loop {
-            if let Some(fs) = sole(&mut core) {
+            if let Some(fs) = Operations::sole(&mut operations) {
                 fs.destroy();
                 break;
             }
@@ -355,7 +107,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        drop(core);
+        drop(operations);
         if unmounted && self.ended.get().is_some_and(|ended| ended.send(Ok(())).is_ok()) {
             // When this thread goes on, fuser unmounts what is mounted at the place: it takes a connection that is
             // gone for one that is there (`is_mounted`). By then that can be another mount. So it does not go on, and its
@@ -367,45 +119,17 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     }
 
     fn lookup(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEntry) {
-        if let Some(attr) = self.core().hidden.lookup(parent, name) {
-            return reply.entry(&hidden::LIFETIME, &attr, Generation(0));
-        }
-        if parent == DIRECTORY {
-            // Also of a one-time name: only creating it leads to the file.
-            return reply.error(Errno::ENOENT);
-        }
-        if let Err(error) = self.permit(req, parent, Operations::SEARCH) {
-            return reply.error(error);
-        }
-        if self.core().guard.is_some() && (name == "." || name == "..") {
-            // Asked for on behalf of file handles (`fuse_get_dentry`), of which nobody knows which rules apply.
-            return reply.error(Errno::ESTALE);
-        }
-        let hooks = self.hooks(parent).names(parent.0, name).tells(self.naming(parent, name));
-        self.fs().lookup(&req.into(), parent, name, ReplyEntry::kernel(reply, hooks));
+        self.operations().lookup(&req.into(), parent, name, reply.into());
     }
 
     // fuser's default for `batch_forget` calls this for each inode; its argument's type has no public name, so
     // it cannot be overridden.
     fn forget(&self, req: &fuser::Request, ino: INodeNo, nlookup: u64) {
-        if hidden::owns(ino) {
-            return;
-        }
-        self.core().coherence.forgotten(ino.0, nlookup);
-        if let Some(guard) = &self.core().guard {
-            guard.forget(ino.0, || self.core().coherence.kernel_knows(ino.0));
-        }
-        match self.core().hidden.swallow(ino, nlookup) {
-            0 => {}
-            nlookup => self.fs().forget(&req.into(), ino, nlookup),
-        }
+        self.operations().forget(&req.into(), ino, nlookup);
     }
 
     fn getattr(&self, req: &fuser::Request, ino: INodeNo, fh: Option<FileHandle>, reply: fuser::ReplyAttr) {
-        if hidden::owns(ino) {
-            return reply.attr(&hidden::LIFETIME, &hidden::attr(ino));
-        }
-        self.fs().getattr(&req.into(), ino, fh, ReplyAttr::kernel(reply, self.hooks(ino)));
+        self.operations().getattr(&req.into(), ino, fh, reply.into());
     }
 
     fn setattr(
@@ -426,17 +150,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flags: Option<BsdFileFlags>,
         reply: fuser::ReplyAttr,
     ) {
-        if hidden::owns(ino) {
-            return reply.error(Errno::EPERM);
-        }
-        // With a handle it is ftruncate(2), which the descriptor allows.
-        if fh.is_none()
-            && let Err(error) = self.permit(req, ino, Operations::WRITE)
-        {
-            return reply.error(error);
-        }
-        let reply = ReplyAttr::kernel(reply, self.changes_attr(ino).unversioned());
-        self.fs().setattr(
+        self.operations().setattr(
             &req.into(),
             ino,
             mode,
@@ -451,12 +165,12 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             chgtime,
             bkuptime,
             flags,
-            reply,
+            reply.into(),
         );
     }
 
     fn readlink(&self, req: &fuser::Request, ino: INodeNo, reply: fuser::ReplyData) {
-        self.fs().readlink(&req.into(), ino, ReplyData::kernel(reply, self.hooks(ino)));
+        self.operations().readlink(&req.into(), ino, reply.into());
     }
 
     fn mknod(
@@ -469,14 +183,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         rdev: u32,
         reply: fuser::ReplyEntry,
     ) {
-        if hidden::owns(parent) {
-            return reply.error(Errno::EPERM);
-        }
-        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::CREATE) {
-            return reply.error(error);
-        }
-        let reply = ReplyEntry::kernel(reply, self.makes_name(parent, name).unversioned());
-        self.fs().mknod(&req.into(), parent, name, mode, umask, rdev, reply);
+        self.operations().mknod(&req.into(), parent, name, mode, umask, rdev, reply.into());
     }
 
     fn mkdir(
@@ -488,36 +195,15 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         umask: u32,
         reply: fuser::ReplyEntry,
     ) {
-        if hidden::owns(parent) {
-            return reply.error(Errno::EPERM);
-        }
-        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::CREATE) {
-            return reply.error(error);
-        }
-        let reply = ReplyEntry::kernel(reply, self.makes_name(parent, name).unversioned());
-        self.fs().mkdir(&req.into(), parent, name, mode, umask, reply);
+        self.operations().mkdir(&req.into(), parent, name, mode, umask, reply.into());
     }
 
     fn unlink(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
-        if hidden::owns(parent) {
-            return reply.error(Errno::EPERM);
-        }
-        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::REMOVE) {
-            return reply.error(error);
-        }
-        let reply = ReplyEmpty::kernel(reply, self.changes_name(parent, name));
-        self.fs().unlink(&req.into(), parent, name, reply);
+        self.operations().unlink(&req.into(), parent, name, reply.into());
     }
 
     fn rmdir(&self, req: &fuser::Request, parent: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
-        if hidden::owns(parent) || self.core().hidden.lookup(parent, name).is_some() {
-            return reply.error(Errno::EPERM);
-        }
-        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::REMOVE) {
-            return reply.error(error);
-        }
-        let reply = ReplyEmpty::kernel(reply, self.changes_name(parent, name));
-        self.fs().rmdir(&req.into(), parent, name, reply);
+        self.operations().rmdir(&req.into(), parent, name, reply.into());
     }
 
     fn symlink(
@@ -528,14 +214,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         target: &Path,
         reply: fuser::ReplyEntry,
     ) {
-        if hidden::owns(parent) {
-            return reply.error(Errno::EPERM);
-        }
-        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::CREATE) {
-            return reply.error(error);
-        }
-        let reply = ReplyEntry::kernel(reply, self.makes_name(parent, link_name).unversioned());
-        self.fs().symlink(&req.into(), parent, link_name, target, reply);
+        self.operations().symlink(&req.into(), parent, link_name, target, reply.into());
     }
 
     fn rename(
@@ -548,30 +227,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flags: RenameFlags,
         reply: fuser::ReplyEmpty,
     ) {
-        let is_hidden =
-            |parent, name| hidden::owns(parent) || self.core().hidden.lookup(parent, name).is_some();
-        if is_hidden(parent, name) || is_hidden(newparent, newname) {
-            return reply.error(Errno::EPERM);
-        }
-        if let Err(error) = self.permit_rename(req, (parent, name), (newparent, newname)) {
-            return reply.error(error);
-        }
-        let exchanges = flags.contains(RenameFlags::RENAME_EXCHANGE);
-        let coherence = &self.core().coherence;
-        // Nobody else asks when it was moved, or lists what is above it.
-        let matters = coherence.has_clients() || (parent != newparent && coherence.kernel_keeps_listings());
-        let moved = [
-            matters.then(|| self.inode_of(req, parent, name)).flatten(),
-            (matters && exchanges).then(|| self.inode_of(req, newparent, newname)).flatten(),
-        ];
-        let hooks = self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname, moved));
-        // What is moved keeps its lifetime (`d_move`), which no answer gives to the new name.
-        self.core().coherence.kernel_moves_to(newparent.0, newname);
-        if exchanges {
-            self.core().coherence.kernel_moves_to(parent.0, name);
-        }
-        let reply = ReplyEmpty::kernel(reply, hooks);
-        self.fs().rename(&req.into(), parent, name, newparent, newname, flags, reply);
+        self.operations().rename(&req.into(), parent, name, newparent, newname, flags, reply.into());
     }
 
     fn link(
@@ -582,30 +238,11 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         newname: &OsStr,
         reply: fuser::ReplyEntry,
     ) {
-        if hidden::owns(ino) || hidden::owns(newparent) {
-            return reply.error(Errno::EPERM);
-        }
-        if let Err(error) = self.permit_link(req, ino, newparent, newname) {
-            return reply.error(error);
-        }
-        let hooks = self.changes(ino, || Effect::link(newparent.0, newname, ino.0));
-        let hooks = hooks.names(newparent.0, newname).tells(self.naming(newparent, newname)).unversioned();
-        self.fs().link(&req.into(), ino, newparent, newname, ReplyEntry::kernel(reply, hooks));
+        self.operations().link(&req.into(), ino, newparent, newname, reply.into());
     }
 
     fn open(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
-        if hidden::owns(ino) {
-            return reply.error(Errno::EACCES);
-        }
-        if let Err(error) = self.permit(req, ino, opening(flags)) {
-            return reply.error(error);
-        }
-        if Access::of(flags.0).executes && self.core().coherence.kernel_opens(ino.0).virtual_writers > 0 {
-            // `deny_write_access`, for those that the kernel does not know.
-            return reply.error(Errno::ETXTBSY);
-        }
-        let hooks = if flags.0 & libc::O_TRUNC != 0 { self.changes_attr(ino) } else { self.hooks(ino) };
-        self.fs().open(&req.into(), ino, flags, ReplyOpen::kernel(reply, hooks.opens(flags.0)));
+        self.operations().open(&req.into(), ino, flags, reply.into());
     }
 
     fn read(
@@ -619,9 +256,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         lock_owner: Option<LockOwner>,
         reply: fuser::ReplyData,
     ) {
-        let hooks = self.changes(ino, || Effect::Atime(ino.0));
-        let reply = ReplyData::kernel(reply, hooks);
-        self.fs().read(&req.into(), ino, fh, offset, size, flags, lock_owner, reply);
+        self.operations().read(&req.into(), ino, fh, offset, size, flags, lock_owner, reply.into());
     }
 
     fn write(
@@ -636,29 +271,17 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         lock_owner: Option<LockOwner>,
         reply: fuser::ReplyWrite,
     ) {
-        let shed = match write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID) {
-            true => self.shed_privileges(&req.into(), ino, fh),
-            false => Ok(false),
-        };
-        let appends = flags.0 & libc::O_APPEND != 0;
-        // The kernel does not expect that the mode changes.
-        let unforeseen = appends || !matches!(shed, Ok(false));
-        let hooks = if unforeseen { self.changes_unforeseen(ino) } else { self.changes_attr(ino) };
-        let reply = ReplyWrite::kernel(reply, hooks);
-        if let Err(error) = shed {
-            return reply.error(error);
-        }
-        if appends
-            && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE)
-            && let Some(turn) = self.core().coherence.append_turn(ino.0)
-        {
-            let written = self.append(&turn, &req.into(), ino, fh, data, write_flags, flags, lock_owner);
-            return match written {
-                Ok(count) => reply.written(count),
-                Err(error) => reply.error(error),
-            };
-        }
-        self.fs().write(&req.into(), ino, fh, offset, data, write_flags, flags, lock_owner, reply);
+        self.operations().write(
+            &req.into(),
+            ino,
+            fh,
+            offset,
+            data,
+            write_flags,
+            flags,
+            lock_owner,
+            reply.into(),
+        );
     }
 
     fn flush(
@@ -669,7 +292,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         lock_owner: LockOwner,
         reply: fuser::ReplyEmpty,
     ) {
-        self.fs().flush(&req.into(), ino, fh, lock_owner, ReplyEmpty::kernel(reply, self.hooks(ino)));
+        self.operations().flush(&req.into(), ino, fh, lock_owner, reply.into());
     }
 
     fn release(
@@ -682,9 +305,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flush: bool,
         reply: fuser::ReplyEmpty,
     ) {
-        self.core().coherence.released(ino.0);
-        let reply = ReplyEmpty::kernel(reply, self.hooks(ino));
-        self.fs().release(&req.into(), ino, fh, flags, lock_owner, flush, reply);
+        self.operations().release(&req.into(), ino, fh, flags, lock_owner, flush, reply.into());
     }
 
     fn fsync(
@@ -695,18 +316,11 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         datasync: bool,
         reply: fuser::ReplyEmpty,
     ) {
-        self.fs().fsync(&req.into(), ino, fh, datasync, ReplyEmpty::kernel(reply, self.hooks(ino)));
+        self.operations().fsync(&req.into(), ino, fh, datasync, reply.into());
     }
 
     fn opendir(&self, req: &fuser::Request, ino: INodeNo, flags: OpenFlags, reply: fuser::ReplyOpen) {
-        if hidden::owns(ino) {
-            return reply.error(Errno::EACCES);
-        }
-        if let Err(error) = self.permit(req, ino, Operations::LIST) {
-            return reply.error(error);
-        }
-        let reply = ReplyOpen::kernel(reply, self.hooks(ino).opens_directory());
-        self.fs().opendir(&req.into(), ino, flags, reply);
+        self.operations().opendir(&req.into(), ino, flags, reply.into());
     }
 
     fn readdir(
@@ -717,8 +331,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         offset: u64,
         reply: fuser::ReplyDirectory,
     ) {
-        let reply = ReplyDirectory::kernel(reply, self.reads_directory(ino));
-        self.fs().readdir(&req.into(), ino, fh, offset, reply);
+        self.operations().readdir(&req.into(), ino, fh, offset, reply.into());
     }
 
     fn readdirplus(
@@ -729,9 +342,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         offset: u64,
         reply: fuser::ReplyDirectoryPlus,
     ) {
-        let hooks = self.reads_directory(ino).lists(self.core().guard.as_ref());
-        let reply = ReplyDirectoryPlus::kernel(reply, hooks);
-        self.fs().readdirplus(&req.into(), ino, fh, offset, reply);
+        self.operations().readdirplus(&req.into(), ino, fh, offset, reply.into());
     }
 
     fn releasedir(
@@ -742,7 +353,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flags: OpenFlags,
         reply: fuser::ReplyEmpty,
     ) {
-        self.fs().releasedir(&req.into(), ino, fh, flags, ReplyEmpty::kernel(reply, self.hooks(ino)));
+        self.operations().releasedir(&req.into(), ino, fh, flags, reply.into());
     }
 
     fn fsyncdir(
@@ -753,12 +364,11 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         datasync: bool,
         reply: fuser::ReplyEmpty,
     ) {
-        self.fs().fsyncdir(&req.into(), ino, fh, datasync, ReplyEmpty::kernel(reply, self.hooks(ino)));
+        self.operations().fsyncdir(&req.into(), ino, fh, datasync, reply.into());
     }
 
     fn statfs(&self, req: &fuser::Request, ino: INodeNo, reply: fuser::ReplyStatfs) {
-        let ino = if hidden::owns(ino) { INodeNo::ROOT } else { ino };
-        self.fs().statfs(&req.into(), ino, ReplyStatfs::kernel(reply, self.hooks(ino)));
+        self.operations().statfs(&req.into(), ino, reply.into());
     }
 
     fn setxattr(
@@ -771,14 +381,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         position: u32,
         reply: fuser::ReplyEmpty,
     ) {
-        if hidden::owns(ino) {
-            return reply.error(Errno::EPERM);
-        }
-        if let Err(error) = self.permit(req, ino, Operations::WRITE) {
-            return reply.error(error);
-        }
-        let reply = ReplyEmpty::kernel(reply, self.changes_xattr(ino, name));
-        self.fs().setxattr(&req.into(), ino, name, value, flags, position, reply);
+        self.operations().setxattr(&req.into(), ino, name, value, flags, position, reply.into());
     }
 
     fn getxattr(
@@ -789,56 +392,19 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         size: u32,
         reply: fuser::ReplyXattr,
     ) {
-        if ino == INodeNo::ROOT
-            && name == RENDEZVOUS
-            && let Some(value) = self.core().rendezvous()
-        {
-            return match u32::try_from(value.len()) {
-                Ok(len) if size == 0 => reply.size(len),
-                Ok(len) if len <= size => reply.data(value),
-                _ => reply.error(Errno::ERANGE),
-            };
-        }
-        if hidden::owns(ino) {
-            // Of any other error `__fuse_get_acl` would make one of the call: to all but root, whom `acl_permission_check`
-            // knows as the owner, nothing in the directory could be opened.
-            return reply.error(Errno::ENODATA);
-        }
-        if is_acl(name) {
-            self.core().coherence.asked_for_acl(ino.0);
-        }
-        // What users keep there is read like contents (`xattr_permission`).
-        if name.as_encoded_bytes().starts_with(b"user.")
-            && let Err(error) = self.permit(req, ino, Operations::READ)
-        {
-            return reply.error(error);
-        }
-        self.fs().getxattr(&req.into(), ino, name, size, ReplyXattr::kernel(reply, self.hooks(ino)));
+        self.operations().getxattr(&req.into(), ino, name, size, reply.into());
     }
 
     fn listxattr(&self, req: &fuser::Request, ino: INodeNo, size: u32, reply: fuser::ReplyXattr) {
-        if hidden::owns(ino) {
-            return reply.error(Errno::EOPNOTSUPP);
-        }
-        self.fs().listxattr(&req.into(), ino, size, ReplyXattr::kernel(reply, self.hooks(ino)));
+        self.operations().listxattr(&req.into(), ino, size, reply.into());
     }
 
     fn removexattr(&self, req: &fuser::Request, ino: INodeNo, name: &OsStr, reply: fuser::ReplyEmpty) {
-        if hidden::owns(ino) {
-            return reply.error(Errno::EPERM);
-        }
-        if let Err(error) = self.permit(req, ino, Operations::WRITE) {
-            return reply.error(error);
-        }
-        let reply = ReplyEmpty::kernel(reply, self.changes_xattr(ino, name));
-        self.fs().removexattr(&req.into(), ino, name, reply);
+        self.operations().removexattr(&req.into(), ino, name, reply.into());
     }
 
     fn access(&self, req: &fuser::Request, ino: INodeNo, mask: AccessFlags, reply: fuser::ReplyEmpty) {
-        if hidden::owns(ino) {
-            return if ino == DIRECTORY { reply.ok() } else { reply.error(Errno::EACCES) };
-        }
-        self.fs().access(&req.into(), ino, mask, ReplyEmpty::kernel(reply, self.hooks(ino)));
+        self.operations().access(&req.into(), ino, mask, reply.into());
     }
 
     fn create(
@@ -851,17 +417,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flags: i32,
         reply: fuser::ReplyCreate,
     ) {
-        if parent == DIRECTORY {
-            return self.promote(&req.into(), name, flags, reply);
-        }
-        if let Err(error) = self.permit(req, parent, Operations::SEARCH | Operations::CREATE) {
-            return reply.error(error);
-        }
-        let reply = ReplyCreate::kernel(reply, self.makes_name(parent, name).opens(flags));
-        if self.creates.get() != Some(&true) {
-            return self.create_or_make(&req.into(), parent, name, mode, umask, flags, reply);
-        }
-        self.fs().create(&req.into(), parent, name, mode, umask, flags, reply);
+        self.operations().create(&req.into(), parent, name, mode, umask, flags, reply.into());
     }
 
     fn getlk(
@@ -876,8 +432,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         pid: u32,
         reply: fuser::ReplyLock,
     ) {
-        let reply = ReplyLock::kernel(reply, self.hooks(ino));
-        self.fs().getlk(&req.into(), ino, fh, lock_owner, start, end, typ, pid, reply);
+        self.operations().getlk(&req.into(), ino, fh, lock_owner, start, end, typ, pid, reply.into());
     }
 
     fn setlk(
@@ -893,12 +448,11 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         sleep: bool,
         reply: fuser::ReplyEmpty,
     ) {
-        let reply = ReplyEmpty::kernel(reply, self.hooks(ino));
-        self.fs().setlk(&req.into(), ino, fh, lock_owner, start, end, typ, pid, sleep, reply);
+        self.operations().setlk(&req.into(), ino, fh, lock_owner, start, end, typ, pid, sleep, reply.into());
     }
 
     fn bmap(&self, req: &fuser::Request, ino: INodeNo, blocksize: u32, idx: u64, reply: fuser::ReplyBmap) {
-        self.fs().bmap(&req.into(), ino, blocksize, idx, ReplyBmap::kernel(reply, self.hooks(ino)));
+        self.operations().bmap(&req.into(), ino, blocksize, idx, reply.into());
     }
 
     fn ioctl(
@@ -912,14 +466,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         out_size: u32,
         reply: fuser::ReplyIoctl,
     ) {
-        if cmd & IOC_WRITE != 0
-            && let Err(error) = self.permit(req, ino, Operations::WRITE)
-        {
-            return reply.error(error);
-        }
-        // What an ioctl changes is the file system's secret; `FS_IOC_SETFLAGS` changes attributes.
-        let reply = ReplyIoctl::kernel(reply, self.changes_attr(ino));
-        self.fs().ioctl(&req.into(), ino, fh, flags, cmd, in_data, out_size, reply);
+        self.operations().ioctl(&req.into(), ino, fh, flags, cmd, in_data, out_size, reply.into());
     }
 
     fn poll(
@@ -927,13 +474,12 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         req: &fuser::Request,
         ino: INodeNo,
         fh: FileHandle,
-        ph: PollNotifier,
+        ph: fuser::PollNotifier,
         events: PollEvents,
         flags: PollFlags,
         reply: fuser::ReplyPoll,
     ) {
-        let reply = ReplyPoll::kernel(reply, self.hooks(ino));
-        self.fs().poll(&req.into(), ino, fh, ph, events, flags, reply);
+        self.operations().poll(&req.into(), ino, fh, ph.into(), events, flags, reply.into());
     }
 
     fn fallocate(
@@ -946,8 +492,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         mode: i32,
         reply: fuser::ReplyEmpty,
     ) {
-        let reply = ReplyEmpty::kernel(reply, self.changes_attr(ino));
-        self.fs().fallocate(&req.into(), ino, fh, offset, length, mode, reply);
+        self.operations().fallocate(&req.into(), ino, fh, offset, length, mode, reply.into());
     }
 
     fn lseek(
@@ -959,7 +504,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         whence: i32,
         reply: fuser::ReplyLseek,
     ) {
-        self.fs().lseek(&req.into(), ino, fh, offset, whence, ReplyLseek::kernel(reply, self.hooks(ino)));
+        self.operations().lseek(&req.into(), ino, fh, offset, whence, reply.into());
     }
 
     fn copy_file_range(
@@ -975,8 +520,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         flags: CopyFileRangeFlags,
         reply: fuser::ReplyWrite,
     ) {
-        let reply = ReplyWrite::kernel(reply, self.changes_attr(ino_out));
-        self.fs().copy_file_range(
+        self.operations().copy_file_range(
             &req.into(),
             ino_in,
             fh_in,
@@ -986,7 +530,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
             offset_out,
             len,
             flags,
-            reply,
+            reply.into(),
         );
     }
 }
@@ -994,7 +538,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
 impl<FS: Filesystem> std::fmt::Debug for Adapter<FS> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Adapter")
-            .field("mountpoint", &self.core.as_ref().map(|core| &core.mountpoint))
+            .field("mountpoint", &self.operations.as_ref().map(|operations| &operations.core().mountpoint))
             .finish_non_exhaustive()
     }
 }
@@ -1005,8 +549,9 @@ impl<FS: Filesystem> Drop for Adapter<FS> {
         if self.ring.lock().take().is_some() {
             warn!("the session ended without destroying its file system");
         }
-        if let Some(core) = &self.core {
-            core.coherence.detach();
+        if let Some(operations) = &self.operations {
+            operations.core().coherence.detach();
         }
+        drop(self.uring.lock().take());
     }
 }

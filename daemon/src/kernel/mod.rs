@@ -4,5 +4,7 @@ pub(crate) mod adapter;
 pub(crate) mod below;
 pub(crate) mod hidden;
 pub(crate) mod hooks;
+pub(crate) mod operations;
 #[cfg(test)]
 mod tests;
+pub(crate) mod uring;

@@ -24,7 +24,7 @@ use parking_lot::Mutex;
 
 use super::{Label, Policy};
 use crate::passthrough::groups_of;
-use crate::request::Credentials;
+use crate::request::{Credentials, Request};
 
 /// Parts of the table of inodes; a power of two.
 const SHARDS: usize = 64;
@@ -271,12 +271,7 @@ impl Guard {
     ///
     /// # Errors
     /// `EACCES`.
-    pub(crate) fn check(
-        &self,
-        request: &fuser::Request,
-        ino: INodeNo,
-        operations: Operations,
-    ) -> Result<(), Errno> {
+    pub(crate) fn check(&self, request: &Request, ino: INodeNo, operations: Operations) -> Result<(), Errno> {
         let told = self.shard(ino.0).lock();
         let allowed = match told.several.get(&ino.0) {
             None => {
@@ -298,7 +293,7 @@ impl Guard {
         Err(Errno::EACCES)
     }
 
-    fn allows(&self, request: &fuser::Request, label: Label, operations: Operations) -> bool {
+    fn allows(&self, request: &Request, label: Label, operations: Operations) -> bool {
         self.policy.always(label).contain(operations) || {
             let groups = || Some(groups_of(request.pid(), request.uid())?.into_iter().chain([request.gid()]));
             let zone = self.policy.place(label).zone;

@@ -1,10 +1,13 @@
 //! Backing files: what a file system opens a file on, so that data need not pass through it.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
 use rustix::io::fcntl_dupfd_cloexec;
+
+use super::Out;
+use crate::kernel::uring::Registered;
 
 /// A backing file that opens may be answered with, on either road.
 ///
@@ -23,16 +26,16 @@ pub struct BackingId {
 
 #[derive(Debug)]
 enum Origin {
-    Kernel(fuser::BackingId),
+    Kernel(KernelId),
     /// `kernel` is the registration, made when it is first needed.
     Local {
         fd: OwnedFd,
-        kernel: OnceLock<fuser::BackingId>,
+        kernel: OnceLock<KernelId>,
     },
     /// An ID wrapped on the bypass, where there is no connection to the kernel at hand.
     Raw {
         id: u32,
-        kernel: OnceLock<fuser::BackingId>,
+        kernel: OnceLock<KernelId>,
     },
 }
 
@@ -52,12 +55,12 @@ impl BackingId {
     pub fn into_raw(self) -> u32 {
         match self.origin {
             Origin::Kernel(id) => id.into_raw(),
-            Origin::Local { kernel, .. } => kernel.into_inner().map_or(0, fuser::BackingId::into_raw),
-            Origin::Raw { id, kernel } => kernel.into_inner().map_or(id, fuser::BackingId::into_raw),
+            Origin::Local { kernel, .. } => kernel.into_inner().map_or(0, KernelId::into_raw),
+            Origin::Raw { id, kernel } => kernel.into_inner().map_or(id, KernelId::into_raw),
         }
     }
 
-    pub(super) fn from_kernel(id: fuser::BackingId) -> Self {
+    pub(super) fn from_kernel(id: KernelId) -> Self {
         Self { origin: Origin::Kernel(id) }
     }
 
@@ -81,7 +84,7 @@ impl BackingId {
     }
 
     /// The kernel's ID, made through `kernel` if there is none yet.
-    pub(super) fn for_kernel(&self, maker: &impl KernelBacking) -> io::Result<&fuser::BackingId> {
+    pub(super) fn for_kernel(&self, maker: &impl KernelBacking) -> io::Result<&KernelId> {
         match &self.origin {
             Origin::Kernel(id) => Ok(id),
             Origin::Local { fd, kernel } => match kernel.get() {
@@ -97,24 +100,48 @@ impl BackingId {
     }
 }
 
-/// The two of fuser's reply objects that can register a backing file.
+/// A registration with the kernel, which ends when this is dropped.
+#[derive(Debug)]
+pub(crate) enum KernelId {
+    /// Made by fuser.
+    Device(fuser::BackingId),
+    /// Made for a request that came by a ring.
+    Ring(Registered),
+}
+
+impl KernelId {
+    fn into_raw(self) -> u32 {
+        match self {
+            Self::Device(id) => id.into_raw(),
+            Self::Ring(id) => id.into_raw(),
+        }
+    }
+}
+
+/// The reply objects that can register a backing file.
 pub(super) trait KernelBacking {
-    fn open(&self, fd: std::os::fd::BorrowedFd<'_>) -> io::Result<fuser::BackingId>;
-    fn wrap(&self, id: u32) -> fuser::BackingId;
+    fn open(&self, fd: BorrowedFd<'_>) -> io::Result<KernelId>;
+    fn wrap(&self, id: u32) -> KernelId;
 }
 
 macro_rules! kernel_backing {
     ($reply:ty) => {
-        impl KernelBacking for $reply {
-            fn open(&self, fd: std::os::fd::BorrowedFd<'_>) -> io::Result<fuser::BackingId> {
-                self.open_backing(fd)
+        impl KernelBacking for Out<$reply> {
+            fn open(&self, fd: BorrowedFd<'_>) -> io::Result<KernelId> {
+                match self {
+                    Self::Device(reply) => reply.open_backing(fd).map(KernelId::Device),
+                    Self::Ring(ticket) => Registered::open(ticket.device(), fd).map(KernelId::Ring),
+                }
             }
 
-            fn wrap(&self, id: u32) -> fuser::BackingId {
-                // SAFETY: an ID gets here only through `wrap_backing` of our own reply objects, whose caller
-                // vouched that it is open, belongs to this session, and stays open as long as the wrapper,
-                // which owns it from then on; it is wrapped here once only (`OnceLock`, `kernel` reply).
-                unsafe { self.wrap_backing(id) }
+            fn wrap(&self, id: u32) -> KernelId {
+                match self {
+                    // SAFETY: an ID gets here only through `wrap_backing` of our own reply objects, whose caller
+                    // vouched that it is open, belongs to this session, and stays open as long as the wrapper,
+                    // which owns it from then on; it is wrapped here once only (`OnceLock`, `kernel` reply).
+                    Self::Device(reply) => KernelId::Device(unsafe { reply.wrap_backing(id) }),
+                    Self::Ring(ticket) => KernelId::Ring(Registered::wrap(ticket.device(), id)),
+                }
             }
         }
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use fuser::{Errno, FileAttr, FileType, Generation, INodeNo};
 
-use super::{Kernel, To};
+use super::{Kernel, Out, Page, To};
 use crate::answer::{self, Answer, Dirent, DirentPlus, Entry, Listing};
 use crate::coherence::Coherence;
 use crate::kernel::hooks::Hooks;
@@ -46,13 +46,13 @@ impl Room {
 /// The answer of `readdir`.
 #[derive(Debug)]
 pub struct ReplyDirectory {
-    to: To<fuser::ReplyDirectory, Listing<Dirent>>,
+    to: To<Out<fuser::ReplyDirectory, Page>, Listing<Dirent>>,
     entries: Vec<Dirent>,
     room: Room,
 }
 
 impl ReplyDirectory {
-    pub(crate) fn kernel(reply: fuser::ReplyDirectory, hooks: Hooks) -> Self {
+    pub(crate) fn kernel(reply: Out<fuser::ReplyDirectory, Page>, hooks: Hooks) -> Self {
         Self { to: To::Kernel(Kernel { hooks, reply }), entries: Vec::new(), room: Room::new(0) }
     }
 
@@ -116,7 +116,7 @@ impl Drop for Told {
 /// The answer of `readdirplus`.
 #[derive(Debug)]
 pub struct ReplyDirectoryPlus {
-    to: To<fuser::ReplyDirectoryPlus, Listing<DirentPlus>>,
+    to: To<Out<fuser::ReplyDirectoryPlus, Page>, Listing<DirentPlus>>,
     entries: Vec<DirentPlus>,
     room: Room,
     /// For the kernel.
@@ -124,7 +124,7 @@ pub struct ReplyDirectoryPlus {
 }
 
 impl ReplyDirectoryPlus {
-    pub(crate) fn kernel(reply: fuser::ReplyDirectoryPlus, hooks: Hooks) -> Self {
+    pub(crate) fn kernel(reply: Out<fuser::ReplyDirectoryPlus, Page>, hooks: Hooks) -> Self {
         let told = Some(Told { coherence: Arc::clone(&hooks.coherence), children: Vec::new() });
         Self { to: To::Kernel(Kernel { hooks, reply }), entries: Vec::new(), room: Room::new(0), told }
     }

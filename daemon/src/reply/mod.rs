@@ -1,12 +1,15 @@
 //! The objects through which a file system answers.
 //!
-//! Names and methods are those of fuser 0.18. Each object knows where its answer goes: to the kernel, through
-//! fuser's own reply object and past the hooks that keep the roads coherent, or to the bypass in this process.
+//! Names and methods are those of fuser 0.18. Each object knows where its answer goes: to the kernel, past the hooks that
+//! keep the roads coherent and through fuser's own reply object or into the ring that the request came by ([`Out`]), or to
+//! the bypass in this process.
 //! A reply that is dropped without an answer answers `EIO`.
 
 mod backing;
 mod directory;
 mod open;
+mod out;
+mod poll;
 
 use std::time::Duration;
 
@@ -18,6 +21,8 @@ use crate::kernel::hooks::Hooks;
 pub use backing::BackingId;
 pub use directory::{ReplyDirectory, ReplyDirectoryPlus};
 pub use open::{ReplyCreate, ReplyOpen};
+pub(crate) use out::{Out, Page};
+pub use poll::PollNotifier;
 
 /// Where an answer goes.
 pub(crate) enum To<K, T> {
@@ -69,12 +74,15 @@ macro_rules! reply {
         $(#[$doc])*
         #[derive(Debug)]
         pub struct $name {
-            to: $crate::reply::To<fuser::$name, $answer>,
+            to: $crate::reply::To<$crate::reply::Out<fuser::$name>, $answer>,
         }
 
         impl $name {
             /// A reply to the kernel.
-            pub(crate) fn kernel(reply: fuser::$name, hooks: $crate::kernel::hooks::Hooks) -> Self {
+            pub(crate) fn kernel(
+                reply: $crate::reply::Out<fuser::$name>,
+                hooks: $crate::kernel::hooks::Hooks,
+            ) -> Self {
                 Self { to: $crate::reply::To::Kernel($crate::reply::Kernel { hooks, reply }) }
             }
 
