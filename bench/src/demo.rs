@@ -91,7 +91,8 @@ impl Demo {
                 println!("  {title:<19} {}", counts.join(", "));
             }
         };
-        line("by round trip:", counts.served().map(|(op, count)| (op.name(), count)).collect());
+        line("bypassed:", counts.served().map(|(op, count)| (op.name(), count)).collect());
+        line("of these, by table:", counts.looked_up().map(|(op, count)| (op.name(), count)).collect());
         line(
             "left to the kernel:",
             counts.fell_back().map(|(reason, count)| (reason.name(), count)).collect(),

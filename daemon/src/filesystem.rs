@@ -47,8 +47,8 @@ impl ForgetOne {
 
 /// What the bypass may assume of a file system beyond what every FUSE file system promises.
 ///
-/// Everything is off by default, which is right for any file system that was written for fuser.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// All that could go wrong is off by default, which is right for any file system that was written for fuser.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Bypass {
     /// The descriptor behind a [`BackingId`](crate::BackingId) may be handed to the program that opened the
@@ -70,9 +70,22 @@ pub struct Bypass {
     /// The creating operations apply the umask themselves, as under `FUSE_DONT_MASK`, because something else (a
     /// default ACL) may take its place.
     pub applies_umask: bool,
+    /// Size in bytes of the mount's metadata table, in which programs look names and attributes up by themselves, for as long as the
+    /// times to live allow: [`Bypass::TABLE`] by default, 0 for none. It takes memory only where it is used: up to 220 bytes for a
+    /// name with its attributes.
+    pub table: usize,
+}
+
+impl Default for Bypass {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Bypass {
+    /// Default size of a metadata table: room for a million names and attributes.
+    pub const TABLE: usize = 256 << 20;
+
     /// Nothing assumed.
     pub const fn new() -> Self {
         Self {
@@ -82,6 +95,7 @@ impl Bypass {
             checks_types: false,
             acts_as_caller: false,
             applies_umask: false,
+            table: Self::TABLE,
         }
     }
 
@@ -117,6 +131,13 @@ impl Bypass {
     #[must_use]
     pub const fn with_acts_as_caller(mut self, yes: bool) -> Self {
         self.acts_as_caller = yes;
+        self
+    }
+
+    /// Sets [`table`](Self::table).
+    #[must_use]
+    pub const fn with_table(mut self, bytes: usize) -> Self {
+        self.table = bytes;
         self
     }
 

@@ -21,7 +21,8 @@ use crate::handshake::{self, Answer, Ask, Error, Refusal, SMALL_MESSAGE_MAX, Wel
 use crate::jumps;
 use crate::layout::SLOTS;
 use crate::ring;
-use crate::segment::Segment;
+use crate::segment::{Segment, TableMap};
+use crate::table::Table;
 
 /// How long a connection attempt may take before the client stays on the kernel road. Generous: the daemon may
 /// have to invalidate what the kernel caches first.
@@ -66,6 +67,7 @@ static CLIENTS: AtomicU32 = AtomicU32::new(0);
 /// A connection to a mount's daemon.
 pub struct Client {
     segment: Segment,
+    table: Option<TableMap>,
     socket: OwnedFd,
     bell: OwnedFd,
     welcome: Welcome,
@@ -115,10 +117,13 @@ impl Client {
             Answer::Refused(refusal) => return Err(ConnectError::Refused(refusal)),
             _ => return Err(Error::Malformed.into()),
         };
-        let [Some(memory), Some(bell)] = fds else { return Err(Error::Malformed.into()) };
+        let [Some(memory), Some(bell), table] = fds else { return Err(Error::Malformed.into()) };
         let segment = Segment::open(&memory)?;
+        // Without room for it, or with one of no use, every call is a round trip.
+        let table = table.and_then(|table| TableMap::open(&table).ok());
         Ok(Self {
             segment,
+            table,
             bell: rustix::io::fcntl_dupfd_cloexec(&bell, first_fd)?,
             socket,
             welcome,
@@ -136,6 +141,12 @@ impl Client {
     /// What the daemon said at the beginning.
     pub fn welcome(&self) -> &Welcome {
         &self.welcome
+    }
+
+    /// The mount's metadata table, if it has one.
+    #[inline]
+    pub fn table(&self) -> Option<Table<'_, AtomicU64>> {
+        self.table.as_ref()?.table()
     }
 
     /// What this client counts.
@@ -262,9 +273,11 @@ impl Client {
     }
 
     /// Forgets a connection that belongs to the parent process: closes this process's copies of its
-    /// descriptors and leaves the mapping alone, which a child does not have.
+    /// descriptors, unmaps the metadata table, and leaves the segment's mapping alone, which a child does not have.
     pub fn forget(self) {
-        ManuallyDrop::new(self).close_copies();
+        let mut this = ManuallyDrop::new(self);
+        this.close_copies();
+        drop(this.table.take());
     }
 
     /// Like [`Client::forget`], for a child that may have been forked in the middle of a call: the call ends,
@@ -463,7 +476,7 @@ impl Client {
         let mut buffer = [0; SMALL_MESSAGE_MAX];
         match handshake::receive(&self.socket, &mut buffer, RecvFlags::DONTWAIT) {
             // Without a descriptor: EMFILE, the kernel drops what it cannot install (`scm_detach_fds`).
-            Ok((bytes, [fd, None])) => match handshake::decode(bytes) {
+            Ok((bytes, [fd, None, None])) => match handshake::decode(bytes) {
                 Ok(Answer::Grant { slot }) if (slot as usize) < SLOTS => {
                     let fd = fd.map_or(NO_ROOM, IntoRawFd::into_raw_fd);
                     self.grants[slot as usize].store(fd, Ordering::Release);

@@ -1,5 +1,5 @@
-//! What a client counts, in its own segment: calls served by round trip, by operation, and calls left to the
-//! kernel, by reason. The client alone writes; the daemon reads for `finesse status`.
+//! What a client counts, in its own segment: calls served by round trip and from the metadata table, by operation, and calls left
+//! to the kernel, by reason. The client alone writes; the daemon reads for `finesse status`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -7,22 +7,32 @@ use serde::{Deserialize, Serialize};
 
 use crate::frame::{Fallback, Op};
 
-const CELLS: usize = 96;
 const OPS: usize = 64;
+const REASONS: usize = 32;
+/// Where calls are counted that were served from the table.
+const TABLE: usize = OPS + REASONS;
+const CELLS: usize = TABLE + OPS;
 
-/// Counters in shared memory: operations in the first part, reasons to fall back in the second.
+/// Counters in shared memory: operations in the first part, reasons to fall back in the second, and in the third operations that
+/// the table answered.
 #[repr(C, align(64))]
 pub struct Counters {
     cells: [AtomicU64; CELLS],
 }
 
-const _: () = assert!(Op::ALL.len() <= OPS && Fallback::ALL.len() <= CELLS - OPS);
+const _: () = assert!(Op::ALL.len() <= OPS && Fallback::ALL.len() <= REASONS);
 
 impl Counters {
     /// Counts a call that was served by a round trip.
     #[inline]
     pub fn served(&self, op: Op) {
         self.cells[op as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a call that was served from the metadata table, without a round trip.
+    #[inline]
+    pub fn looked_up(&self, op: Op) {
+        self.cells[TABLE + op as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a call that was left to the kernel.
@@ -35,7 +45,8 @@ impl Counters {
     pub fn snapshot(&self) -> Counts {
         let read = |cell: usize| self.cells[cell].load(Ordering::Relaxed);
         Counts {
-            served: (0..Op::ALL.len()).map(read).collect(),
+            served: (0..Op::ALL.len()).map(|op| read(op).saturating_add(read(TABLE + op))).collect(),
+            looked_up: (0..Op::ALL.len()).map(|op| read(TABLE + op)).collect(),
             fell_back: (0..Fallback::ALL.len()).map(|reason| read(OPS + reason)).collect(),
         }
     }
@@ -45,6 +56,7 @@ impl Counters {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counts {
     served: Vec<u64>,
+    looked_up: Vec<u64>,
     fell_back: Vec<u64>,
 }
 
@@ -58,12 +70,18 @@ impl Counts {
             }
         };
         sum(&mut self.served, &other.served);
+        sum(&mut self.looked_up, &other.looked_up);
         sum(&mut self.fell_back, &other.fell_back);
     }
 
-    /// Calls served by round trip, by operation, without those that are zero.
+    /// Calls served without the kernel, by round trip or from the metadata table, by operation, without those that are zero.
     pub fn served(&self) -> impl Iterator<Item = (Op, u64)> {
         Op::ALL.iter().copied().zip(self.served.iter().copied()).filter(|(_, count)| *count > 0)
+    }
+
+    /// Those of them that were served from the metadata table, by operation, without those that are zero.
+    pub fn looked_up(&self) -> impl Iterator<Item = (Op, u64)> {
+        Op::ALL.iter().copied().zip(self.looked_up.iter().copied()).filter(|(_, count)| *count > 0)
     }
 
     /// Calls left to the kernel, by reason, without those that are zero.
@@ -71,9 +89,14 @@ impl Counts {
         Fallback::ALL.iter().copied().zip(self.fell_back.iter().copied()).filter(|(_, count)| *count > 0)
     }
 
-    /// All calls served by round trip.
+    /// All calls served without the kernel, by round trip or from the metadata table.
     pub fn total_served(&self) -> u64 {
         self.served.iter().fold(0, |sum, count| sum.saturating_add(*count))
+    }
+
+    /// All calls served from the metadata table.
+    pub fn total_looked_up(&self) -> u64 {
+        self.looked_up.iter().fold(0, |sum, count| sum.saturating_add(*count))
     }
 
     /// All calls left to the kernel.

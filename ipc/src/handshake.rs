@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::counters::Counts;
 
 /// Version of everything in this crate that both sides must share: envelope bodies, layout, frames.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 /// The extended attribute of a mount's root that names the daemon's socket.
 pub const SOCKET_XATTR: &std::ffi::CStr = c"system.finesse";
 /// Longest message, envelope included, in bytes.
@@ -50,7 +50,7 @@ pub enum Ask<'a> {
 /// What the daemon tells a client.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// Carries the segment's memfd and the doorbell's eventfd.
+    /// Carries the segment's memfd, the doorbell's eventfd, and the memfd of the mount's metadata table, if it has one.
     Welcome(Welcome),
     /// The connection is refused; the client stays on the kernel road.
     Refused(Refusal),
@@ -274,7 +274,10 @@ pub fn decode<'m, T: Deserialize<'m>>(message: &'m [u8]) -> Result<T, Error> {
     }
 }
 
-/// Sends a message with up to two descriptors; retries when interrupted.
+/// Descriptors that a message carries at most.
+const FDS_MAX: usize = 3;
+
+/// Sends a message with up to three descriptors; retries when interrupted.
 ///
 /// # Errors
 /// [`Error::Closed`] if the other side is gone, [`Error::Malformed`] if the message is too long, otherwise
@@ -290,7 +293,7 @@ pub fn send(socket: impl AsFd, message: &impl Serialize, fds: &[BorrowedFd<'_>])
 }
 
 fn send_bytes(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Error> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
     loop {
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
@@ -305,7 +308,7 @@ fn send_bytes(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result
     }
 }
 
-/// Receives one message into `buffer`, with up to two descriptors (close-on-exec); surplus ones are closed.
+/// Receives one message into `buffer`, with up to three descriptors (close-on-exec); surplus ones are closed.
 ///
 /// # Errors
 /// [`Error::Closed`] at the end of the stream; [`Error::Malformed`] for a message longer than the buffer;
@@ -314,9 +317,9 @@ pub fn receive(
     socket: impl AsFd,
     buffer: &mut [u8],
     flags: RecvFlags,
-) -> Result<(&[u8], [Option<OwnedFd>; 2]), Error> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-    let mut fds = [None, None];
+) -> Result<(&[u8], [Option<OwnedFd>; FDS_MAX]), Error> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut fds = [const { None }; FDS_MAX];
     let (len, truncated) = loop {
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let iov = &mut [IoSliceMut::new(buffer)];
@@ -393,7 +396,7 @@ mod tests {
     fn messages_arrive_with_their_descriptors() {
         let (a, b) = pair();
         let file = std::fs::File::open("/dev/null").unwrap();
-        send(&a, &Ask::Attach { program: "ls" }, &[file.as_fd(), a.as_fd()]).unwrap();
+        send(&a, &Ask::Attach { program: "ls" }, &[file.as_fd(), a.as_fd(), file.as_fd()]).unwrap();
         let mut buffer = [0; SMALL_MESSAGE_MAX];
         let (bytes, fds) = receive(&b, &mut buffer, RecvFlags::empty()).unwrap();
         assert!(matches!(decode(bytes), Ok(Ask::Attach { program: "ls" })));

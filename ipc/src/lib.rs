@@ -15,6 +15,7 @@
 //! | [`jumps`] | which calls a thread has left by a jump |
 //! | [`environment`] | what a program hands to the programs it starts |
 //! | [`counters`] | what a client counts, for `finesse status` |
+//! | [`table`] | the metadata table of a mount: its layout, how it is written, and the client's walk |
 //! | [`status`] | asking a daemon for all of that |
 
 #![deny(unsafe_code)]
@@ -29,3 +30,4 @@ pub mod layout;
 pub mod ring;
 pub mod segment;
 pub mod status;
+pub mod table;

@@ -1,4 +1,5 @@
-//! A client's segment: the sealed memfd, its mapping, and safe access to what lies inside.
+//! Shared memory: the sealed memfds of a client's segment and of a mount's metadata table, their mappings, and safe access to
+//! what lies inside.
 //!
 //! This module holds the crate's `unsafe` code. Everything it hands out is a reference to atomics, so neither
 //! side can break the other's memory safety, whatever it writes.
@@ -6,7 +7,7 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::ptr::NonNull;
+use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{MemfdFlags, SealFlags};
@@ -19,6 +20,7 @@ use crate::handshake::VERSION;
 use crate::layout::{
     DATA_BYTES, DATA_OFFSET, HEADER_SIZE, Header, MAGIC, PATH_BYTES, PATHS_OFFSET, SEGMENT_BYTES, SLOTS, Slot,
 };
+use crate::table::{self, Table};
 
 /// A mapping of a client's segment; unmapped on drop.
 pub struct Segment {
@@ -95,7 +97,7 @@ impl Segment {
         // sealed against shrinking, so every byte of it stays backed.
         let base = unsafe {
             rustix::mm::mmap(
-                std::ptr::null_mut(),
+                null_mut(),
                 SEGMENT_BYTES,
                 ProtFlags::READ | ProtFlags::WRITE,
                 MapFlags::SHARED,
@@ -278,6 +280,138 @@ impl Drop for Segment {
         // Nothing sensible can be done when it fails.
         let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), SEGMENT_BYTES) };
     }
+}
+
+/// A mapping of a mount's metadata table ([`crate::table`]); unmapped on drop. Forked children inherit it.
+pub struct TableMap {
+    base: NonNull<u8>,
+    bytes: usize,
+    shape: Option<table::Shape>,
+}
+
+// SAFETY: the mapping is shared memory made of atomics only, valid from any thread until drop.
+unsafe impl Send for TableMap {}
+// SAFETY: as above; every access goes through atomics.
+unsafe impl Sync for TableMap {}
+
+impl std::fmt::Debug for TableMap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TableMap").field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+impl TableMap {
+    /// Daemon: creates a table of so many bytes, and the descriptor to pass to clients. Its size is sealed, and so is its contents
+    /// for everybody but this mapping (`F_SEAL_FUTURE_WRITE`). It takes memory only where it is used.
+    ///
+    /// # Errors
+    /// What `memfd_create`, `ftruncate`, `fcntl(F_ADD_SEALS)` or `mmap` answer; `EINVAL` before Linux 5.1, which has no such
+    /// seal, and for a size that is no table's.
+    pub fn create(bytes: usize, seed: u64) -> Result<(Self, OwnedFd)> {
+        if !(table::BYTES_MIN..=table::BYTES_MAX).contains(&bytes) {
+            return Err(Errno::INVAL);
+        }
+        let bytes = bytes.next_multiple_of(4096);
+        let fd = rustix::fs::memfd_create(c"finesse-table", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        rustix::fs::ftruncate(&fd, bytes as u64)?;
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::SHRINK | SealFlags::GROW)?;
+        let base = map_table(&fd, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        let mut this = Self { base, bytes, shape: None };
+        rustix::fs::fcntl_add_seals(&fd, SealFlags::FUTURE_WRITE | SealFlags::SEAL)?;
+        this.shape = Table::format(this.words(), VERSION, seed).map(|table| table.shape());
+        Ok((this, fd))
+    }
+
+    /// Client: maps a table that a daemon passed.
+    ///
+    /// # Errors
+    /// `EPROTO` if the descriptor is no table of this version; otherwise what the kernel answers (`ENOMEM` under a limit).
+    pub fn open(fd: impl AsFd) -> Result<Self> {
+        let sealed = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE;
+        let bytes = usize::try_from(rustix::fs::fstat(&fd)?.st_size).map_err(|_| Errno::PROTO)?;
+        if !rustix::fs::fcntl_get_seals(&fd)?.contains(sealed) || bytes < table::BYTES_MIN {
+            return Err(Errno::PROTO);
+        }
+        let mut this = Self { base: map_table(&fd, bytes, ProtFlags::READ)?, bytes, shape: None };
+        let shape = Table::new(this.words(), VERSION).map(|table| table.shape());
+        this.shape = Some(shape.ok_or(Errno::PROTO)?);
+        Ok(this)
+    }
+
+    fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is page-aligned, so many bytes long, lives as long as self, and cannot shrink; atomics are valid
+        // for any bytes. Loads of a word are allowed on a mapping that is read-only, and a client does nothing else.
+        unsafe { std::slice::from_raw_parts(self.base.cast::<AtomicU64>().as_ptr(), self.bytes / 8) }
+    }
+
+    /// The table.
+    #[inline]
+    pub fn table(&self) -> Option<Table<'_, AtomicU64>> {
+        Some(Table::again(self.words(), self.shape?))
+    }
+
+    /// Daemon: the calling thread keeps the table from here on. Clients believe it until [`Table::keep`] with 0, or until the thread
+    /// ends, however it does: the kernel tells that in the word itself (`exit_robust_list`).
+    ///
+    /// Takes the thread's list of robust futexes, so that it must use no robust mutex of libc's. Costs each caller a few bytes for
+    /// good.
+    ///
+    /// # Errors
+    /// What `set_robust_list` answers.
+    pub fn keep(&self) -> Result<()> {
+        let word = self.words()[table::HOLDER_AT].as_ptr();
+        // The list has one entry, in memory of our own; the futex is elsewhere, where clients can read it.
+        let list = Box::leak(Box::new(RobustList {
+            next: null_mut(),
+            offset: 0,
+            pending: null_mut(),
+            entry: null_mut(),
+        }));
+        let head: *mut RobustList = list;
+        // SAFETY: `list` is leaked, so it is valid for as long as the thread; the fields are in bounds.
+        unsafe {
+            let entry = &raw mut (*head).entry;
+            (*head).next = entry.cast();
+            (*head).entry = head.cast();
+            (*head).offset = word.addr().wrapping_sub(entry.addr()) as libc::c_long;
+            let len = std::mem::offset_of!(RobustList, entry);
+            if libc::syscall(libc::SYS_set_robust_list, head, len) != 0 {
+                return Err(Errno::from_raw_os_error(
+                    std::io::Error::last_os_error().raw_os_error().unwrap_or(0),
+                ));
+            }
+        }
+        if let Some(table) = self.table() {
+            table.keep(rustix::thread::gettid().as_raw_nonzero().get().cast_unsigned());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for TableMap {
+    fn drop(&mut self) {
+        // SAFETY: the range is our own mapping, and no reference to it outlives self.
+        // Nothing sensible can be done when it fails.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.bytes) };
+    }
+}
+
+/// `struct robust_list_head`, and the one entry of its list.
+#[repr(C)]
+struct RobustList {
+    next: *mut libc::c_void,
+    offset: libc::c_long,
+    pending: *mut libc::c_void,
+    entry: *mut libc::c_void,
+}
+
+fn map_table(fd: impl AsFd, bytes: usize, protection: ProtFlags) -> Result<NonNull<u8>> {
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours; the memfd is sealed against shrinking,
+    // so every byte of it stays backed.
+    let base = unsafe {
+        rustix::mm::mmap(null_mut(), bytes, protection, MapFlags::SHARED | MapFlags::NORESERVE, fd, 0)?
+    };
+    NonNull::new(base.cast()).ok_or(Errno::NOMEM)
 }
 
 /// Room for one path on the way out of a segment.

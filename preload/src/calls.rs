@@ -14,6 +14,7 @@ use finesse_ipc::frame::{
     Request, Statfs, Time,
 };
 use finesse_ipc::layout::DATA_BYTES;
+use finesse_ipc::table::{self, Clock, Walked};
 use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW};
 use rustix::process::Resource;
 
@@ -69,11 +70,24 @@ fn serve_with<T>(
     request: Request,
     read: impl Fn(&Guard, &Call<'_>) -> T,
 ) -> Road<T> {
-    exchange(op, about, (dirfd, path), with, &[], request, read)
+    exchange(op, about, (dirfd, path), with, &[], request, |_| None, read)
+}
+
+/// As [`serve`], unless the mount's metadata table knows.
+#[inline]
+fn serve_or_look_up<T>(
+    op: Op,
+    (dirfd, path): (RawFd, &PathArg),
+    request: Request,
+    look_up: impl Fn(&Target<'_>) -> Option<Result<T, i32>>,
+    read: impl Fn(&Guard, &Call<'_>) -> T,
+) -> Road<T> {
+    exchange(op, About::Object, (dirfd, path), &[], &[], request, look_up, read)
 }
 
 /// The same with data besides: an attribute's value.
 #[inline]
+#[allow(clippy::too_many_arguments)]
 fn exchange<T>(
     op: Op,
     about: About,
@@ -81,10 +95,15 @@ fn exchange<T>(
     with: &[u8],
     data: &[u8],
     request: Request,
+    look_up: impl Fn(&Target<'_>) -> Option<Result<T, i32>>,
     read: impl Fn(&Guard, &Call<'_>) -> T,
 ) -> Road<T> {
     for attempt in 0..2 {
         let Some(target) = locate(dirfd, path) else { return Road::Kernel };
+        if let Some(known) = look_up(&target) {
+            target.mount.client().counters().looked_up(op);
+            return Road::Bypass(known);
+        }
         if about == About::Name && target.is_root() {
             target.fell_back(Fallback::KernelByChoice);
             return Road::Kernel;
@@ -202,10 +221,38 @@ pub(crate) fn stat(dirfd: RawFd, path: &PathArg, flags: i32) -> Road<Found> {
     }
     let passed = flags & (AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC);
     let request = Request { flags: passed as u32, ..Request::default() };
-    serve(Op::Stat, About::Object, dirfd, path, request, |mount, call| Found {
+    let follow = flags & AT_SYMLINK_NOFOLLOW == 0;
+    let forced = flags & libc::AT_STATX_FORCE_SYNC != 0;
+    let look_up = |target: &Target<'_>| {
+        if forced {
+            return None;
+        }
+        let table = target.mount.client().table()?;
+        match table.stat(target.base, target.path, follow, &mut Clock::default()) {
+            Walked::Found(attr) => Some(Ok(Found { attr, mount: target.mount.facts() })),
+            Walked::Absent => Some(Err(libc::ENOENT)),
+            Walked::Unclear => None,
+        }
+    };
+    serve_or_look_up(Op::Stat, (dirfd, path), request, look_up, |mount, call| Found {
         attr: call.reply.to_attr(),
         mount: mount.facts(),
     })
+}
+
+/// What the metadata table knows to be at the end of a path, a last symbolic link not followed.
+#[inline]
+fn probe(target: &Target<'_>) -> Walked<table::Kind> {
+    match target.mount.client().table() {
+        Some(table) => table.probe(target.base, target.path, &mut Clock::default()),
+        None => Walked::Unclear,
+    }
+}
+
+/// `ENOENT`, if the metadata table knows that nothing is at the end of a path.
+#[inline]
+fn absent<T>(target: &Target<'_>) -> Option<Result<T, i32>> {
+    matches!(probe(target), Walked::Absent).then_some(Err(libc::ENOENT))
 }
 
 /// Whether a path with `AT_EMPTY_PATH` means the descriptor itself (a null pointer does since Linux 6.11).
@@ -308,7 +355,15 @@ pub(crate) fn access(dirfd: RawFd, path: &PathArg, mode: i32, flags: i32) -> Roa
         }
     }
     let request = Request { mode: mode as u32, flags: flags as u32, ..Request::default() };
-    serve(Op::Access, About::Object, dirfd, path, request, |_, _| ())
+    let look_up = |target: &Target<'_>| match probe(target) {
+        Walked::Absent => Some(Err(libc::ENOENT)),
+        // Whoever may look for it finds that it is there.
+        Walked::Found(kind) if mode == libc::F_OK => {
+            (kind != table::Kind::Symlink || flags & AT_SYMLINK_NOFOLLOW != 0).then_some(Ok(()))
+        }
+        _ => None,
+    };
+    serve_or_look_up(Op::Access, (dirfd, path), request, look_up, |_, _| ())
 }
 
 /// `readlinkat`; the number of bytes.
@@ -317,7 +372,21 @@ pub(crate) fn readlink(dirfd: RawFd, path: &PathArg, mut out: Data, size: usize)
         return decline(dirfd, path, Fallback::BadPath);
     }
     let request = Request { size: size as u64, ..Request::default() };
-    serve(Op::Readlink, About::Object, dirfd, path, request, |_, call| {
+    let look_up = |target: &Target<'_>| {
+        let table = target.mount.client().table()?;
+        let mut buffer = [0; table::TARGET_MAX];
+        match table.read_link(target.base, target.path, &mut buffer, &mut Clock::default()) {
+            Walked::Found(found) => {
+                let mut out = out;
+                let len = found.len().min(size);
+                out.get(size)?.get_mut(..len)?.copy_from_slice(found.get(..len)?);
+                Some(Ok(len))
+            }
+            Walked::Absent => Some(Err(libc::ENOENT)),
+            Walked::Unclear => None,
+        }
+    };
+    serve_or_look_up(Op::Readlink, (dirfd, path), request, look_up, |_, call| {
         let mut out = out;
         out.get(size).map_or(0, |out| call.data(out).len())
     })
@@ -367,7 +436,7 @@ pub(crate) fn set_xattr(
     let request =
         Request { mode: size as u32, size: flags as u32 as u64, flags: at as u32, ..Request::default() };
     let place = (AT_FDCWD, path);
-    exchange(Op::Setxattr, About::Object, place, name.bytes(), value, request, |_, _| ())
+    exchange(Op::Setxattr, About::Object, place, name.bytes(), value, request, |_| None, |_, _| ())
 }
 
 /// `removexattr`, `lremovexattr` (by `at`).
@@ -592,7 +661,7 @@ fn opened_directory(mount: &Guard, call: &Call<'_>) -> Opened {
 
 /// `opendir`.
 pub(crate) fn open_directory(dirfd: RawFd, path: &PathArg) -> Road<Opened> {
-    serve(Op::OpenDir, About::Object, dirfd, path, Request::default(), opened_directory)
+    serve_or_look_up(Op::OpenDir, (dirfd, path), Request::default(), absent, opened_directory)
 }
 
 /// `fdopendir`.
@@ -754,6 +823,10 @@ fn open_target(
     mode: u32,
 ) -> Result<Opening<'static>, Fallback> {
     // O_TMPFILE contains O_DIRECTORY.
+    if flags & (libc::O_CREAT | libc::O_TMPFILE & !libc::O_DIRECTORY) == 0 && absent::<()>(target).is_some() {
+        target.mount.client().counters().looked_up(Op::Open);
+        return Ok(Opening::Done(Err(libc::ENOENT)));
+    }
     if flags & libc::O_DIRECTORY != 0 {
         return Err(Fallback::OpenDirectory);
     }

@@ -29,6 +29,8 @@ pub struct Account {
     pub resident_bytes: u64,
     /// Calls answered through shared memory, by operation.
     pub answered: BTreeMap<String, u64>,
+    /// Those of them that the metadata table answered.
+    pub from_table: BTreeMap<String, u64>,
     /// Calls left to the kernel, by reason.
     pub to_kernel: BTreeMap<String, u64>,
 }
@@ -58,6 +60,7 @@ impl Account {
             known_inodes: number("known_inodes"),
             resident_bytes: number("resident_bytes"),
             answered: counts("answered"),
+            from_table: counts("from_table"),
             to_kernel: counts("to_kernel"),
         }
     }
@@ -71,6 +74,7 @@ impl Account {
         };
         Calls {
             answered: less(&self.answered, &earlier.answered),
+            from_table: less(&self.from_table, &earlier.from_table),
             to_kernel: less(&self.to_kernel, &earlier.to_kernel),
         }
     }
@@ -81,6 +85,8 @@ impl Account {
 pub struct Calls {
     /// Answered through shared memory, by operation.
     pub answered: BTreeMap<String, u64>,
+    /// Those of them that the metadata table answered.
+    pub from_table: BTreeMap<String, u64>,
     /// Left to the kernel, by reason.
     pub to_kernel: BTreeMap<String, u64>,
 }

@@ -32,6 +32,9 @@ impl Coherence {
     /// A client gets a descriptor of the backing file: from now on it may be read unseen.
     pub(crate) fn note_granted(&self, ino: u64) {
         if note(&self.read, &self.read_count, ino) {
+            if let Some(cache) = self.cache() {
+                cache.unseen(ino);
+            }
             self.changed_attr(ino);
         }
     }
@@ -58,6 +61,15 @@ fn is_noted(noted: &Shards<HashSet<u64>>, count: &AtomicUsize, ino: u64) -> bool
 
 /// After this time reading a file changes when it was last accessed in any case (`relatime_need_update`).
 const ATIME_LASTS: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// For how long reading a file does not change when it was last accessed; `None` if it does at once.
+pub(crate) fn unread_for(attr: &FileAttr, now: SystemTime) -> Option<Duration> {
+    match reading_changes_atime(attr, now) {
+        true => None,
+        // A time that is yet to come counts as this moment.
+        false => ATIME_LASTS.checked_sub(now.duration_since(attr.atime).unwrap_or_default()),
+    }
+}
 
 /// Whether reading a file changes when it was last accessed, as file systems are mounted by default, with `relatime`
 /// (`relatime_need_update`).

@@ -50,7 +50,7 @@ use crate::mutant;
 use self::notify::{NOTIFY_INC_EPOCH, gone};
 use self::opens::OpenInode;
 
-pub(crate) use self::grants::reading_changes_atime;
+pub(crate) use self::grants::{reading_changes_atime, unread_for};
 pub(crate) use self::names::Key;
 pub(crate) use self::opens::{Access, Turn, VirtualOpen};
 
@@ -63,6 +63,13 @@ pub(crate) trait Invalidate: Send + Sync {
     fn attr(&self, ino: u64);
     /// Forget the time of last access of an inode.
     fn atime(&self, ino: u64);
+    /// An inode is read, or written to, unseen from here on, which has been noted.
+    fn unseen(&self, ino: u64);
+    /// Not everybody may search a directory, or perhaps this inode is one, any more; or something is mounted on one. `None` for one
+    /// that is not known.
+    fn closed(&self, ino: Option<u64>);
+    /// What may be a directory has been moved to another directory.
+    fn moved_to(&self, directory: u64);
     /// Give up the references to inodes that were forgotten so far. The other methods do not, because they are called
     /// while the file system answers, perhaps under locks that its `forget` takes.
     fn pay(&self);

@@ -210,6 +210,9 @@ impl Coherence {
         }
         self.count_open(opens, mode, access);
         drop(shard);
+        if passthrough && let Some(cache) = self.cache() {
+            cache.unseen(ino);
+        }
         if passthrough && access.writes && created_in.is_none() {
             // From now on it is to ask: what is written through mappings it does not notice.
             self.forget_attributes_of(ino);

@@ -73,10 +73,11 @@ fn named<N: Into<String>>(counts: impl Iterator<Item = (N, u64)>) -> Map<String,
     counts.map(|(name, count)| (name.into(), count.into())).collect()
 }
 
-fn counts_json(counts: &Counts) -> (Value, Value) {
+fn counts_json(counts: &Counts) -> [Value; 3] {
     let answered = named(counts.served().map(|(op, count)| (op.name(), count)));
+    let from_table = named(counts.looked_up().map(|(op, count)| (op.name(), count)));
     let to_kernel = named(counts.fell_back().map(|(reason, count)| (reason.name(), count)));
-    (answered.into(), to_kernel.into())
+    [answered.into(), from_table.into(), to_kernel.into()]
 }
 
 fn operations_json(operations: &Operations) -> Value {
@@ -109,19 +110,20 @@ fn to_json(mount: &Found, report: &Result<Report, String>) -> Value {
     let rest = match report {
         Err(error) => json!({ "error": error }),
         Ok(report) => {
-            let (answered, to_kernel) = counts_json(&report.mount.counts);
+            let [answered, from_table, to_kernel] = counts_json(&report.mount.counts);
             let clients: Vec<_> = report
                 .clients
                 .iter()
                 .map(|client| {
-                    let (answered, to_kernel) = counts_json(&client.counts);
+                    let [answered, from_table, to_kernel] = counts_json(&client.counts);
                     json!({
-                        "pid": client.pid,
-                        "uid": client.uid,
-                        "program": client.program,
-                        "answered": answered,
-                        "to_kernel": to_kernel,
-                    })
+                            "pid": client.pid,
+                            "uid": client.uid,
+                            "program": client.program,
+                            "answered": answered,
+                    "from_table": from_table,
+                            "to_kernel": to_kernel,
+                        })
                 })
                 .collect();
             let senders: Vec<_> = report
@@ -143,6 +145,7 @@ fn to_json(mount: &Found, report: &Result<Report, String>) -> Value {
                 "resident_bytes": report.mount.resident_bytes,
                 "clients_ever": report.mount.clients_ever,
                 "answered": answered,
+                "from_table": from_table,
                 "to_kernel": to_kernel,
                 "clients": clients,
                 "requests": requests_json(&report.mount.requests),
@@ -219,6 +222,13 @@ fn to_text(mount: &Found, report: &Result<Report, String>) -> String {
             text,
             "    answered   {}",
             list(status.counts.served().map(|(op, count)| (op.name(), count)).collect())
+        );
+    }
+    if status.counts.total_looked_up() > 0 {
+        let _ = writeln!(
+            text,
+            "    by table   {}",
+            list(status.counts.looked_up().map(|(op, count)| (op.name(), count)).collect())
         );
     }
     if fell_back > 0 {

@@ -22,6 +22,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use finesse_ipc::frame::ROOT;
+use finesse_ipc::table::Expiry;
 use fuser::{FileAttr, FileType, INodeNo};
 use hashbrown::{DefaultHashBuilder, HashMap};
 use parking_lot::{Mutex, RwLock};
@@ -29,6 +30,7 @@ use rustix::time::ClockId;
 
 use crate::answer;
 use crate::coherence::{self, Coherence, Invalidate};
+use crate::engine::table::{Openness, Published};
 use crate::filesystem::Filesystem;
 use crate::mutant;
 use crate::policy::guard::LabelCell;
@@ -53,7 +55,12 @@ impl Instant {
     /// The past, whenever it is.
     pub(crate) const EXPIRED: Self = Self(0);
 
-    fn after(self, ttl: Duration) -> Self {
+    /// The same as the metadata table has it.
+    pub(crate) fn expiry(self) -> Expiry {
+        Expiry::at(self.0)
+    }
+
+    pub(crate) fn after(self, ttl: Duration) -> Self {
         if ttl.is_zero() {
             return Self::EXPIRED;
         }
@@ -103,6 +110,8 @@ pub(crate) struct Inode {
     granted: AtomicBool,
     /// Where it is, as far as a policy is concerned.
     pub(crate) label: LabelCell,
+    /// Of a directory, whether everybody may search it and all above it.
+    pub(crate) openness: Openness,
     attributes: Mutex<Attributes>,
     owner: Weak<Shared>,
 }
@@ -256,8 +265,8 @@ impl Shared {
 
 /// What a cached name says.
 pub(crate) enum Known {
-    /// The name leads to this inode.
-    Inode(Arc<Inode>),
+    /// The name leads to this inode, until then.
+    Inode(Arc<Inode>, Instant),
     /// The name does not exist.
     Nothing,
     /// Ask the file system.
@@ -271,6 +280,8 @@ pub(crate) enum Known {
 pub(crate) struct Cache {
     shared: Arc<Shared>,
     coherence: Arc<Coherence>,
+    /// What clients look up by themselves.
+    table: Option<Published>,
     dentries: [Mutex<HashMap<Key, Dentry, DefaultHashBuilder>>; SHARDS],
     /// Randomly seeded, so that nobody can choose names that collide.
     hasher: DefaultHashBuilder,
@@ -290,12 +301,17 @@ fn shard_of(ino: u64) -> usize {
 
 impl Cache {
     /// An empty cache over a file system.
-    pub(crate) fn new<FS: Filesystem>(fs: &Arc<FS>, coherence: &Arc<Coherence>) -> Self {
+    pub(crate) fn new<FS: Filesystem>(
+        fs: &Arc<FS>,
+        coherence: &Arc<Coherence>,
+        table: Option<Published>,
+    ) -> Self {
         let daemon =
             Credentials { uid: 0, gid: 0, groups: Box::default(), pid: std::process::id(), caps: u64::MAX };
         let hasher = DefaultHashBuilder::default();
         Self {
             coherence: Arc::clone(coherence),
+            table,
             shared: Arc::new(Shared {
                 inodes: std::array::from_fn(|_| Mutex::default()),
                 owed: RwLock::new(Some(Box::new(Payer(fs.clone(), Arc::new(daemon))))),
@@ -321,6 +337,17 @@ impl Cache {
         self.changes.load(Ordering::SeqCst) == mark || mutant::leaves_out("cache: mark")
     }
 
+    /// As [`unchanged_since`](Self::unchanged_since), for what can be found in the metadata table from here on: either the answer
+    /// is no, or whoever counts a change later finds it there, as both modify the count.
+    pub(crate) fn is_current(&self, mark: u64) -> bool {
+        self.changes.fetch_add(0, Ordering::SeqCst) == mark || mutant::leaves_out("table: mark")
+    }
+
+    /// The mount's metadata table.
+    pub(crate) fn table(&self) -> Option<&Published> {
+        self.table.as_ref()
+    }
+
     /// Something changed: what lookups under way bring may be old.
     fn bump(&self) {
         self.changes.fetch_add(1, Ordering::SeqCst);
@@ -328,6 +355,9 @@ impl Cache {
 
     /// Lets go of the file system.
     pub(crate) fn end(&self) {
+        if let Some(table) = &self.table {
+            table.end();
+        }
         *self.shared.owed.write() = None;
     }
 
@@ -361,6 +391,7 @@ impl Cache {
             // Whoever has the descriptor may have it for longer than this cache had the inode.
             granted: AtomicBool::new(self.coherence.is_granted(ino)),
             label: LabelCell::unknown(),
+            openness: Openness::default(),
             version: AtomicU64::new(0),
             attributes: Mutex::new(Attributes { attr: None, expiry: Instant::EXPIRED, unlinks: 0 }),
             owner: Arc::downgrade(&self.shared),
@@ -390,7 +421,7 @@ impl Cache {
         let shard = self.dentry_shard(&key).lock();
         match shard.get(&key) {
             Some(dentry) if dentry.expiry > Instant::now() => match &dentry.inode {
-                Some(inode) => Known::Inode(inode.clone()),
+                Some(inode) => Known::Inode(inode.clone(), dentry.expiry),
                 None => Known::Nothing,
             },
             _ => Known::Unknown,
@@ -525,16 +556,36 @@ impl Cache {
         }
         let removed = self.dentry_shard(&key).lock().remove(&key).map(Dentry::removed);
         let inode = removed.and_then(|dentry| dentry.inode);
+        if let Some(table) = &self.table {
+            table.name_changed(directory.ino, name);
+        }
         if let Some(inode) = &inode {
             inode.changed();
+            self.publishes_no_more(inode.ino);
         }
         inode
+    }
+
+    /// The attributes of an inode have changed, which has been counted.
+    fn publishes_no_more(&self, ino: u64) {
+        if let Some(table) = &self.table {
+            table.attr_changed(ino);
+        }
+    }
+
+    /// From here on an inode is read, or written to, where nobody sees it, which has been noted.
+    pub(crate) fn is_used_unseen(&self, ino: u64) {
+        if self.table.is_some() {
+            self.bump();
+            self.publishes_no_more(ino);
+        }
     }
 
     /// A client has read an inode: its time of last access may have changed (`fuse_invalidate_atime`).
     pub(crate) fn forget_atime(&self, inode: &Inode) {
         self.bump();
         inode.accessed();
+        self.publishes_no_more(inode.ino);
         self.coherence.changed_attr(inode.ino);
     }
 
@@ -542,6 +593,7 @@ impl Cache {
     pub(crate) fn forget_attr(&self, inode: &Inode) {
         self.bump();
         inode.changed();
+        self.publishes_no_more(inode.ino);
         self.coherence.changed_attr(inode.ino);
     }
 
@@ -662,6 +714,9 @@ impl Invalidate for Cache {
             None => {
                 self.bump();
                 self.unlinks.fetch_add(1, Ordering::AcqRel);
+                if let Some(table) = &self.table {
+                    table.name_changed(parent, name);
+                }
             }
         }
     }
@@ -678,6 +733,7 @@ impl Invalidate for Cache {
             }
             None => self.bump(),
         }
+        self.publishes_no_more(ino);
     }
 
     fn atime(&self, ino: u64) {
@@ -688,6 +744,36 @@ impl Invalidate for Cache {
                 self.shared.part(inode);
             }
             None => self.bump(),
+        }
+        self.publishes_no_more(ino);
+    }
+
+    fn unseen(&self, ino: u64) {
+        self.is_used_unseen(ino);
+    }
+
+    fn closed(&self, ino: Option<u64>) {
+        let Some(table) = &self.table else { return };
+        if let Some(inode) = ino.and_then(|ino| self.known(ino)) {
+            let is_directory = inode.kind == FileType::Directory;
+            self.shared.part(inode);
+            if !is_directory {
+                return;
+            }
+        }
+        self.bump();
+        table.renew();
+    }
+
+    fn moved_to(&self, directory: u64) {
+        let Some(table) = &self.table else { return };
+        let known = self.known(directory);
+        let open = known.as_ref().is_some_and(|directory| directory.openness.is_open(table.era()));
+        if let Some(known) = known {
+            self.shared.part(known);
+        }
+        if !open {
+            self.closed(None);
         }
     }
 

@@ -8,6 +8,7 @@
 //! | [`policy`] | what the mount's policy says of it |
 //! | [`walk`] | from (base, path) to an inode or a parent and a name |
 //! | [`handles`] | what a client has open, by number |
+//! | [`table`] | what of that clients look up by themselves |
 //! | [`open`] | opening files: granted, virtual, or by the kernel |
 //! | [`files`] | open files that the daemon keeps for clients |
 //! | [`directories`] | open directories: listing them, letting go of them |
@@ -25,6 +26,7 @@ mod open;
 mod permission;
 mod policy;
 pub(crate) mod serve;
+pub(crate) mod table;
 mod walk;
 pub(crate) mod watch;
 
@@ -39,6 +41,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 
+use crate::coherence::Invalidate;
 use crate::engine::cache::{Cache, Inode};
 use crate::engine::handles::{Closers, Handles};
 use crate::filesystem::{Bypass, Filesystem};
@@ -180,7 +183,10 @@ impl<FS: Filesystem> Engine<FS> {
     /// invalidate.
     pub(crate) fn new(core: Arc<Core<FS>>) -> Self {
         let bypass = core.fs.bypass();
-        let cache = Arc::new(Cache::new(&core.fs, &core.coherence));
+        // Under a policy, not everybody may know what is there.
+        let wanted = bypass.table != 0 && core.guard.is_none();
+        let table = wanted.then(|| table::Published::new(bypass.table)).flatten();
+        let cache = Arc::new(Cache::new(&core.fs, &core.coherence, table));
         core.coherence.set_cache(&cache);
         let checks = match (bypass.acts_as_caller, core.default_permissions) {
             (true, _) => Checks::Caller,
@@ -252,7 +258,11 @@ impl<FS: Filesystem> Engine<FS> {
             .filter_map(|path| self.resolve(&context, &request, finesse_ipc::frame::ROOT, path, true).ok())
             .map(|node| node.inode.ino)
             .collect();
-        *self.covered.write() = resolved;
+        let before = std::mem::replace(&mut *self.covered.write(), resolved);
+        if *self.covered.read() != before {
+            // What a covered name stands for is not what is seen there.
+            self.cache.closed(None);
+        }
     }
 
     /// The daemon asks for itself.

@@ -161,11 +161,12 @@ impl<FS: Filesystem> Engine<FS> {
 
     fn target(&self, call: &Call<'_>) -> Result<Node, Stop> {
         if call.frame.flags & BY_FILE != 0 {
-            return Ok(Node { inode: self.file(call)?.inode().clone(), attr: None });
+            return Ok(Node { inode: self.file(call)?.inode().clone(), attr: None, public: None });
         }
         let follow = call.frame.flags & libc::AT_SYMLINK_NOFOLLOW as u32 == 0;
         if call.path.is_empty() && call.frame.flags & libc::AT_EMPTY_PATH as u32 != 0 {
-            return Ok(Node { inode: self.base(call.context, call.frame.base)?, attr: None });
+            let inode = self.base(call.context, call.frame.base)?;
+            return Ok(Node { inode, attr: None, public: None });
         }
         self.resolve(call.context, &call.request, call.frame.base, call.path, follow)
     }
@@ -189,7 +190,12 @@ impl<FS: Filesystem> Engine<FS> {
             None if call.frame.flags & libc::AT_STATX_FORCE_SYNC as u32 != 0 => {
                 self.fresh_attr(&call.request, &node.inode)?
             }
-            None => self.attr(&call.request, &node.inode)?,
+            None => {
+                let mark = self.cache.mark();
+                let attr = self.attr(&call.request, &node.inode)?;
+                self.publish_found(&node, &attr, mark);
+                attr
+            }
         };
         Ok(Reply::attr(to_frame(&attr)))
     }
@@ -360,6 +366,16 @@ impl<FS: Filesystem> Engine<FS> {
         for directory in [&from.directory, &to.directory] {
             self.cache.forget_attr(directory);
         }
+        let may_be_directory =
+            |inode: Option<&Arc<Inode>>| inode.is_none_or(|inode| inode.kind == FileType::Directory);
+        if from.directory.ino != to.directory.ino {
+            if may_be_directory(moved.as_ref().or(left.cached.as_ref())) {
+                self.cache.moved_to(to.directory.ino);
+            }
+            if exchanges && may_be_directory(target.as_ref()) {
+                self.cache.moved_to(from.directory.ino);
+            }
+        }
         renamed?;
         if let (Some(target), false) = (&target, exchanges)
             && target.kind == FileType::Directory
@@ -527,7 +543,9 @@ impl<FS: Filesystem> Engine<FS> {
 
     fn read_link(&self, call: &Call<'_>, output: &mut Output) -> Served {
         let node = self.resolve(call.context, &call.request, call.frame.base, call.path, false)?;
+        let mark = self.cache.mark();
         let mut target = self.link_target(&call.request, &node.inode)?;
+        self.publish_target(&node, &target, mark);
         target.truncate(call.frame.size.min(finesse_ipc::layout::DATA_BYTES as u64) as usize);
         let reply = Reply::data(target.len() as u32);
         output.data = target;
@@ -664,7 +682,11 @@ impl<FS: Filesystem> Engine<FS> {
             }
         }
         let changes = Changes { mode: Some(mode | type_bits(attr.kind)), ..Changes::default() };
-        self.setattr(&call.request, &node.inode, changes)?;
+        let changed = self.setattr(&call.request, &node.inode, changes);
+        if node.inode.kind == FileType::Directory && mode & 0o111 != 0o111 {
+            self.cache.closed(Some(node.inode.ino));
+        }
+        changed?;
         Ok(Reply::ok())
     }
 
@@ -852,7 +874,7 @@ fn type_bits(kind: FileType) -> u32 {
 }
 
 /// Attributes as `fuse_fillattr` would report them.
-fn to_frame(attr: &FileAttr) -> Attr {
+pub(super) fn to_frame(attr: &FileAttr) -> Attr {
     Attr {
         ino: attr.ino.0,
         size: attr.size,

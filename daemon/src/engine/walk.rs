@@ -10,6 +10,7 @@ use fuser::{FileAttr, FileType, INodeNo};
 use crate::answer;
 use crate::coherence::reading_changes_atime;
 use crate::engine::cache::{Inode, Known};
+use crate::engine::table::Era;
 use crate::engine::{Context, Engine, Stop, fail, kernel};
 use crate::filesystem::Filesystem;
 use crate::mutant;
@@ -28,6 +29,8 @@ pub(crate) struct Node {
     pub(crate) inode: Arc<Inode>,
     /// Its attributes, if the walk got them fresh from the file system.
     pub(crate) attr: Option<FileAttr>,
+    /// The era of the metadata table in which everybody may look its name up.
+    pub(crate) public: Option<Era>,
 }
 
 /// The directory that holds, or shall hold, the last component.
@@ -94,6 +97,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// The directory that a client calls by its node id.
     pub(crate) fn base(&self, context: &Context, base: u64) -> Result<Arc<Inode>, Stop> {
         if base == ROOT {
+            self.open_root();
             return Ok(self.root.clone());
         }
         let Some(inode) = context.bases.lock().get(&base).cloned() else {
@@ -142,9 +146,13 @@ impl<FS: Filesystem> Engine<FS> {
     /// Whether the file may be read through a descriptor that the daemon does not see, and reading it would change when
     /// it was last accessed.
     fn is_read_unseen(&self, inode: &Inode, attr: &FileAttr) -> bool {
+        self.may_be_read_unseen(inode) && reading_changes_atime(attr, SystemTime::now())
+    }
+
+    /// Whether the file may be read through a descriptor that the daemon does not see.
+    pub(super) fn may_be_read_unseen(&self, inode: &Inode) -> bool {
         inode.kind == FileType::RegularFile
             && (inode.is_granted() || self.core.coherence.is_used_unseen(inode.ino))
-            && reading_changes_atime(attr, SystemTime::now())
     }
 
     /// Looks up one name; `None` if it does not exist.
@@ -161,11 +169,14 @@ impl<FS: Filesystem> Engine<FS> {
         if directory.is_dead() {
             return Ok(None);
         }
+        let mark = self.cache.mark();
         let node = match self.cache.lookup(directory, name) {
             Known::Nothing => None,
-            Known::Inode(inode) => Some(Node { inode, attr: None }),
+            Known::Inode(inode, expiry) => {
+                let public = self.publish_known(directory, name, &inode, expiry, mark);
+                Some(Node { inode, attr: None, public })
+            }
             Known::Unknown => {
-                let mark = self.cache.mark();
                 let (reply, answer) = ReplyEntry::local();
                 self.core.fs.lookup(request, INodeNo(directory.ino), name, reply);
                 match answer.wait() {
@@ -194,8 +205,9 @@ impl<FS: Filesystem> Engine<FS> {
         entry: &answer::Entry,
         mark: u64,
     ) -> Option<Node> {
-        let inode = self.cache.learn(directory, name, entry, mark)?;
-        Some(Node { inode, attr: Some(entry.attr) })
+        let inode = self.cache.learn(directory, name, entry, mark);
+        let public = self.publish(directory, name, entry, inode.as_ref(), mark);
+        Some(Node { inode: inode?, attr: Some(entry.attr), public })
     }
 
     fn readlink(&self, request: &Request, inode: &Inode) -> Result<Vec<u8>, Stop> {
@@ -346,7 +358,7 @@ impl<FS: Filesystem> Engine<FS> {
             if !is_name(name) {
                 // `.`, `..`, or slashes only
                 let inode = self.descend(context, request, directory, path, progress)?;
-                return Ok((None, Last::There(Node { inode, attr: None })));
+                return Ok((None, Last::There(Node { inode, attr: None, public: None })));
             }
             directory = self.descend(context, request, directory, above, progress)?;
             self.may_search(context, request, &directory)?;

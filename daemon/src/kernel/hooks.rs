@@ -20,6 +20,10 @@ pub(crate) enum Effect {
     Attr(u64),
     /// An inode's attributes, in a way that the kernel does not foresee: it is to ask for them again.
     Unforeseen(u64),
+    /// An inode's mode: if it is a directory, somebody may not search it any more.
+    Closed(u64),
+    /// An inode's access control list.
+    Acl(u64),
     /// Names, boxed because only mutations pay for them.
     Names(Box<Names>),
 }
@@ -31,26 +35,35 @@ pub(crate) struct Names {
     second: Option<(u64, Box<OsStr>)>,
     /// Inodes that are not found by the names, and change: how many names they have, or when that was.
     children: [Option<u64>; 2],
+    /// A directory may be moved from one to the other.
+    moves_directory: bool,
 }
 
 impl Effect {
     /// One name in `parent` changes.
     pub(crate) fn name(parent: u64, name: &OsStr) -> Self {
-        Self::Names(Box::new(Names { first: (parent, name.into()), second: None, children: [None; 2] }))
+        Self::Names(Box::new(Names {
+            first: (parent, name.into()),
+            second: None,
+            children: [None; 2],
+            moves_directory: false,
+        }))
     }
 
-    /// Two names change, and what is moved.
+    /// Two names change, and what is moved, which may be a directory.
     pub(crate) fn names(
         parent: u64,
         name: &OsStr,
         newparent: u64,
         newname: &OsStr,
         moved: [Option<u64>; 2],
+        directory: bool,
     ) -> Self {
         Self::Names(Box::new(Names {
             first: (parent, name.into()),
             second: Some((newparent, newname.into())),
             children: moved,
+            moves_directory: directory && parent != newparent,
         }))
     }
 
@@ -60,11 +73,12 @@ impl Effect {
             first: (parent, name.into()),
             second: None,
             children: [Some(child), None],
+            moves_directory: false,
         }))
     }
 
     fn run(self, coherence: &Coherence) {
-        if let Self::Unforeseen(ino) = self {
+        if let Self::Unforeseen(ino) | Self::Acl(ino) = self {
             coherence.forget_attributes_of(ino);
         }
         if matches!(self, Self::None) {
@@ -75,6 +89,15 @@ impl Effect {
             Self::None => {}
             Self::Atime(ino) => cache.atime(ino),
             Self::Unforeseen(ino) => cache.attr(ino),
+            Self::Acl(ino) => {
+                cache.attr(ino);
+                cache.closed(Some(ino));
+            }
+            Self::Closed(ino) => {
+                cache.attr(ino);
+                cache.closed(Some(ino));
+                coherence.kernel_changed_attr(ino);
+            }
             Self::Attr(ino) => {
                 cache.attr(ino);
                 coherence.kernel_changed_attr(ino);
@@ -84,6 +107,10 @@ impl Effect {
                     cache.entry(*parent, name);
                     cache.attr(*parent);
                     coherence.kernel_changed_attr(*parent);
+                    if names.moves_directory {
+                        // The two may be exchanged.
+                        cache.moved_to(*parent);
+                    }
                 }
                 for child in names.children.into_iter().flatten() {
                     cache.attr(child);

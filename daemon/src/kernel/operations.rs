@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 
 use finesse_ebpf::rules::Operations as Permitted;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, Generation, INodeNo,
-    IoctlFlags, LockOwner, OpenFlags, PollEvents, PollFlags, RenameFlags, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FileType, FopenFlags, Generation,
+    INodeNo, IoctlFlags, LockOwner, OpenFlags, PollEvents, PollFlags, RenameFlags, TimeOrNow, WriteFlags,
 };
 
 use super::hidden::{self, DIRECTORY};
@@ -79,12 +79,12 @@ impl<FS: Filesystem> Operations<FS> {
     }
 
     /// What a name stands for, which the kernel does not tell when it moves it.
-    fn inode_of(&self, req: &Request, parent: INodeNo, name: &OsStr) -> Option<u64> {
+    fn inode_of(&self, req: &Request, parent: INodeNo, name: &OsStr) -> Option<(u64, FileType)> {
         let (reply, answer) = ReplyEntry::local();
         self.fs().lookup(req, parent, name, reply);
-        let ino = answer.wait().ok().map(|entry| entry.attr.ino).filter(|ino| ino.0 != 0)?;
-        self.fs().forget(req, ino, 1);
-        Some(ino.0)
+        let attr = answer.wait().ok().map(|entry| entry.attr).filter(|attr| attr.ino.0 != 0)?;
+        self.fs().forget(req, attr.ino, 1);
+        Some((attr.ino.0, attr.kind))
     }
 
     fn changes_attr(&self, ino: INodeNo) -> Hooks {
@@ -98,7 +98,10 @@ impl<FS: Filesystem> Operations<FS> {
     /// An access control list also changes the mode, which the kernel expects only if it knows of such lists
     /// (`fuse_set_acl`).
     fn changes_xattr(&self, ino: INodeNo, name: &OsStr) -> Hooks {
-        if is_acl(name) { self.changes_unforeseen(ino) } else { self.changes_attr(ino) }
+        match is_acl(name) {
+            true => Hooks::new(Arc::clone(&self.core().coherence), ino.0, Effect::Acl(ino.0)),
+            false => self.changes_attr(ino),
+        }
     }
 
     /// Hooks for a request that reads a directory.
@@ -361,7 +364,11 @@ impl<FS: Filesystem> Operations<FS> {
         {
             return reply.error(error);
         }
-        let reply = ReplyAttr::kernel(reply, self.changes_attr(ino).unversioned());
+        let hooks = match mode.is_some_and(closes) {
+            true => self.changes(ino, || Effect::Closed(ino.0)),
+            false => self.changes_attr(ino),
+        };
+        let reply = ReplyAttr::kernel(reply, hooks.unversioned());
         self.fs().setattr(
             req, ino, mode, uid, gid, size, atime, mtime, ctime, fh, crtime, chgtime, bkuptime, flags, reply,
         );
@@ -476,7 +483,12 @@ impl<FS: Filesystem> Operations<FS> {
             matters.then(|| self.inode_of(req, parent, name)).flatten(),
             (matters && exchanges).then(|| self.inode_of(req, newparent, newname)).flatten(),
         ];
-        let hooks = self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname, moved));
+        let directory = !matters
+            || moved[0].is_none_or(|(_, kind)| kind == FileType::Directory)
+            || (exchanges && moved[1].is_none_or(|(_, kind)| kind == FileType::Directory));
+        let moved = moved.map(|moved| moved.map(|(ino, _)| ino));
+        let hooks =
+            self.changes(parent, || Effect::names(parent.0, name, newparent.0, newname, moved, directory));
         // What is moved keeps its lifetime (`d_move`), which no answer gives to the new name.
         self.core().coherence.kernel_moves_to(newparent.0, newname);
         if exchanges {
@@ -916,6 +928,11 @@ impl<FS: Filesystem> Operations<FS> {
         self.fs()
             .copy_file_range(req, ino_in, fh_in, offset_in, ino_out, fh_out, offset_out, len, flags, reply);
     }
+}
+
+/// Whether a mode, of which the kernel sends the type, too (`chmod_common`), keeps somebody from searching a directory.
+fn closes(mode: u32) -> bool {
+    matches!(mode & libc::S_IFMT, libc::S_IFDIR | 0) && mode & 0o111 != 0o111
 }
 
 /// Whether an extended attribute is an access control list.

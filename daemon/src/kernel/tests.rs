@@ -418,6 +418,12 @@ impl Invalidate for Noted {
         self.0.lock().push(format!("read {ino}"));
     }
 
+    fn unseen(&self, _: u64) {}
+
+    fn closed(&self, _: Option<u64>) {}
+
+    fn moved_to(&self, _: u64) {}
+
     fn pay(&self) {}
 }
 

@@ -21,6 +21,7 @@ mod sys;
 mod watchers;
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use finesse_ipc::frame::Reply;
@@ -43,6 +44,10 @@ pub(crate) trait Service: Send + Sync + 'static {
     ///
     /// `path` is where it is below the mount's root, if that is known.
     fn prove(&self, context: &Context, ino: u64, path: Option<&[u8]>);
+    /// The mount's metadata table, for clients to map.
+    fn table(&self) -> Option<BorrowedFd<'_>>;
+    /// The calling thread keeps the table: it is believed until that ends.
+    fn keep_table(&self);
     /// Whether there are watches of clients that are gone.
     fn has_orphaned_watches(&self) -> bool;
     /// Forgets those of them that nobody holds.
@@ -86,7 +91,18 @@ impl<FS: Filesystem> Service for Engine<FS> {
 
     fn prove(&self, context: &Context, ino: u64, path: Option<&[u8]>) {
         Engine::prove(self, context, ino);
+        self.open_base(ino, path);
         self.proven_at(context, ino, path);
+    }
+
+    fn table(&self) -> Option<BorrowedFd<'_>> {
+        Engine::table(self).map(|table| table.memory())
+    }
+
+    fn keep_table(&self) {
+        if let Some(table) = Engine::table(self) {
+            table.keep();
+        }
     }
 
     fn has_orphaned_watches(&self) -> bool {

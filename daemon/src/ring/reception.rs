@@ -188,7 +188,12 @@ impl Reception {
             hidden: self.service.hidden(),
             busy: self.pool.is_crowded(),
         });
-        if handshake::send(&peer.socket, &welcome, &[memory.as_fd(), peer.bell.as_fd()]).is_err() {
+        let [memory, bell] = [memory.as_fd(), peer.bell.as_fd()];
+        let sent = match self.service.table() {
+            Some(table) => handshake::send(&peer.socket, &welcome, &[memory, bell, table]),
+            None => handshake::send(&peer.socket, &welcome, &[memory, bell]),
+        };
+        if sent.is_err() {
             self.pool.remove(&peer);
             return Ok(());
         }

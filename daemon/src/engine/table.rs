@@ -1,0 +1,417 @@
+//! What clients look up by themselves: the mount's metadata table, as the engine fills it ([`finesse_ipc::table`]).
+//!
+//! *Who may read it.* Every client reads all of it. So a name is published only if everybody may search every directory above it:
+//! that is established for each directory on the way from the root, and holds for one generation of the table
+//! ([`Inode::is_open`]). Whatever may close a directory begins a new generation: a mode without all search bits, an access control
+//! list, a move to a directory that is not known to be open, something mounted below.
+//!
+//! *What is right stays right* by the same rules as in the [`cache`](super::cache), and at the same places: every change is counted
+//! after the file system has changed, then taken out of the table, then answered. What has been asked for before
+//! is not published after.
+//!
+//! *Attributes* are found by the node id, which a walk has from a name. What can change without that the node id is known is not
+//! published: attributes of files with several names. A file whose only name goes is found no more; if its node id is another
+//! file's then, that one's attributes take the place of its before its name is published.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use finesse_ipc::frame::{Attr, ROOT};
+use finesse_ipc::segment::TableMap;
+use finesse_ipc::table::{Expiry, Kind, Table};
+use fuser::{FileAttr, FileType, INodeNo};
+
+use crate::answer;
+use crate::coherence::unread_for;
+use crate::engine::cache::{Inode, Instant};
+use crate::engine::serve::to_frame;
+use crate::engine::walk::Node;
+use crate::engine::{Checks, Engine};
+use crate::filesystem::Filesystem;
+use crate::mutant;
+use crate::reply::ReplyXattr;
+
+/// The metadata table of one mount.
+pub(crate) struct Published {
+    map: TableMap,
+    memory: OwnedFd,
+    /// Something has been published, so that there may be something to take out.
+    any: AtomicBool,
+    /// Names that have left although they may be right.
+    departures: AtomicUsize,
+}
+
+/// A generation of the table, in which some directories are open to everybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Era(u32);
+
+/// The era in which a directory was found to be open to everybody, or closed to somebody.
+#[derive(Debug, Default)]
+pub(crate) struct Openness(AtomicU64);
+
+impl Openness {
+    /// Whether everybody may search it and all above it.
+    pub(crate) fn is_open(&self, era: Era) -> bool {
+        self.0.load(Ordering::Acquire) == u64::from(era.0)
+    }
+
+    /// Whether it was found that somebody may not.
+    pub(crate) fn is_closed(&self, era: Era) -> bool {
+        self.0.load(Ordering::Acquire) == u64::from(era.0) | 1 << 32
+    }
+
+    /// Everybody may, or somebody may not.
+    pub(crate) fn set(&self, era: Era, open: bool) {
+        self.0.store(u64::from(era.0) | u64::from(!open) << 32, Ordering::Release);
+    }
+}
+
+/// What a name stands for, as the table has it.
+pub(crate) fn kind_of(kind: FileType) -> Kind {
+    match kind {
+        FileType::Directory => Kind::Directory,
+        FileType::Symlink => Kind::Symlink,
+        _ => Kind::Other,
+    }
+}
+
+impl Published {
+    /// An empty table of so many bytes; `None` if it cannot be had.
+    pub(crate) fn new(bytes: usize) -> Option<Self> {
+        let mut seed = [0; 8];
+        let created = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty())
+            .and_then(|_| TableMap::create(bytes, u64::from_ne_bytes(seed)));
+        match created {
+            Ok((map, memory)) => {
+                Some(Self { map, memory, any: AtomicBool::new(false), departures: AtomicUsize::new(0) })
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no metadata table: every lookup on the bypass is a round trip");
+                None
+            }
+        }
+    }
+
+    /// What clients map.
+    pub(crate) fn memory(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
+    }
+
+    /// The calling thread keeps it: it is believed until that ends.
+    pub(crate) fn keep(&self) {
+        if let Err(error) = self.map.keep() {
+            tracing::warn!(%error, "nobody would hear of the daemon's death: the metadata table is not used");
+        }
+    }
+
+    /// Nobody is to believe it any more.
+    pub(crate) fn end(&self) {
+        if let Some(table) = self.map.table() {
+            table.keep(0);
+        }
+    }
+
+    fn table(&self) -> Option<Table<'_, AtomicU64>> {
+        self.map.table()
+    }
+
+    /// The present era.
+    pub(crate) fn era(&self) -> Era {
+        Era(self.table().map_or(0, |table| table.generation()))
+    }
+
+    /// Takes everything out. The change must have been counted.
+    pub(crate) fn renew(&self) {
+        if !mutant::leaves_out("table: generation")
+            && let Some(table) = self.table()
+        {
+            table.renew();
+        }
+    }
+
+    /// Whether a name is in the table.
+    pub(crate) fn holds(&self, era: Era, parent: u64, name: &OsStr) -> bool {
+        let Some(table) = self.table() else { return true };
+        // One that is too long never will be.
+        table.key(era.0, parent, name.as_bytes()).is_none_or(|key| table.holds(&key))
+    }
+
+    /// Publishes what a name stands for: nothing, or an inode. `is_current` reads and modifies the count of changes.
+    pub(crate) fn name(
+        &self,
+        era: Era,
+        parent: u64,
+        name: &OsStr,
+        child: Option<(u64, FileType)>,
+        expiry: Expiry,
+        is_current: impl FnOnce() -> bool,
+    ) {
+        let Some(table) = self.table() else { return };
+        let Some(key) = table.key(era.0, parent, name.as_bytes()) else { return };
+        let stands_for = child.map_or((0, Kind::Absent), |(ino, kind)| (ino, kind_of(kind)));
+        self.any.store(true, Ordering::Release);
+        table.publish_name(&key, stands_for, expiry, |parent| self.departs(era, parent), is_current);
+    }
+
+    /// A name of a directory leaves, and may be right.
+    fn departs(&self, era: Era, directory: u64) {
+        self.departures.fetch_add(1, Ordering::AcqRel);
+        if let Some(table) = self.table() {
+            table.unmark(era.0, directory);
+        }
+    }
+
+    /// Publishes attributes.
+    pub(crate) fn attr(&self, era: Era, attr: &Attr, expiry: Expiry, is_current: impl FnOnce() -> bool) {
+        let Some(table) = self.table() else { return };
+        self.any.store(true, Ordering::Release);
+        table.publish_attr(era.0, attr, expiry, is_current);
+    }
+
+    /// Publishes a symbolic link's target.
+    pub(crate) fn link(
+        &self,
+        era: Era,
+        ino: u64,
+        target: &[u8],
+        expiry: Expiry,
+        is_current: impl FnOnce() -> bool,
+    ) {
+        let Some(table) = self.table() else { return };
+        self.any.store(true, Ordering::Release);
+        table.publish_link(era.0, ino, target, expiry, is_current);
+    }
+
+    /// A name has changed, which has been counted.
+    pub(crate) fn name_changed(&self, parent: u64, name: &OsStr) {
+        if !self.any.load(Ordering::Acquire) || mutant::leaves_out("table: names") {
+            return;
+        }
+        let Some(table) = self.table() else { return };
+        let era = self.era();
+        self.departs(era, parent);
+        if let Some(key) = table.key(era.0, parent, name.as_bytes()) {
+            table.take_name(&key, |_| ());
+        }
+    }
+
+    /// An inode's attributes have changed, which has been counted.
+    pub(crate) fn attr_changed(&self, ino: u64) {
+        if !self.any.load(Ordering::Acquire) || mutant::leaves_out("table: attributes") {
+            return;
+        }
+        if let Some(table) = self.table() {
+            table.take_attr(self.era().0, ino);
+        }
+    }
+
+    /// What was known of the target of a node id is not known to be right.
+    pub(crate) fn forget_link(&self, era: Era, ino: u64) {
+        if self.any.load(Ordering::Acquire)
+            && let Some(table) = self.table()
+        {
+            table.take_link(era.0, ino);
+        }
+    }
+
+    /// What was known of a node id is not known to be right.
+    pub(crate) fn forget(&self, era: Era, ino: u64) {
+        if self.any.load(Ordering::Acquire)
+            && let Some(table) = self.table()
+        {
+            table.take_attr(era.0, ino);
+        }
+    }
+}
+
+/// The access control list of a directory.
+const ACCESS_LIST: &str = "system.posix_acl_access";
+
+impl<FS: Filesystem> Engine<FS> {
+    /// What clients map to look names up by themselves.
+    pub(crate) fn table(&self) -> Option<&Published> {
+        self.cache.table()
+    }
+
+    /// Finds out whether everybody may search the root.
+    pub(super) fn open_root(&self) {
+        let Some(table) = self.cache.table() else { return };
+        let era = table.era();
+        let root = &self.root;
+        if root.openness.is_open(era) || root.openness.is_closed(era) {
+            return;
+        }
+        let mark = self.cache.mark();
+        let context = Self::daemons_own();
+        if let Ok(attr) = self.fresh_attr(&self.request(&context), root) {
+            self.open_directory(era, root, &attr, mark);
+            if root.openness.is_open(era) {
+                self.publish_attr(table, era, root, &attr, root.attr_expiry(), mark);
+            }
+        }
+    }
+
+    /// Finds out whether everybody may search a directory whose attributes were asked for at `mark`, and that is in one that
+    /// everybody may search.
+    fn open_directory(&self, era: Era, directory: &Inode, attr: &FileAttr, mark: u64) {
+        let openness = &directory.openness;
+        if attr.perm & 0o111 != 0o111 || openness.is_open(era) || openness.is_closed(era) {
+            return;
+        }
+        let listed = self.checks == Checks::Caller && self.has_access_list(directory.ino);
+        // Who closes it counts that before the era ends, so that this is not noted for the next one.
+        if self.cache.is_current(mark) {
+            openness.set(era, !listed);
+        }
+    }
+
+    /// Whether a directory has an access control list, by which somebody may be kept from searching it.
+    fn has_access_list(&self, ino: u64) -> bool {
+        let context = Self::daemons_own();
+        let (reply, answer) = ReplyXattr::local();
+        self.core.fs.getxattr(&self.request(&context), INodeNo(ino), OsStr::new(ACCESS_LIST), 0, reply);
+        match answer.wait() {
+            Ok(_) => true,
+            Err(errno) => !matches!(errno.code(), libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS),
+        }
+    }
+
+    /// Publishes what the file system has answered about a name at `mark`; the era in which everybody may know it.
+    pub(super) fn publish(
+        &self,
+        directory: &Inode,
+        name: &OsStr,
+        entry: &answer::Entry,
+        inode: Option<&Arc<Inode>>,
+        mark: u64,
+    ) -> Option<Era> {
+        let table = self.cache.table()?;
+        let era = table.era();
+        if !directory.openness.is_open(era) {
+            return None;
+        }
+        let now = Instant::now();
+        let expiry = now.after(entry.entry_ttl);
+        if let Some(inode) = inode {
+            self.publish_inode(table, era, inode, Some((&entry.attr, now.after(entry.attr_ttl))), mark)?;
+        }
+        if expiry > Instant::EXPIRED {
+            let child = inode.map(|inode| (inode.ino, inode.kind));
+            table.name(era, directory.ino, name, child, expiry.expiry(), || self.cache.is_current(mark));
+        }
+        Some(era)
+    }
+
+    /// Publishes a name that was remembered at `mark`, unless it is in the table.
+    pub(super) fn publish_known(
+        &self,
+        directory: &Inode,
+        name: &OsStr,
+        inode: &Arc<Inode>,
+        expiry: Instant,
+        mark: u64,
+    ) -> Option<Era> {
+        let table = self.cache.table()?;
+        let era = table.era();
+        if !directory.openness.is_open(era) {
+            return None;
+        }
+        let is_settled =
+            inode.kind != FileType::Directory || inode.openness.is_open(era) || inode.openness.is_closed(era);
+        if is_settled && table.holds(era, directory.ino, name) {
+            return Some(era);
+        }
+        let attr = inode.attr(&self.cache);
+        self.publish_inode(table, era, inode, attr.as_ref().map(|attr| (attr, inode.attr_expiry())), mark)?;
+        let child = Some((inode.ino, inode.kind));
+        table.name(era, directory.ino, name, child, expiry.expiry(), || self.cache.is_current(mark));
+        Some(era)
+    }
+
+    /// Publishes an inode before its name: its attributes, as far as they are known, take the place of whatever had its node id
+    /// before. `None` if nobody is to find it.
+    fn publish_inode(
+        &self,
+        table: &Published,
+        era: Era,
+        inode: &Inode,
+        attr: Option<(&FileAttr, Instant)>,
+        mark: u64,
+    ) -> Option<()> {
+        if self.is_covered(inode.ino) {
+            return None;
+        }
+        match attr {
+            Some((attr, expiry)) => self.publish_attr(table, era, inode, attr, expiry, mark),
+            None => table.forget(era, inode.ino),
+        }
+        if inode.kind == FileType::Symlink {
+            table.forget_link(era, inode.ino);
+        }
+        if let (FileType::Directory, Some((attr, _))) = (inode.kind, attr) {
+            self.open_directory(era, inode, attr, mark);
+        }
+        Some(())
+    }
+
+    /// Publishes attributes of an inode that everybody may know.
+    fn publish_attr(
+        &self,
+        table: &Published,
+        era: Era,
+        inode: &Inode,
+        attr: &FileAttr,
+        mut expiry: Instant,
+        mark: u64,
+    ) {
+        let has_names = attr.nlink > 1 && inode.kind != FileType::Directory;
+        let mut good = expiry > Instant::EXPIRED && !has_names && !self.changes_unseen(inode);
+        if good && self.may_be_read_unseen(inode) {
+            match unread_for(attr, SystemTime::now()) {
+                Some(left) => expiry = expiry.min(Instant::now().after(left)),
+                None => good = false,
+            }
+        }
+        match good {
+            true => table.attr(era, &to_frame(attr), expiry.expiry(), || self.cache.is_current(mark)),
+            false => table.forget(era, inode.ino),
+        }
+    }
+
+    /// Publishes attributes that were asked for at `mark`, or remembered then, of what a walk has found.
+    pub(super) fn publish_found(&self, node: &Node, attr: &FileAttr, mark: u64) {
+        if let (Some(table), Some(era)) = (self.cache.table(), node.public)
+            && era == table.era()
+        {
+            self.publish_attr(table, era, &node.inode, attr, node.inode.attr_expiry(), mark);
+        }
+    }
+
+    /// Publishes the target of a symbolic link that a walk has found.
+    pub(super) fn publish_target(&self, node: &Node, target: &[u8], mark: u64) {
+        if let (Some(table), Some(era)) = (self.cache.table(), node.public)
+            && era == table.era()
+        {
+            let expiry = node.inode.attr_expiry();
+            if expiry > Instant::EXPIRED {
+                table.link(era, node.inode.ino, target, expiry.expiry(), || self.cache.is_current(mark));
+            }
+        }
+    }
+
+    /// A client has proven a directory by its descriptor, which is at this path below the root: walks there, to find out whether
+    /// everybody may.
+    pub(crate) fn open_base(&self, ino: u64, path: Option<&[u8]>) {
+        let (Some(table), Some(path)) = (self.cache.table(), path) else { return };
+        if !path.is_empty() && !self.cache.borrowed(ino).openness.is_open(table.era()) {
+            let context = Self::daemons_own();
+            // What cannot be walked to is not published.
+            let _ = self.resolve(&context, &self.request(&context), ROOT, path, false);
+        }
+    }
+}

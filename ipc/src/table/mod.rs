@@ -1,0 +1,430 @@
+//! The metadata table of a mount: names and attributes that clients look up without a round trip.
+//!
+//! It lies in one memfd that the daemon alone writes and every client maps read-only. Everything in it is an atomic word, so that
+//! readers may race with the writer without undefined behaviour; everything here is generic over the atomics, so that `loom`
+//! runs the very code.
+//!
+//! ```text
+//! 0        header: magic, version, seed, generation, whether the daemon lives
+//! 512      sets of names   (parent, name) → (node id, type), or "does not exist"
+//! …        sets of attributes  node id → the fields of `struct stat`
+//! …        sets of link targets  node id → a short symbolic link's target
+//! …        sets of marks   node id → "all names of this directory are in the table"
+//! ```
+//!
+//! *A set* is a line of tags, a lock and a clock hand that only the daemon uses, and [`WAYS`] entries: what is not in the table
+//! costs one cache line to find out, whoever looks. The CLOCK algorithm evicts within the set. Readers cannot set its bits, as they
+//! cannot write: an entry counts as used when it is published again.
+//!
+//! *An entry* begins with its seqlock word: a sequence number, odd while the entry is written, and in the upper half the
+//! [`Expiry`]. Readers load every word with acquire ordering and the writer stores with release ordering. So whoever has seen any
+//! word of a later version finds another sequence number, without a fence.
+//!
+//! *Generation.* Every entry carries the table's generation. A new one takes all entries out at once.
+//!
+//! *Changes.* What must not be published any more is counted by the daemon before it is taken out. [`Table::publish_name`] and
+//! its like show the tag first, then ask whether anything has been counted, and only then end the write. So either the
+//! publisher hears of the change, or whoever changes finds the tag, and takes the entry out under the set's lock ([`write`]).
+//! Both must read and modify the same count for that.
+
+mod walk;
+mod write;
+
+use std::sync::atomic::Ordering;
+
+pub use self::walk::{Clock, Walked};
+use crate::frame::{Attr, Time};
+use crate::ring::Atomic;
+
+/// Marks a table of ours ("FINTABLE", little endian).
+pub const MAGIC: u64 = u64::from_le_bytes(*b"FINTABLE");
+/// Entries in a set.
+pub const WAYS: usize = 8;
+/// Longest name in the table, in bytes.
+pub const NAME_MAX: usize = 34;
+/// Longest target of a symbolic link in the table, in bytes.
+pub const TARGET_MAX: usize = (WIDE - 3) * 8;
+/// Smallest table, in bytes.
+pub const BYTES_MIN: usize = 1 << 20;
+/// Largest table, in bytes.
+pub const BYTES_MAX: usize = 1 << 36;
+
+/// Words of a cache line.
+const LINE: usize = 8;
+/// Words of a name's entry, and of a mark's.
+const NARROW: usize = 8;
+/// Words of the entry of attributes, and of a target.
+const WIDE: usize = 16;
+/// Words of the header: one page.
+const HEADER: usize = 512;
+const MAGIC_AT: usize = 0;
+const VERSION_AT: usize = 1;
+const SEED_AT: usize = 2;
+const GENERATION_AT: usize = LINE;
+/// The word whose lower half is a robust futex that a thread of the daemon's holds (set_robust_list(2)).
+pub const HOLDER_AT: usize = 2 * LINE;
+/// The thread in a futex word (`FUTEX_TID_MASK`): the kernel takes it out when the thread ends.
+const HOLDER: u64 = 0x3fff_ffff;
+/// How often a reader looks again at an entry that is being written.
+const TRIES: u32 = 4;
+/// Sets of names for each set of targets, and of marks.
+const NAMES_PER_RARE: usize = 8;
+
+const SET_NARROW: usize = LINE + WAYS * NARROW;
+const SET_WIDE: usize = LINE + WAYS * WIDE;
+
+/// Word of a set that is locked.
+const LOCK: usize = 4;
+/// Word of a set with the clock's hand (8 bits) and the bits of what was used (8 bits).
+const CLOCK: usize = 5;
+
+const _: () = {
+    assert!(size_of::<Attr>() == 96 && WAYS == 8 && LINE * 8 == 64);
+    assert!(HOLDER_AT < HEADER && SET_NARROW.is_multiple_of(LINE) && SET_WIDE.is_multiple_of(LINE));
+    assert!(NAME_MAX + 6 == 40 && TARGET_MAX == 104);
+};
+
+/// When an entry ends: by the coarse monotonic clock, in units of 2^24 ns (17 ms).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Expiry(u32);
+
+impl Expiry {
+    /// It does not end by itself.
+    pub const NEVER: Self = Self(u32::MAX);
+
+    /// The last moment that can be told, at or before a time in nanoseconds.
+    pub fn at(nanoseconds: u64) -> Self {
+        Self(u32::try_from(nanoseconds >> 24).map_or(u32::MAX - 1, |units| units.min(u32::MAX - 1)))
+    }
+}
+
+/// What a name stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// Nothing: the name does not exist.
+    Absent = 0,
+    /// A directory.
+    Directory = 1,
+    /// A symbolic link.
+    Symlink = 2,
+    /// Anything else.
+    Other = 3,
+}
+
+impl Kind {
+    fn from_bits(bits: u64) -> Self {
+        match bits {
+            0 => Self::Absent,
+            1 => Self::Directory,
+            2 => Self::Symlink,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Sets of one kind of entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Sets {
+    /// First word.
+    start: usize,
+    /// How many sets.
+    count: usize,
+}
+
+/// Where everything lies in a table of a certain size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    names: Sets,
+    attrs: Sets,
+    links: Sets,
+    marks: Sets,
+    /// What hashes begin with.
+    seed: u64,
+}
+
+impl Shape {
+    /// The shape of a table of so many bytes, which both sides compute alike.
+    fn of(bytes: usize, seed: u64) -> Self {
+        // For each set of names one of attributes; fewer of the others.
+        let group = NAMES_PER_RARE * (SET_NARROW + SET_WIDE) + SET_WIDE + SET_NARROW;
+        let rare = ((bytes / 8).saturating_sub(HEADER) / group).max(1);
+        let common = rare * NAMES_PER_RARE;
+        let names = Sets { start: HEADER, count: common };
+        let attrs = Sets { start: names.start + common * SET_NARROW, count: common };
+        let links = Sets { start: attrs.start + common * SET_WIDE, count: rare };
+        let marks = Sets { start: links.start + rare * SET_WIDE, count: rare };
+        Self { names, attrs, links, marks, seed }
+    }
+}
+
+/// A table: its words, and where everything lies among them.
+#[derive(Debug)]
+pub struct Table<'t, A> {
+    words: &'t [A],
+    shape: Shape,
+}
+
+impl<A> Clone for Table<'_, A> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<A> Copy for Table<'_, A> {}
+
+/// A multiplication whose halves are put together: every bit of the factors decides about every bit of the result.
+#[inline]
+fn fold(a: u64, b: u64) -> u64 {
+    let product = u128::from(a) * u128::from(b);
+    product as u64 ^ (product >> 64) as u64
+}
+
+const MIX: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
+
+/// How a name is looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    parent: u64,
+    /// Generation (4 bytes), length (1 byte), the name, padded with zeros; the last byte, which is the kind's, is 0.
+    words: [u64; 5],
+    hash: u64,
+}
+
+/// The bits of the last word of a name that are the kind's.
+const KIND_SHIFT: u32 = 56;
+
+/// An entry as it was at one moment.
+#[derive(Debug)]
+struct Entry<'t, A, const W: usize> {
+    cells: &'t [A],
+    words: [u64; W],
+}
+
+impl<A: Atomic<u64>, const W: usize> Entry<'_, A, W> {
+    /// Whether nobody has written to it since it was read.
+    #[inline]
+    fn is_unchanged(&self) -> bool {
+        self.cells.first().is_some_and(|seqlock| seqlock.load(Ordering::Acquire) == self.words[0])
+    }
+
+    #[inline]
+    fn expiry(&self) -> Expiry {
+        Expiry((self.words[0] >> 32) as u32)
+    }
+}
+
+/// What came of looking for an entry.
+#[derive(Debug)]
+enum Looked<'t, A, const W: usize> {
+    Found(Entry<'t, A, W>),
+    /// It was not there all the time.
+    Missing,
+    /// Somebody writes.
+    Unclear,
+}
+
+/// The tag of a hash: never 0, which says that there is no entry.
+#[inline]
+fn tag(hash: u64) -> u32 {
+    hash as u32 | 1
+}
+
+impl<'t, A: Atomic<u64>> Table<'t, A> {
+    /// The table in these words; `None` if they hold none of this version.
+    pub fn new(words: &'t [A], version: u32) -> Option<Self> {
+        let word = |at: usize| words.get(at).map(|word| word.load(Ordering::Acquire));
+        if word(MAGIC_AT)? != MAGIC || word(VERSION_AT)? != u64::from(version) {
+            return None;
+        }
+        Some(Self { words, shape: Shape::of(words.len() * 8, word(SEED_AT)?) })
+    }
+
+    /// Its shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The table in words that were found to hold one of this shape.
+    #[inline]
+    pub fn again(words: &'t [A], shape: Shape) -> Self {
+        Self { words, shape }
+    }
+
+    /// The generation of what is good.
+    #[inline]
+    pub fn generation(&self) -> u32 {
+        self.words[GENERATION_AT].load(Ordering::Acquire) as u32
+    }
+
+    /// Whether the daemon lives and keeps the table.
+    #[inline]
+    pub fn is_kept(&self) -> bool {
+        self.words[HOLDER_AT].load(Ordering::Acquire) & HOLDER != 0
+    }
+
+    /// How a name is looked for in a generation; `None` if it is too long to be in the table, or empty.
+    #[inline]
+    pub fn key(&self, generation: u32, parent: u64, name: &[u8]) -> Option<Key> {
+        if name.is_empty() {
+            return None;
+        }
+        let mut bytes = [0; 40];
+        bytes[..4].copy_from_slice(&generation.to_le_bytes());
+        bytes[4] = name.len() as u8;
+        bytes.get_mut(5..39)?.get_mut(..name.len())?.copy_from_slice(name);
+        let (chunks, _) = bytes.as_chunks::<8>();
+        let mut words = [0; 5];
+        for (word, chunk) in words.iter_mut().zip(chunks) {
+            *word = u64::from_le_bytes(*chunk);
+        }
+        let mut hash = fold(self.shape.seed ^ parent, MIX[0]);
+        for word in &words[..(5 + name.len()).div_ceil(8)] {
+            hash = fold(hash ^ word, MIX[1]);
+        }
+        Some(Key { parent, words, hash })
+    }
+
+    #[inline]
+    fn hash_of(&self, generation: u32, ino: u64) -> u64 {
+        fold(fold(self.shape.seed ^ ino, MIX[0]) ^ u64::from(generation), MIX[1])
+    }
+
+    #[inline]
+    fn set(&self, sets: Sets, hash: u64, words: usize) -> &'t [A] {
+        let index = (((hash >> 32) * sets.count as u64) >> 32) as usize;
+        &self.words[sets.start + index * words..][..words]
+    }
+
+    #[inline]
+    fn find<const W: usize>(
+        &self,
+        sets: Sets,
+        hash: u64,
+        is_it: impl Fn(&[u64; W]) -> bool,
+    ) -> Looked<'t, A, W> {
+        let set = self.set(sets, hash, LINE + WAYS * W);
+        let tag = tag(hash);
+        for pair in 0..WAYS / 2 {
+            let tags = set[pair].load(Ordering::Acquire);
+            for (half, found) in [tags as u32, (tags >> 32) as u32].into_iter().enumerate() {
+                if found != tag {
+                    continue;
+                }
+                let cells = &set[LINE + (2 * pair + half) * W..][..W];
+                match read(cells) {
+                    None => return Looked::Unclear,
+                    Some(words) if is_it(&words) => return Looked::Found(Entry { cells, words }),
+                    Some(_) => {}
+                }
+            }
+        }
+        Looked::Missing
+    }
+
+    #[inline]
+    fn find_name(&self, key: &Key) -> Looked<'t, A, NARROW> {
+        self.find(self.shape.names, key.hash, |words| is_name(words, key))
+    }
+
+    /// Whether a name is in the table, whatever it stands for.
+    pub fn holds(&self, key: &Key) -> bool {
+        matches!(self.find_name(key), Looked::Found(_))
+    }
+
+    #[inline]
+    fn find_attr(&self, generation: u32, ino: u64) -> Looked<'t, A, WIDE> {
+        self.find(self.shape.attrs, self.hash_of(generation, ino), |words| is_of(words, generation, ino))
+    }
+
+    fn find_link(&self, generation: u32, ino: u64) -> Looked<'t, A, WIDE> {
+        self.find(self.shape.links, self.hash_of(generation, ino), |words| is_of(words, generation, ino))
+    }
+
+    fn find_mark(&self, generation: u32, ino: u64) -> Looked<'t, A, NARROW> {
+        self.find(self.shape.marks, self.hash_of(generation, ino), |words| is_of(words, generation, ino))
+    }
+}
+
+/// Copies an entry; `None` if somebody goes on writing to it.
+#[inline]
+fn read<A: Atomic<u64>, const W: usize>(cells: &[A]) -> Option<[u64; W]> {
+    for _ in 0..TRIES {
+        let seqlock = cells[0].load(Ordering::Acquire);
+        if seqlock & 1 == 0 {
+            let mut words = [seqlock; W];
+            for (word, cell) in words.iter_mut().zip(cells).skip(1) {
+                *word = cell.load(Ordering::Acquire);
+            }
+            // Not sooner than the loads before it, as they acquire.
+            if cells[0].load(Ordering::Relaxed) == seqlock {
+                return Some(words);
+            }
+        }
+        write::pause();
+    }
+    None
+}
+
+#[inline]
+fn is_name(words: &[u64; NARROW], key: &Key) -> bool {
+    let [_, parent, one, two, three, four, last, _] = *words;
+    let last = last & !(0xff << KIND_SHIFT);
+    parent == key.parent && [one, two, three, four, last] == key.words
+}
+
+/// Whether an entry that is found by a node id is this one's.
+#[inline]
+fn is_of<const W: usize>(words: &[u64; W], generation: u32, ino: u64) -> bool {
+    words[1] == ino && words[2] as u32 == generation
+}
+
+fn halves(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
+/// Attributes as an entry, all but its first word.
+fn pack(generation: u32, attr: &Attr) -> [u64; WIDE] {
+    let [atime, mtime, ctime] = attr.times;
+    let mut words = [0; WIDE];
+    words[1..13].copy_from_slice(&[
+        attr.ino,
+        u64::from(generation),
+        attr.size,
+        attr.blocks,
+        atime.sec.cast_unsigned(),
+        mtime.sec.cast_unsigned(),
+        ctime.sec.cast_unsigned(),
+        halves(atime.nsec as u32, mtime.nsec as u32),
+        halves(ctime.nsec as u32, attr.mode),
+        halves(attr.nlink, attr.uid),
+        halves(attr.gid, attr.rdev),
+        u64::from(attr.blksize),
+    ]);
+    words
+}
+
+/// The attributes in an entry.
+#[inline]
+fn unpack(words: &[u64; WIDE]) -> Attr {
+    let low = |at: usize| words[at] as u32;
+    let high = |at: usize| (words[at] >> 32) as u32;
+    let time = |at: usize, nsec: u32| Time { sec: words[at].cast_signed(), nsec: nsec.into() };
+    Attr {
+        ino: words[1],
+        size: words[3],
+        blocks: words[4],
+        times: [time(5, low(8)), time(6, high(8)), time(7, low(9))],
+        mode: high(9),
+        nlink: low(10),
+        uid: high(10),
+        gid: low(11),
+        rdev: high(11),
+        blksize: low(12),
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models;
+#[cfg(all(test, not(loom)))]
+mod tests;

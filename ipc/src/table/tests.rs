@@ -1,0 +1,256 @@
+use std::cell::{Cell, RefCell};
+use std::sync::atomic::AtomicU64;
+
+use super::*;
+
+const VERSION: u32 = 7;
+
+fn words(bytes: usize) -> Vec<AtomicU64> {
+    (0..bytes / 8).map(|_| AtomicU64::new(0)).collect()
+}
+
+fn kept(words: &[AtomicU64]) -> Table<'_, AtomicU64> {
+    let table = Table::format(words, VERSION, 4711).unwrap();
+    table.keep(1);
+    table
+}
+
+fn publish(table: &Table<'_, AtomicU64>, parent: u64, name: &str, child: u64, kind: Kind) -> bool {
+    let key = table.key(table.generation(), parent, name.as_bytes()).unwrap();
+    table.publish_name(&key, (child, kind), Expiry::NEVER, |_| (), || true)
+}
+
+fn attr(ino: u64) -> Attr {
+    let time = |sec| Time { sec, nsec: 999_999_999 };
+    Attr {
+        ino,
+        size: u64::MAX - ino,
+        blocks: 9,
+        times: [time(-1), time(i64::MAX), time(7)],
+        mode: libc::S_IFREG | 0o644,
+        nlink: 1,
+        uid: u32::MAX - 1,
+        gid: 5,
+        rdev: 6,
+        blksize: 4096,
+    }
+}
+
+fn stat(table: &Table<'_, AtomicU64>, path: &str) -> Walked<Attr> {
+    table.stat(1, path.as_bytes(), false, &mut Clock::default())
+}
+
+#[test]
+fn attributes_come_back_as_they_were() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    assert!(table.publish_attr(1, &attr(3), Expiry::NEVER, || true));
+    assert!(publish(&table, 1, "a", 3, Kind::Other));
+    assert_eq!(stat(&table, "a"), Walked::Found(attr(3)));
+    assert_eq!(stat(&table, "b"), Walked::Unclear);
+}
+
+#[test]
+fn paths_are_walked_and_what_is_unusual_is_left() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    publish(&table, 1, "d", 2, Kind::Directory);
+    publish(&table, 2, "f", 3, Kind::Other);
+    publish(&table, 2, "l", 4, Kind::Symlink);
+    publish(&table, 2, "no", 0, Kind::Absent);
+    for ino in 1..=4 {
+        table.publish_attr(1, &attr(ino), Expiry::NEVER, || true);
+    }
+    for (path, found) in [
+        ("d", Walked::Found(attr(2))),
+        ("d/f", Walked::Found(attr(3))),
+        ("d//f", Walked::Found(attr(3))),
+        ("d/l", Walked::Found(attr(4))),
+        (".", Walked::Found(attr(1))),
+        ("d/no", Walked::Absent),
+        ("d/no/more", Walked::Absent),
+        ("d/f/x", Walked::Unclear),
+        ("d/l/x", Walked::Unclear),
+        ("d/", Walked::Unclear),
+        ("d/.", Walked::Unclear),
+        ("d/../d/f", Walked::Unclear),
+        ("d/unknown", Walked::Unclear),
+        ("", Walked::Unclear),
+        ("/d", Walked::Unclear),
+    ] {
+        assert_eq!(stat(&table, path), found, "{path}");
+    }
+    assert_eq!(table.stat(1, b"d/l", true, &mut Clock::default()), Walked::Unclear, "a link to follow");
+    assert_eq!(table.stat(2, b"f", true, &mut Clock::default()), Walked::Found(attr(3)), "from a base");
+    assert_eq!(table.probe(1, b"d/l", &mut Clock::default()), Walked::Found(Kind::Symlink));
+}
+
+#[test]
+fn names_are_told_apart_up_to_the_longest() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    let longest = "n".repeat(NAME_MAX);
+    assert!(table.key(1, 1, longest.as_bytes()).is_some());
+    assert!(table.key(1, 1, format!("{longest}n").as_bytes()).is_none() && table.key(1, 1, b"").is_none());
+    publish(&table, 1, &longest, 3, Kind::Other);
+    publish(&table, 1, &longest[1..], 0, Kind::Absent);
+    let probe = |path: &str| table.probe(1, path.as_bytes(), &mut Clock::default());
+    assert_eq!(probe(&longest), Walked::Found(Kind::Other));
+    assert_eq!(probe(&longest[1..]), Walked::Absent);
+    assert_eq!(probe(&longest[2..]), Walked::Unclear);
+    // A zero byte is no padding.
+    assert_eq!(probe(&format!("{}\0", &longest[1..])), Walked::Unclear);
+}
+
+#[test]
+fn what_is_taken_out_is_unclear_and_only_that() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    publish(&table, 1, "a", 2, Kind::Other);
+    publish(&table, 1, "b", 2, Kind::Other);
+    table.publish_attr(1, &attr(2), Expiry::NEVER, || true);
+    assert!(table.take_name(&table.key(1, 1, b"a").unwrap(), |_| ()));
+    assert!(!table.take_name(&table.key(1, 1, b"a").unwrap(), |_| ()), "it is gone");
+    assert_eq!((stat(&table, "a"), stat(&table, "b")), (Walked::Unclear, Walked::Found(attr(2))));
+    assert!(table.take_attr(1, 2));
+    assert_eq!(stat(&table, "b"), Walked::Unclear);
+    assert_eq!(table.probe(1, b"b", &mut Clock::default()), Walked::Found(Kind::Other));
+}
+
+#[test]
+fn entries_end_at_their_time() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    let key = table.key(1, 1, b"a").unwrap();
+    table.publish_name(&key, (0, Kind::Absent), Expiry::at(10_000_000_000), |_| (), || true);
+    let at = |now| table.probe(1, b"a", &mut Clock::at(now));
+    assert_eq!(at(9_900_000_000), Walked::Absent);
+    assert_eq!(at(10_000_000_000), Walked::Unclear);
+    table.publish_name(&key, (0, Kind::Absent), Expiry::NEVER, |_| (), || true);
+    assert_eq!(at(u64::MAX), Walked::Absent);
+    assert!(Expiry::at(u64::MAX) < Expiry::NEVER);
+}
+
+#[test]
+fn a_new_generation_is_empty_and_a_table_that_nobody_keeps_is_not_believed() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    publish(&table, 1, "a", 0, Kind::Absent);
+    assert_eq!(stat(&table, "a"), Walked::Absent);
+    table.renew();
+    assert_eq!(stat(&table, "a"), Walked::Unclear);
+    publish(&table, 1, "a", 0, Kind::Absent);
+    assert_eq!(stat(&table, "a"), Walked::Absent);
+    // What the kernel leaves when the thread has died (FUTEX_OWNER_DIED).
+    words[HOLDER_AT].store(0x4000_0000, Ordering::Relaxed);
+    assert_eq!(stat(&table, "a"), Walked::Unclear);
+}
+
+#[test]
+fn what_has_changed_meanwhile_is_not_published_and_nothing_is_left() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    let key = table.key(1, 1, b"a").unwrap();
+    assert!(!table.publish_name(&key, (0, Kind::Absent), Expiry::NEVER, |_| (), || false));
+    assert_eq!(stat(&table, "a"), Walked::Unclear);
+    // Also what was there before, which may be right: somebody must hear of that.
+    publish(&table, 1, "a", 0, Kind::Absent);
+    let left = Cell::new(0);
+    assert!(!table.publish_name(&key, (9, Kind::Other), Expiry::NEVER, |parent| left.set(parent), || false));
+    assert_eq!((stat(&table, "a"), left.get()), (Walked::Unclear, 1));
+    assert!(!table.publish_attr(1, &attr(2), Expiry::NEVER, || false) && !table.take_attr(1, 2));
+}
+
+#[test]
+fn a_full_set_drops_what_was_not_published_again_and_says_so() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    let mut names: Vec<String> = Vec::new();
+    let first = table.key(1, 1, b"first").unwrap();
+    let set = |key: &Key| ((key.hash >> 32) * table.shape.names.count as u64) >> 32;
+    for number in 0.. {
+        let name = format!("n{number}");
+        if set(&table.key(1, 1, name.as_bytes()).unwrap()) == set(&first) {
+            names.push(name);
+        }
+        if names.len() == 3 * WAYS {
+            break;
+        }
+    }
+    let left = RefCell::new(Vec::new());
+    let publish = |name: &str| {
+        let key = table.key(1, 1, name.as_bytes()).unwrap();
+        table.publish_name(
+            &key,
+            (0, Kind::Absent),
+            Expiry::NEVER,
+            |parent| left.borrow_mut().push(parent),
+            || true,
+        )
+    };
+    for name in &names {
+        // One that is published again and again stays.
+        assert!(publish("first") && publish("first") && publish(name));
+        assert!(table.holds(&first));
+    }
+    let held = names.iter().filter(|name| table.holds(&table.key(1, 1, name.as_bytes()).unwrap())).count();
+    assert_eq!((held, left.borrow().len()), (WAYS - 1, names.len() - (WAYS - 1)));
+    assert!(left.borrow().iter().all(|parent| *parent == 1));
+}
+
+#[test]
+fn a_name_that_is_not_in_a_complete_directory_does_not_exist() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    publish(&table, 1, "a", 3, Kind::Other);
+    assert_eq!(stat(&table, "b"), Walked::Unclear);
+    assert!(table.mark(1, 1, Expiry::NEVER, || true));
+    assert_eq!((stat(&table, "b"), stat(&table, "b/c")), (Walked::Absent, Walked::Absent));
+    assert_eq!(table.probe(1, b"a", &mut Clock::default()), Walked::Found(Kind::Other));
+    assert_eq!(table.probe(3, b"b", &mut Clock::default()), Walked::Unclear, "another directory");
+    table.unmark(1, 1);
+    assert_eq!(stat(&table, "b"), Walked::Unclear);
+}
+
+#[test]
+fn targets_come_back_if_they_are_short() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    publish(&table, 1, "l", 3, Kind::Symlink);
+    let read = |buffer: &mut [u8; TARGET_MAX]| match table.read_link(1, b"l", buffer, &mut Clock::default()) {
+        Walked::Found(target) => Some(target.to_vec()),
+        _ => None,
+    };
+    let longest = vec![b'x'; TARGET_MAX];
+    for target in [&b"t"[..], &longest] {
+        assert!(table.publish_link(1, 3, target, Expiry::NEVER, || true));
+        assert_eq!(read(&mut [0; TARGET_MAX]).as_deref(), Some(target));
+    }
+    assert!(!table.publish_link(1, 3, &[b'x'; TARGET_MAX + 1], Expiry::NEVER, || true));
+    table.take_link(1, 3);
+    assert_eq!(read(&mut [0; TARGET_MAX]), None);
+}
+
+#[test]
+fn half_a_million_names_and_attributes_fit_the_default_size() {
+    let words = words(256 << 20);
+    let table = kept(&words);
+    for ino in 2..500_002u64 {
+        publish(&table, ino / 100, &format!("name{ino}"), ino, Kind::Other);
+        table.publish_attr(1, &attr(ino), Expiry::NEVER, || true);
+    }
+    let found = |ino: &u64| {
+        let walked = table.stat(ino / 100, format!("name{ino}").as_bytes(), false, &mut Clock::default());
+        walked == Walked::Found(attr(*ino))
+    };
+    let found = (2..500_002u64).filter(found).count();
+    assert!(found > 495_000, "{found}");
+}
+
+#[test]
+fn a_table_of_another_version_is_none() {
+    let words = words(BYTES_MIN);
+    assert!(Table::new(&words[..], VERSION).is_none());
+    kept(&words);
+    assert!(Table::new(&words[..], VERSION).is_some() && Table::new(&words[..], VERSION + 1).is_none());
+}

@@ -1,0 +1,209 @@
+//! The client's walk: from a directory and a path to attributes, or to the certainty that nothing is there. It allocates nothing,
+//! takes no lock and makes no system call.
+//!
+//! Each step is checked once the next one is done: what a name stands for was still that when the next name was looked
+//! up in it, so that a directory that was replaced, or removed and its number given to another one, leads nowhere.
+
+use super::{Entry, Expiry, KIND_SHIFT, Kind, Looked, NARROW, TARGET_MAX, Table, unpack};
+use crate::frame::Attr;
+use crate::ring::Atomic;
+
+/// The coarse monotonic clock, read once at most, and only if an entry has an end.
+#[derive(Debug, Default)]
+pub struct Clock(Option<Expiry>);
+
+impl Clock {
+    #[inline]
+    fn is_past(&mut self, expiry: Expiry) -> bool {
+        if expiry == Expiry::NEVER {
+            return false;
+        }
+        let now = *self.0.get_or_insert_with(|| {
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+            Expiry::at(now.tv_sec.cast_unsigned() * 1_000_000_000 + now.tv_nsec.cast_unsigned())
+        });
+        now >= expiry
+    }
+
+    /// A clock that stands still at a time in nanoseconds.
+    #[cfg(test)]
+    pub(super) fn at(nanoseconds: u64) -> Self {
+        Self(Some(Expiry::at(nanoseconds)))
+    }
+}
+
+/// Where a walk has led.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walked<T> {
+    /// There.
+    Found(T),
+    /// Nothing is there (`ENOENT`).
+    Absent,
+    /// The daemon must be asked.
+    Unclear,
+}
+
+/// The last name of a path, in the table.
+struct Last<'t, A> {
+    entry: Entry<'t, A, NARROW>,
+    kind: Kind,
+}
+
+impl<A> Last<'_, A> {
+    fn ino(&self) -> u64 {
+        self.entry.words[NARROW - 1]
+    }
+}
+
+fn kind_of<A>(entry: &Entry<'_, A, NARROW>) -> Kind {
+    Kind::from_bits(entry.words[NARROW - 2] >> KIND_SHIFT)
+}
+
+/// Splits the first component off a path, and the slashes behind it.
+#[inline]
+fn split_first(path: &[u8]) -> (&[u8], &[u8]) {
+    let end = path.iter().position(|byte| *byte == b'/').unwrap_or(path.len());
+    let (first, rest) = path.split_at(end);
+    let next = rest.iter().position(|byte| *byte != b'/').unwrap_or(rest.len());
+    (first, &rest[next..])
+}
+
+impl<'t, A: Atomic<u64>> Table<'t, A> {
+    /// The attributes of what a path leads to from the directory `base`; a last symbolic link is followed if `follow`.
+    #[inline]
+    pub fn stat(&self, base: u64, path: &[u8], follow: bool, clock: &mut Clock) -> Walked<Attr> {
+        if !self.is_kept() {
+            return Walked::Unclear;
+        }
+        let generation = self.generation();
+        if path == b"." && base == crate::frame::ROOT {
+            // It has no name that could change.
+            return match self.attr(generation, base, clock) {
+                Some(attr) => Walked::Found(attr),
+                None => Walked::Unclear,
+            };
+        }
+        let last = match self.last(generation, base, path, clock) {
+            Walked::Found(last) => last,
+            Walked::Absent => return Walked::Absent,
+            Walked::Unclear => return Walked::Unclear,
+        };
+        match last.kind {
+            Kind::Absent => return Walked::Absent,
+            Kind::Symlink if follow => return Walked::Unclear,
+            Kind::Symlink | Kind::Directory | Kind::Other => {}
+        }
+        match self.attr(generation, last.ino(), clock) {
+            Some(attr) if last.entry.is_unchanged() => Walked::Found(attr),
+            _ => Walked::Unclear,
+        }
+    }
+
+    /// What kind of thing a path leads to, without following a last symbolic link.
+    #[inline]
+    pub fn probe(&self, base: u64, path: &[u8], clock: &mut Clock) -> Walked<Kind> {
+        if !self.is_kept() {
+            return Walked::Unclear;
+        }
+        match self.last(self.generation(), base, path, clock) {
+            Walked::Found(Last { kind: Kind::Absent, .. }) | Walked::Absent => Walked::Absent,
+            Walked::Found(last) => Walked::Found(last.kind),
+            Walked::Unclear => Walked::Unclear,
+        }
+    }
+
+    /// The target of the symbolic link that a path leads to, copied into `buffer`.
+    pub fn read_link<'b>(
+        &self,
+        base: u64,
+        path: &[u8],
+        buffer: &'b mut [u8; TARGET_MAX],
+        clock: &mut Clock,
+    ) -> Walked<&'b [u8]> {
+        if !self.is_kept() {
+            return Walked::Unclear;
+        }
+        let generation = self.generation();
+        let last = match self.last(generation, base, path, clock) {
+            Walked::Found(last) => last,
+            Walked::Absent => return Walked::Absent,
+            Walked::Unclear => return Walked::Unclear,
+        };
+        match last.kind {
+            Kind::Absent => return Walked::Absent,
+            Kind::Symlink => {}
+            Kind::Directory | Kind::Other => return Walked::Unclear,
+        }
+        let Looked::Found(link) = self.find_link(generation, last.ino()) else { return Walked::Unclear };
+        if clock.is_past(link.expiry()) || !last.entry.is_unchanged() {
+            return Walked::Unclear;
+        }
+        for (place, word) in buffer.as_chunks_mut::<8>().0.iter_mut().zip(&link.words[3..]) {
+            *place = word.to_le_bytes();
+        }
+        match buffer.get(..(link.words[2] >> 32) as usize) {
+            Some(target) => Walked::Found(target),
+            None => Walked::Unclear,
+        }
+    }
+
+    #[inline]
+    fn attr(&self, generation: u32, ino: u64, clock: &mut Clock) -> Option<Attr> {
+        match self.find_attr(generation, ino) {
+            Looked::Found(entry) if !clock.is_past(entry.expiry()) => Some(unpack(&entry.words)),
+            _ => None,
+        }
+    }
+
+    /// The last name of a path.
+    #[inline]
+    fn last(&self, generation: u32, base: u64, path: &[u8], clock: &mut Clock) -> Walked<Last<'t, A>> {
+        if matches!(path.first(), None | Some(b'/')) || path.last() == Some(&b'/') {
+            return Walked::Unclear;
+        }
+        let (mut directory, mut rest) = (base, path);
+        let mut above: Option<Entry<'t, A, NARROW>> = None;
+        loop {
+            let (name, after) = split_first(rest);
+            if matches!(name, b"." | b"..") {
+                return Walked::Unclear;
+            }
+            let looked = match self.key(generation, directory, name) {
+                Some(key) => self.find_name(&key),
+                None => return Walked::Unclear,
+            };
+            let entry = match looked {
+                Looked::Found(entry) if !clock.is_past(entry.expiry()) => Some(entry),
+                Looked::Missing if self.is_complete(generation, directory, name, clock) => None,
+                _ => return Walked::Unclear,
+            };
+            if above.is_some_and(|above| !above.is_unchanged()) {
+                return Walked::Unclear;
+            }
+            let Some(entry) = entry else { return Walked::Absent };
+            let kind = kind_of(&entry);
+            if after.is_empty() {
+                return Walked::Found(Last { entry, kind });
+            }
+            match kind {
+                Kind::Directory => {}
+                Kind::Absent => return Walked::Absent,
+                Kind::Symlink | Kind::Other => return Walked::Unclear,
+            }
+            directory = entry.words[NARROW - 1];
+            above = Some(entry);
+            rest = after;
+        }
+    }
+
+    /// Whether a name that was not found does not exist: the directory is complete, and the name is still not there.
+    #[cold]
+    fn is_complete(&self, generation: u32, directory: u64, name: &[u8], clock: &mut Clock) -> bool {
+        let Looked::Found(mark) = self.find_mark(generation, directory) else { return false };
+        if clock.is_past(mark.expiry()) {
+            return false;
+        }
+        let Some(key) = self.key(generation, directory, name) else { return false };
+        matches!(self.find_name(&key), Looked::Missing) && mark.is_unchanged()
+    }
+}

@@ -1,0 +1,295 @@
+//! The writer's side: the daemon publishes entries and takes them out. Its threads exclude each other by the lock of a set, which
+//! lies in the set, as clients cannot write to it.
+
+use std::sync::atomic::Ordering;
+
+use super::{
+    CLOCK, Expiry, GENERATION_AT, HOLDER_AT, KIND_SHIFT, Key, Kind, LINE, LOCK, MAGIC, MAGIC_AT, NARROW,
+    SEED_AT, Sets, TARGET_MAX, Table, VERSION_AT, WAYS, WIDE, is_name, is_of, pack, tag,
+};
+use crate::frame::Attr;
+use crate::ring::Atomic;
+
+/// Lets whoever writes get on.
+#[inline]
+pub(super) fn pause() {
+    #[cfg(all(loom, test))]
+    loom::thread::yield_now();
+    #[cfg(not(all(loom, test)))]
+    std::hint::spin_loop();
+}
+
+/// How often a writer looks for a set's lock before it lets others run: whoever has it does next to nothing under it.
+const SPINS: u32 = 200;
+
+/// A set, locked.
+struct Locked<'t, A: Atomic<u64>>(&'t [A]);
+
+impl<'t, A: Atomic<u64>> Locked<'t, A> {
+    fn new(set: &'t [A]) -> Self {
+        let mut turn = 0u32;
+        while set[LOCK].compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
+            turn += 1;
+            if turn.is_multiple_of(SPINS) {
+                #[cfg(not(all(loom, test)))]
+                rustix::thread::sched_yield();
+            }
+            pause();
+        }
+        Self(set)
+    }
+
+    fn tag(&self, way: usize) -> u32 {
+        (self.0[way / 2].load(Ordering::Relaxed) >> (32 * (way % 2))) as u32
+    }
+
+    fn set_tag(&self, way: usize, tag: u32) {
+        let (cell, shift) = (&self.0[way / 2], 32 * (way % 2));
+        let others = cell.load(Ordering::Relaxed) & !(0xffff_ffff << shift);
+        cell.store(others | u64::from(tag) << shift, Ordering::Release);
+    }
+
+    fn cells(&self, way: usize, words: usize) -> &'t [A] {
+        &self.0[LINE + way * words..][..words]
+    }
+
+    fn words<const W: usize>(&self, way: usize) -> [u64; W] {
+        let mut words = [0; W];
+        for (word, cell) in words.iter_mut().zip(self.cells(way, W)) {
+            *word = cell.load(Ordering::Relaxed);
+        }
+        words
+    }
+
+    /// Where the entry is.
+    fn way_of<const W: usize>(&self, tag: u32, is_it: impl Fn(&[u64; W]) -> bool) -> Option<usize> {
+        (0..WAYS).find(|way| self.tag(*way) == tag && is_it(&self.words(*way)))
+    }
+
+    /// The entry that goes to make room: the first from the clock's hand on that was not used since it last came by.
+    fn victim(&self) -> usize {
+        let word = self.0[CLOCK].load(Ordering::Relaxed);
+        let (mut hand, mut used) = (word as usize % WAYS, word >> 8 & 0xff);
+        let way = loop {
+            let way = hand;
+            hand = (hand + 1) % WAYS;
+            if used & 1 << way == 0 {
+                break way;
+            }
+            used &= !(1 << way);
+        };
+        self.0[CLOCK].store(hand as u64 | used << 8, Ordering::Relaxed);
+        way
+    }
+
+    fn is_used(&self, way: usize, used: bool) {
+        let bit = 1 << (8 + way);
+        let word = self.0[CLOCK].load(Ordering::Relaxed);
+        self.0[CLOCK].store(if used { word | bit } else { word & !bit }, Ordering::Relaxed);
+    }
+
+    /// Begins to write to an entry; the sequence number to end with.
+    fn open(&self, way: usize) -> u64 {
+        let seqlock = &self.0[LINE + way * ((self.0.len() - LINE) / WAYS)];
+        let number = seqlock.load(Ordering::Relaxed) & 0xffff_ffff;
+        seqlock.store(number | 1, Ordering::Relaxed);
+        ((number | 1) + 1) & 0xffff_ffff
+    }
+
+    /// Takes an entry out that is [open](Self::open).
+    fn kill(&self, way: usize, words: usize, number: u64) {
+        let cells = self.cells(way, words);
+        cells[1].store(0, Ordering::Release);
+        cells[0].store(number, Ordering::Release);
+        self.set_tag(way, 0);
+        self.is_used(way, false);
+    }
+}
+
+impl<A: Atomic<u64>> Drop for Locked<'_, A> {
+    fn drop(&mut self) {
+        self.0[LOCK].store(0, Ordering::Release);
+    }
+}
+
+impl<'t, A: Atomic<u64>> Table<'t, A> {
+    /// Makes words that are all 0 a table, of generation 1, that nobody keeps yet.
+    pub fn format(words: &'t [A], version: u32, seed: u64) -> Option<Self> {
+        for (at, value) in [(VERSION_AT, u64::from(version)), (SEED_AT, seed), (GENERATION_AT, 1)] {
+            words.get(at)?.store(value, Ordering::Relaxed);
+        }
+        words.get(MAGIC_AT)?.store(MAGIC, Ordering::Release);
+        Self::new(words, version)
+    }
+
+    /// A thread keeps the table, or with 0 nobody does any more: then no client believes it.
+    pub fn keep(&self, thread: u32) {
+        self.words[HOLDER_AT].store(thread.into(), Ordering::Release);
+    }
+
+    /// Takes everything out at once. What is counted as changed must have been counted before.
+    pub fn renew(&self) {
+        let mut generation = self.words[GENERATION_AT].load(Ordering::Relaxed);
+        loop {
+            let next = u64::from((generation as u32).wrapping_add(1).max(1));
+            let cell = &self.words[GENERATION_AT];
+            match cell.compare_exchange(generation, next, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(found) => generation = found,
+            }
+        }
+    }
+
+    /// Publishes an entry whose first word has the expiry, unless `is_current` says, once it can be found, that something has
+    /// changed. `leaving` hears of an entry that goes without having become wrong, before it does.
+    fn publish<const W: usize>(
+        &self,
+        sets: Sets,
+        hash: u64,
+        words: &[u64; W],
+        is_it: impl Fn(&[u64; W]) -> bool,
+        leaving: impl Fn(&[u64; W]),
+        is_current: impl FnOnce() -> bool,
+    ) -> bool {
+        let set = Locked::new(self.set(sets, hash, LINE + WAYS * W));
+        let tag = tag(hash);
+        let known = set.way_of(tag, is_it);
+        let way = known.or_else(|| (0..WAYS).find(|way| set.tag(*way) == 0)).unwrap_or_else(|| set.victim());
+        let number = set.open(way);
+        if set.tag(way) != 0 && known.is_none() {
+            leaving(&set.words(way));
+        }
+        set.set_tag(way, tag);
+        let before = known.map(|way| set.words::<W>(way));
+        for (cell, word) in set.cells(way, W).iter().zip(words).skip(1) {
+            cell.store(*word, Ordering::Release);
+        }
+        if !is_current() {
+            if let Some(before) = before {
+                leaving(&before);
+            }
+            set.kill(way, W, number);
+            return false;
+        }
+        let expiry = words[0] & !0xffff_ffff;
+        set.cells(way, W)[0].store(number | expiry, Ordering::Release);
+        set.is_used(way, known.is_some());
+        true
+    }
+
+    /// Takes an entry out, if it is there; `leaving` hears of it before.
+    fn take<const W: usize>(
+        &self,
+        sets: Sets,
+        hash: u64,
+        is_it: impl Fn(&[u64; W]) -> bool,
+        leaving: impl FnOnce(&[u64; W]),
+    ) -> bool {
+        let (set, tag) = (self.set(sets, hash, LINE + WAYS * W), tag(hash));
+        let has_tag = |cell: &A| {
+            let tags = cell.load(Ordering::Acquire);
+            tags as u32 == tag || (tags >> 32) as u32 == tag
+        };
+        // What is published from here on is published by somebody who finds the change counted.
+        if !set[..WAYS / 2].iter().any(has_tag) {
+            return false;
+        }
+        let set = Locked::new(set);
+        let Some(way) = set.way_of(tag, is_it) else { return false };
+        let number = set.open(way);
+        leaving(&set.words(way));
+        set.kill(way, W, number);
+        true
+    }
+
+    /// Publishes what a name stands for: the node id, 0 if it does not exist. `is_current` must read and modify the count of changes;
+    /// `leaving` is told the directory of a name that goes although it may be right, before it goes, and may
+    /// [unmark](Self::unmark) it.
+    ///
+    /// Whether it is published.
+    pub fn publish_name(
+        &self,
+        key: &Key,
+        (child, kind): (u64, Kind),
+        expiry: Expiry,
+        leaving: impl Fn(u64),
+        is_current: impl FnOnce() -> bool,
+    ) -> bool {
+        let [one, two, three, four, last] = key.words;
+        let last = last | (kind as u64) << KIND_SHIFT;
+        let words = [u64::from(expiry.0) << 32, key.parent, one, two, three, four, last, child];
+        let leaving = |words: &[u64; NARROW]| leaving(words[1]);
+        self.publish(self.shape.names, key.hash, &words, |words| is_name(words, key), leaving, is_current)
+    }
+
+    /// Publishes attributes. `is_current` as for [`publish_name`](Self::publish_name).
+    pub fn publish_attr(
+        &self,
+        generation: u32,
+        attr: &Attr,
+        expiry: Expiry,
+        is_current: impl FnOnce() -> bool,
+    ) -> bool {
+        let mut words = pack(generation, attr);
+        words[0] = u64::from(expiry.0) << 32;
+        let (hash, is_it) =
+            (self.hash_of(generation, attr.ino), |words: &[u64; WIDE]| is_of(words, generation, attr.ino));
+        self.publish(self.shape.attrs, hash, &words, is_it, |_| (), is_current)
+    }
+
+    /// Publishes a symbolic link's target, if it is no longer than [`TARGET_MAX`].
+    pub fn publish_link(
+        &self,
+        generation: u32,
+        ino: u64,
+        target: &[u8],
+        expiry: Expiry,
+        is_current: impl FnOnce() -> bool,
+    ) -> bool {
+        let mut bytes = [0; TARGET_MAX];
+        let Some(place) = bytes.get_mut(..target.len()) else { return false };
+        place.copy_from_slice(target);
+        let mut words = [0; WIDE];
+        words[0] = u64::from(expiry.0) << 32;
+        words[1] = ino;
+        words[2] = u64::from(generation) | (target.len() as u64) << 32;
+        for (word, chunk) in words[3..].iter_mut().zip(bytes.as_chunks::<8>().0) {
+            *word = u64::from_le_bytes(*chunk);
+        }
+        let (hash, is_it) =
+            (self.hash_of(generation, ino), |words: &[u64; WIDE]| is_of(words, generation, ino));
+        self.publish(self.shape.links, hash, &words, is_it, |_| (), is_current)
+    }
+
+    /// Marks a directory complete: a name that is not in the table does not exist in it. `is_current` must also read and modify a
+    /// count of the names that have left.
+    pub fn mark(&self, generation: u32, ino: u64, expiry: Expiry, is_current: impl FnOnce() -> bool) -> bool {
+        let words = [u64::from(expiry.0) << 32, ino, u64::from(generation), 0, 0, 0, 0, 0];
+        let (hash, is_it) =
+            (self.hash_of(generation, ino), |words: &[u64; NARROW]| is_of(words, generation, ino));
+        self.publish(self.shape.marks, hash, &words, is_it, |_| (), is_current)
+    }
+
+    /// Takes a name out. With `leaving` as for [`publish_name`](Self::publish_name), unless it is certain that the name is gone.
+    pub fn take_name(&self, key: &Key, leaving: impl FnOnce(u64)) -> bool {
+        self.take(self.shape.names, key.hash, |words| is_name(words, key), |words| leaving(words[1]))
+    }
+
+    /// Takes attributes out.
+    pub fn take_attr(&self, generation: u32, ino: u64) -> bool {
+        let hash = self.hash_of(generation, ino);
+        self.take(self.shape.attrs, hash, |words: &[u64; WIDE]| is_of(words, generation, ino), |_| ())
+    }
+
+    /// Takes a symbolic link's target out.
+    pub fn take_link(&self, generation: u32, ino: u64) -> bool {
+        let hash = self.hash_of(generation, ino);
+        self.take(self.shape.links, hash, |words: &[u64; WIDE]| is_of(words, generation, ino), |_| ())
+    }
+
+    /// Takes back that a directory is complete.
+    pub fn unmark(&self, generation: u32, ino: u64) -> bool {
+        let hash = self.hash_of(generation, ino);
+        self.take(self.shape.marks, hash, |words: &[u64; NARROW]| is_of(words, generation, ino), |_| ())
+    }
+}
