@@ -95,7 +95,7 @@ impl Scale {
                 idle_ms: 100,
             },
             Self::Small => Sizes {
-                forecast: "ten minutes, 4 GiB of memory, 4 GiB in /var/tmp",
+                forecast: "ten minutes, 6 GiB of memory, 6 GiB in /var/tmp",
                 rounds: 1,
                 unlink: 20_000,
                 burst: 5_000,
@@ -120,7 +120,7 @@ impl Scale {
                 idle_ms: 3_000,
             },
             Self::Full => Sizes {
-                forecast: "four to six hours, 20 GiB of memory (with less, fewer files are removed from a tmpfs), \
+                forecast: "five hours, 20 GiB of memory (with less, fewer files are removed from a tmpfs), \
                            30 GiB in /var/tmp",
                 rounds: 3,
                 unlink: 4_000_000,
@@ -130,9 +130,9 @@ impl Scale {
                 files: 1_000,
                 listed: 10_000,
                 jobs: &[1, 2, 4, 8],
-                job_ms: 1_500,
+                job_ms: 1_000,
                 job_mib: 64,
-                served: 100_000,
+                served: 50_000,
                 servers: &[1, 32],
                 worked: 12_000,
                 on_linux: true,
