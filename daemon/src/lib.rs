@@ -34,7 +34,7 @@ pub use fuser::{
 
 pub use crate::bpf::{Absent, XattrFree};
 pub use crate::filesystem::{Bypass, Filesystem, ForgetOne};
-pub use crate::kernel::uring::{Transport, TransportInUse};
+pub use crate::kernel::uring::Transport;
 pub use crate::reply::{
     BackingId, PollNotifier, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll,

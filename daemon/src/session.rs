@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::{self, JoinHandle};
 
+use finesse_ipc::handshake::Transport as InUse;
 use fuser::{Config, INodeNo, MountOption, PollHandle, SessionACL};
 use log::warn;
 use parking_lot::Mutex;
@@ -16,7 +17,7 @@ use crate::coherence::Coherence;
 use crate::filesystem::Filesystem;
 use crate::kernel::adapter::{Adapter, Ended, Initialised};
 use crate::kernel::hidden::Hidden;
-use crate::kernel::uring::{self, Transport, TransportInUse, UringSlot};
+use crate::kernel::uring::{self, Transport, UringSlot};
 use crate::policy::guard::Guard;
 use crate::ring;
 
@@ -49,7 +50,7 @@ pub(crate) struct Core<FS: Filesystem> {
     /// Enforces the file system's policy, if it has one.
     pub(crate) guard: Option<Arc<Guard>>,
     rendezvous: OnceLock<Vec<u8>>,
-    transport: OnceLock<TransportInUse>,
+    transport: OnceLock<InUse>,
 }
 
 impl<FS: Filesystem> Core<FS> {
@@ -86,8 +87,8 @@ impl<FS: Filesystem> Core<FS> {
     }
 
     /// How the kernel's requests come.
-    pub(crate) fn transport(&self) -> TransportInUse {
-        self.transport.get().copied().unwrap_or(TransportInUse::Classic)
+    pub(crate) fn transport(&self) -> InUse {
+        self.transport.get().copied().unwrap_or(InUse::Classic)
     }
 
     pub(crate) fn rendezvous(&self) -> Option<&[u8]> {
@@ -175,12 +176,12 @@ impl<FS: Filesystem> Session<FS> {
             .map_err(|_| io::Error::other("the kernel accepted the session without initialising it"))?;
         let core = operations.shared();
         coherence.attach(inner.as_fd().try_clone_to_owned()?, core.mountpoint.clone());
-        let mut in_use = TransportInUse::Classic;
+        let mut in_use = InUse::Classic;
         if let Some(agreed) = uring {
             match uring::start(operations, inner.as_fd().try_clone_to_owned()?, agreed) {
                 Ok(started) => {
                     *rings.lock() = Some(started);
-                    in_use = TransportInUse::Uring;
+                    in_use = InUse::Uring;
                 }
                 Err(error) if transport == Transport::Uring => return Err(error),
                 Err(error) => warn!("requests come through the device, not through rings: {error}"),

@@ -135,12 +135,33 @@ pub struct MountStatus {
     pub resident_bytes: u64,
     /// Sum over all clients, past and present.
     pub counts: Counts,
+    /// How the kernel's requests come.
+    pub transport: Transport,
     /// What the kernel asked the daemon.
     pub requests: Requests,
     /// What the kernel answered for files without extended attributes.
     pub xattr_answers: Saved,
     /// The policy, if there is one.
     pub policy: Option<PolicyStatus>,
+}
+
+/// How the kernel's requests come to the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Transport {
+    /// By reading /dev/fuse.
+    Classic,
+    /// Through io_uring.
+    Uring,
+}
+
+impl Transport {
+    /// As the mount option is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Classic => "classic",
+            Self::Uring => "uring",
+        }
+    }
 }
 
 /// A mount's policy.

@@ -25,6 +25,8 @@ pub struct Account {
     pub clients_ever: u64,
     /// Inodes that the daemon holds something for.
     pub known_inodes: u64,
+    /// How the kernel's requests come: `classic` or `uring`.
+    pub transport: String,
     /// Resident memory in bytes.
     pub resident_bytes: u64,
     /// Calls answered through shared memory, by operation.
@@ -58,6 +60,7 @@ impl Account {
             clients: status["clients"].as_array().expect("clients are a list").len(),
             clients_ever: number("clients_ever"),
             known_inodes: number("known_inodes"),
+            transport: status["transport"].as_str().expect("status names the transport").to_owned(),
             resident_bytes: number("resident_bytes"),
             answered: counts("answered"),
             from_table: counts("from_table"),

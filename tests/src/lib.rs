@@ -10,6 +10,7 @@
 //! | [`account`] | what a daemon says of its clients, and what the kernel asked it |
 //! | [`guest`] | a guest machine with another kernel |
 //! | [`tree`] | what is in a directory, comparable |
+//! | [`uring`] | the kernel's offer of FUSE over io_uring, switched on for a while |
 //! | [`needs`] | what a test cannot do without |
 //! | [`wait`] | waiting for a condition instead of for a time |
 //!
@@ -26,4 +27,5 @@ pub mod mount;
 pub mod needs;
 pub mod road;
 pub mod tree;
+pub mod uring;
 pub mod wait;

@@ -13,6 +13,7 @@ use finesse_tests::build;
 use finesse_tests::mount::{Options, said, text};
 use finesse_tests::needs;
 use finesse_tests::road::{Place, Road};
+use finesse_tests::uring::Offer;
 use tempfile::TempDir;
 
 const PJDFSTEST: (&str, &str) = ("pjdfstest", "0.2.2");
@@ -206,6 +207,16 @@ fn the_passthrough_passes_every_pjdfstest_that_the_source_directory_passes() {
         Subject::Passthrough(&[], "--cache=auto"),
         "the_passthrough_passes_every_pjdfstest_that_the_source_directory_passes",
     );
+}
+
+#[test]
+fn through_rings_the_passthrough_passes_every_pjdfstest_that_the_source_directory_passes() {
+    let test = "through_rings_the_passthrough_passes_every_pjdfstest_that_the_source_directory_passes";
+    let Some(_offer) = Offer::set(true, test) else { return };
+    let subject = Subject::Passthrough(&["-o", "transport=uring"], "--cache=auto");
+    let native = pjdfstest(&subject.place(Road::Native));
+    assert!(passed(&native) >= PJDFSTESTS, "only {} tests pass natively: {native:?}", passed(&native));
+    no_worse("through rings", &native, &pjdfstest(&subject.place(Road::Kernel)));
 }
 
 #[test]

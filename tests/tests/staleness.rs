@@ -12,6 +12,7 @@ use std::time::Duration;
 use finesse_tests::guest::{self, Kernel};
 use finesse_tests::hunt::{self, Extent, PARTY, Party, Subject, Tally};
 use finesse_tests::needs;
+use finesse_tests::uring::Offer;
 
 const fn passthrough<'s>(name: &'s str, arguments: &'s [&'s str]) -> Subject<'s> {
     Subject { name, memory: false, arguments, wrapper: &[], epochs: false }
@@ -77,6 +78,19 @@ const MUTANTS: [Mutant; 17] = [
 
 /// The kernel answers for files without extended attributes by itself, where it can.
 const WITH_BPF: Subject<'static> = passthrough("cache=always, bpf", &["--cache=always", "-o", "bpf"]);
+
+/// Requests come through FUSE over io_uring.
+const WITH_RINGS: Subject<'static> =
+    passthrough("cache=always, transport=uring", &["--cache=always", "-o", "transport=uring"]);
+
+#[test]
+fn nothing_stale_is_seen_through_rings() {
+    let Some(_offer) = Offer::set(true, "nothing_stale_is_seen_through_rings") else { return };
+    let subject = Mutant { subject: WITH_RINGS, ..mutant("kernel road: names") };
+    is_caught(subject, Extent { seed: 1, checks: u64::MAX, time: Duration::from_secs(60) });
+    let auto = passthrough("cache=auto, transport=uring", &["--cache=auto", "-o", "transport=uring"]);
+    are_clean(&[WITH_RINGS, auto], Extent { seed: 1, checks: 400_000, time: Duration::from_secs(6) });
+}
 
 fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;

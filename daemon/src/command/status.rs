@@ -142,6 +142,7 @@ fn to_json(mount: &Found, report: &Result<Report, String>) -> Value {
                 "version": report.mount.daemon_version,
                 "file_system": report.mount.file_system,
                 "known_inodes": report.mount.known_inodes,
+                "transport": report.mount.transport.name(),
                 "resident_bytes": report.mount.resident_bytes,
                 "clients_ever": report.mount.clients_ever,
                 "answered": answered,
@@ -198,12 +199,13 @@ fn to_text(mount: &Found, report: &Result<Report, String>) -> String {
     // Writing to a string does not fail.
     let _ = writeln!(
         text,
-        "  daemon       process {}, version {}, {}; {} known inodes, {:.1} MiB resident",
+        "  daemon       process {}, version {}, {}; {} known inodes, {:.1} MiB resident; kernel transport {}",
         status.pid,
         status.daemon_version,
         status.file_system,
         grouped(status.known_inodes),
         status.resident_bytes as f64 / f64::from(1 << 20),
+        status.transport.name(),
     );
     let _ = writeln!(
         text,
@@ -319,6 +321,7 @@ fn kernel_road(text: &mut String, report: &Report) {
 mod tests {
     use finesse_ipc::counters::Counters;
     use finesse_ipc::frame::{Fallback, Op};
+    use finesse_ipc::handshake::Transport;
     use finesse_ipc::handshake::{ClientStatus, MountStatus, SenderStatus};
     use finesse_ipc::segment::Segment;
 
@@ -354,6 +357,7 @@ mod tests {
             known_inodes: 12_345,
             resident_bytes: 3 << 20,
             counts,
+            transport: Transport::Uring,
             requests: Requests::Counted(vec![("LOOKUP".into(), 1200), ("OPEN".into(), 2)]),
             xattr_answers: Saved::Requests(3000),
             policy: Some(PolicyStatus { rules: 5, denied: 1234, walks: Walks::Checked(7) }),
@@ -368,6 +372,7 @@ mod tests {
         for part in [
             "/mnt (/srv)",
             "12 345 known inodes, 3.0 MiB",
+            "kernel transport uring",
             "1 999 calls answered, 1 left to the kernel (100.0 % bypassed)",
             "answered   stat 1 999",
             "to kernel  open-directory 1",

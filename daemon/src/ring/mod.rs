@@ -76,6 +76,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn bpf(&self) -> &Bpf;
     /// Attaches it to the mount with this device number.
     fn attach_bpf(&self, device: (u32, u32));
+    /// How the kernel's requests come.
+    fn transport(&self) -> handshake::Transport;
     /// The mount's policy.
     fn policy(&self) -> Option<PolicyStatus>;
     /// The bypass has ended.
@@ -171,6 +173,10 @@ impl<FS: Filesystem> Service for Engine<FS> {
             (None, _) => Some("the mount is not shared with all users"),
         };
         core.bpf.attach(device, obstacle, |files| core.fs.xattr_free(files));
+    }
+
+    fn transport(&self) -> handshake::Transport {
+        self.core().transport()
     }
 
     fn policy(&self) -> Option<PolicyStatus> {

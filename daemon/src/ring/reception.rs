@@ -242,6 +242,7 @@ impl Reception {
             known_inodes: self.service.known_inodes(),
             resident_bytes: resident_bytes(),
             counts,
+            transport: self.service.transport(),
             requests,
             xattr_answers: self.service.bpf().xattr_answers(),
             policy: self.service.policy(),

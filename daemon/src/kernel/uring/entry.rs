@@ -26,8 +26,15 @@ enum State {
         /// The payload is in the entry's memory.
         placed: bool,
     },
-    /// The session has ended.
-    Ended,
+}
+
+#[derive(Debug)]
+struct Answer {
+    state: State,
+    /// What answers it, unless that was placed.
+    short: [u8; SHORT],
+    /// The session has ended: nobody waits.
+    ended: bool,
 }
 
 /// An entry. Its memory outlives every answer that is still to come.
@@ -35,7 +42,7 @@ enum State {
 pub(crate) struct Entry {
     area: Area,
     device: Weak<OwnedFd>,
-    answer: Mutex<(State, [u8; SHORT])>,
+    answer: Mutex<Answer>,
     answered: Condvar,
 }
 
@@ -61,7 +68,7 @@ impl Entry {
         Ok(Self {
             area: Area::new(payload)?,
             device,
-            answer: Mutex::new((State::Open, [0; SHORT])),
+            answer: Mutex::new(Answer { state: State::Open, short: [0; SHORT], ended: false }),
             answered: Condvar::new(),
         })
     }
@@ -82,19 +89,19 @@ impl Entry {
             message.rest.resize(message.len, 0);
             self.area.read_payload(&mut message.rest);
         }
-        self.answer.lock().0 = State::Open;
+        self.answer.lock().state = State::Open;
     }
 
     /// Waits for the answer and puts it where the kernel takes it from. False if the session ends first.
     pub(super) fn finish(&self, unique: u64) -> bool {
         let mut answer = self.answer.lock();
         loop {
-            match answer.0 {
+            match answer.state {
+                State::Open if answer.ended => return false,
                 State::Open => self.answered.wait(&mut answer),
-                State::Ended => return false,
                 State::Answered { error, len, placed } => {
                     if !placed {
-                        self.area.write_payload(0, &answer.1[..len as usize]);
+                        self.area.write_payload(0, &answer.short[..len as usize]);
                     }
                     let header = OutHeader { len: size_of::<OutHeader>() as u32 + len, error, unique };
                     self.area.write(0, header.as_bytes());
@@ -108,11 +115,8 @@ impl Entry {
 
     /// Nobody needs to wait any longer.
     pub(super) fn end(&self) {
-        let mut answer = self.answer.lock();
-        if matches!(answer.0, State::Open) {
-            answer.0 = State::Ended;
-            self.answered.notify_all();
-        }
+        self.answer.lock().ended = true;
+        self.answered.notify_all();
     }
 
     /// What lies in place, while the request is served.
@@ -148,7 +152,7 @@ impl Ticket {
         if len <= SHORT {
             let mut at = 0;
             for part in parts {
-                answer.1[at..at + part.len()].copy_from_slice(part);
+                answer.short[at..at + part.len()].copy_from_slice(part);
                 at += part.len();
             }
         } else if self.room && len <= entry.area.payload_size() {
@@ -163,7 +167,9 @@ impl Ticket {
             error = -libc::EIO;
         }
         let len = if error == 0 { len as u32 } else { 0 };
-        deliver(&entry, &mut answer.0, State::Answered { error, len, placed });
+        answer.state = State::Answered { error, len, placed };
+        // A load of one word when nobody sleeps.
+        entry.answered.notify_one();
     }
 
     /// Answers with an error.
@@ -173,14 +179,7 @@ impl Ticket {
 
     fn fail(&mut self, error: i32) {
         let Some(entry) = self.entry.take() else { return };
-        deliver(&entry, &mut entry.answer.lock().0, State::Answered { error: -error, len: 0, placed: false });
-    }
-}
-
-fn deliver(entry: &Entry, state: &mut State, answer: State) {
-    if matches!(state, State::Open) {
-        *state = answer;
-        // A load of one word when nobody sleeps.
+        entry.answer.lock().state = State::Answered { error: -error, len: 0, placed: false };
         entry.answered.notify_one();
     }
 }

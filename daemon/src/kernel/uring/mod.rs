@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 use fuser::{InitFlags, KernelConfig, PollHandle};
 use log::{debug, error, info, warn};
 use parking_lot::{Condvar, Mutex};
+use rustix::event::{EventfdFlags, eventfd};
 
 use self::entry::{Entry, Message};
 use self::sys::Ring;
@@ -56,15 +57,6 @@ pub enum Transport {
     /// Through the device.
     Classic,
     /// Through rings; without them there is no session.
-    Uring,
-}
-
-/// How the kernel's requests come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TransportInUse {
-    /// Through the device.
-    Classic,
-    /// Through rings.
     Uring,
 }
 
@@ -122,8 +114,7 @@ pub(crate) fn notify_poll(device: &Weak<OwnedFd>, handle: PollHandle) -> io::Res
     Ok(())
 }
 
-/// The rings of a session, whatever its file system. Dropping them waits for their threads, which end when the connection
-/// does.
+/// The rings of a session, whatever its file system. Dropping them ends their threads and waits for them.
 pub(crate) trait Rings: Send {}
 
 /// One CPU's queue.
@@ -147,6 +138,8 @@ struct Living {
 struct Shared<FS: Filesystem> {
     operations: Arc<Operations<FS>>,
     device: Arc<OwnedFd>,
+    /// Readable once the threads shall end.
+    quit: OwnedFd,
     payload: usize,
     queues: Box<[Queue]>,
     /// Asks for another thread of a queue. The thread that starts them has never acted as anybody else.
@@ -173,7 +166,7 @@ pub(crate) fn start<FS: Filesystem>(
     let started = try_start(operations, &device, agreed);
     if started.is_err() {
         // Or the kernel would wait for the rings, and programs for the kernel (`fuse_block_alloc`).
-        match Ring::new(device.as_fd()) {
+        match Ring::new(device.as_fd(), device.as_fd()) {
             Ok(mut ring) => ring.give_up(),
             Err(error) => error!("the kernel waits for rings that cannot be had: {error}"),
         }
@@ -191,6 +184,7 @@ fn try_start<FS: Filesystem>(
     let shared = Arc::new(Shared {
         operations,
         device: Arc::clone(device),
+        quit: eventfd(0, EventfdFlags::CLOEXEC)?,
         payload: agreed.payload,
         queues: (0..cpus).map(|_| Queue::default()).collect(),
         wanted: Mutex::new(wanted),
@@ -272,8 +266,9 @@ impl<FS: Filesystem> Shared<FS> {
         loop {
             if let Err(error) = ring.next() {
                 debug!("CPU {number}: {error}");
-                return match error.raw_os_error() {
-                    Some(libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED) => Ok(()),
+                return match (error.kind(), error.raw_os_error()) {
+                    (io::ErrorKind::NotConnected | io::ErrorKind::ConnectionAborted, _)
+                    | (_, Some(libc::ECANCELED)) => Ok(()),
                     _ => Err(error),
                 };
             }
@@ -297,7 +292,7 @@ impl<FS: Filesystem> Shared<FS> {
 
     fn register(&self, number: u16) -> io::Result<(Arc<Entry>, Ring)> {
         let entry = Arc::new(Entry::new(self.payload, Arc::downgrade(&self.device))?);
-        let mut ring = Ring::new(self.device.as_fd())?;
+        let mut ring = Ring::new(self.device.as_fd(), self.quit.as_fd())?;
         ring.register(number, entry.area())?;
         self.entries.lock().push(Arc::downgrade(&entry));
         Ok((entry, ring))
@@ -329,6 +324,9 @@ impl<FS: Filesystem> Drop for Server<FS> {
     fn drop(&mut self) {
         let Some(shared) = self.shared.take() else { return };
         let living = Arc::clone(&shared.living);
+        if let Err(error) = rustix::io::write(&shared.quit, &1u64.to_ne_bytes()) {
+            warn!("threads of the rings cannot be told of the end: {error}");
+        }
         for entry in shared.entries.lock().drain(..).filter_map(|entry| entry.upgrade()) {
             entry.end();
         }

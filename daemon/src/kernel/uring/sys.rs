@@ -23,6 +23,9 @@ const VECTORS: usize = 512;
 /// The payload begins on the second page.
 const PAYLOAD: usize = 4096;
 
+/// The ring's files.
+const DEVICE: u32 = 0;
+const QUIT: u32 = 1;
 /// `enum fuse_uring_cmd`
 const REGISTER: u32 = 1;
 const COMMIT_AND_FETCH: u32 = 2;
@@ -124,30 +127,28 @@ impl Drop for Area {
 /// An io_uring on which commands of one FUSE connection are sent, by the thread that made it.
 pub(super) struct Ring {
     ring: IoUring<squeue::Entry128>,
+    /// Completions that came with the registration.
+    early: Vec<cqueue::Entry>,
 }
 
 impl Ring {
-    /// Entries of the submission queue; one command is under way at a time.
+    /// Entries of the submission queue: one command is under way at a time, and what waits for the end.
     const SIZE: u32 = 2;
 
-    pub(super) fn new(device: BorrowedFd<'_>) -> io::Result<Self> {
-        let ring = IoUring::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_coop_taskrun()
-            .build(Self::SIZE)?;
-        ring.submitter().register_files(&[device.as_raw_fd()])?;
-        Ok(Self { ring })
+    /// A ring for commands on `device`. Once `quit` is readable, waiting for a request ends.
+    pub(super) fn new(device: BorrowedFd<'_>, quit: BorrowedFd<'_>) -> io::Result<Self> {
+        let ring = Self::build()?;
+        ring.submitter().register_files(&[device.as_raw_fd(), quit.as_raw_fd()])?;
+        Ok(Self { ring, early: Vec::new() })
     }
 
     /// Whether rings can be had at all.
     pub(super) fn probe() -> io::Result<()> {
-        IoUring::<squeue::Entry128>::builder()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_coop_taskrun()
-            .build(Self::SIZE)
-            .map(drop)
+        Self::build().map(drop)
+    }
+
+    fn build() -> io::Result<IoUring<squeue::Entry128>> {
+        IoUring::builder().setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun().build(Self::SIZE)
     }
 
     /// Puts an entry into a queue.
@@ -160,12 +161,14 @@ impl Ring {
         // SAFETY: `Entry128` is the kernel's submission entry of 128 bytes (`repr(C)`), and any number is valid there.
         unsafe { (&raw mut command).cast::<u8>().add(24).cast::<u32>().write_unaligned(2) };
         self.push(&command);
+        let quit = opcode::PollAdd::new(types::Fixed(QUIT), libc::POLLIN as u32).build();
+        self.push(&quit.user_data(QUIT.into()).into());
         self.ring.submit()?;
-        match self.ring.completion().next() {
-            Some(refused) if refused.result() < 0 => Err(io::Error::from_raw_os_error(-refused.result())),
-            Some(_) => Err(io::Error::other("a request before the ring was ready")),
-            None => Ok(()),
-        }
+        // What is refused is so at once. What else there is already is for `next`.
+        self.early.extend(self.ring.completion());
+        let refused =
+            self.early.iter().find(|done| done.user_data() == u64::from(DEVICE) && done.result() < 0);
+        refused.map_or(Ok(()), |refused| Err(io::Error::from_raw_os_error(-refused.result())))
     }
 
     /// Has the kernel do without rings on this connection: any registration that fails does that (`fuse_uring_cmd`).
@@ -195,9 +198,9 @@ impl Ring {
     /// `ENOTCONN` or another if there will be none.
     pub(super) fn next(&mut self) -> io::Result<()> {
         loop {
-            if let Some(completed) = self.ring.completion().next() {
-                let completed: cqueue::Entry = completed;
+            if let Some(completed) = self.early.pop().or_else(|| self.ring.completion().next()) {
                 return match completed.result() {
+                    _ if completed.user_data() == u64::from(QUIT) => Err(io::ErrorKind::NotConnected.into()),
                     result if result < 0 => Err(io::Error::from_raw_os_error(-result)),
                     _ => Ok(()),
                 };
@@ -215,7 +218,7 @@ fn command(operation: u32, queue: u16, unique: u64, address: Option<u64>) -> squ
     let request = CmdReq { qid: queue, commit_id: unique, ..CmdReq::new_zeroed() };
     let mut bytes = [0; 80];
     bytes[..size_of::<CmdReq>()].copy_from_slice(request.as_bytes());
-    opcode::UringCmd80::new(types::Fixed(0), operation).cmd(bytes).addr(address).build()
+    opcode::UringCmd80::new(types::Fixed(DEVICE), operation).cmd(bytes).addr(address).build()
 }
 
 /// Keeps the calling thread on one CPU, if it may run there.
