@@ -623,19 +623,14 @@ pub(crate) fn duplicate_onto(from: RawFd, to: RawFd, next: impl Fn() -> RawFd) -
 /// # Errors
 /// `EMFILE` and what promotion fails by: then the file is closed again.
 pub(crate) fn opened(mount: &Guard, opened: &virtuals::Opened, number: Option<RawFd>) -> Result<RawFd, i32> {
-    let number = match number.map_or_else(|| mount.virtual_number(), Ok) {
+    let closes_by_exec = opened.flags & libc::O_CLOEXEC != 0;
+    let number = match number.map_or_else(|| mount.virtual_number(closes_by_exec), Ok) {
         Ok(number) => number,
         Err(errno) => {
             close_again(mount, opened.file);
             return Err(errno);
         }
     };
-    if opened.flags & libc::O_CLOEXEC != 0
-        && let Some(fd) = sys::borrow(number)
-    {
-        // Cannot fail on a descriptor that was just made.
-        let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC);
-    }
     if !virtuals::create(number, mount, opened) {
         // Too many, or a number that the table does not know.
         sys::close(number);
