@@ -74,13 +74,19 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Mounts `source` at `mountpoint` with the longest caching, and waits until it is ready.
     pub(crate) fn start(source: &Path, mountpoint: &Path) -> Outcome<Self> {
-        Self::start_with(&program("finesse")?, source, mountpoint)
+        Self::start_with(&program("finesse")?, &[], source, mountpoint)
     }
 
-    /// As [`start`](Self::start), by a `finesse` command of another build.
-    pub(crate) fn start_with(finesse: &Path, source: &Path, mountpoint: &Path) -> Outcome<Self> {
+    /// As [`start`](Self::start), by a `finesse` command of another build, or with further arguments.
+    pub(crate) fn start_with(
+        finesse: &Path,
+        arguments: &[&str],
+        source: &Path,
+        mountpoint: &Path,
+    ) -> Outcome<Self> {
         let child = Command::new(finesse)
             .args(["mount", "--foreground", "--cache=always"])
+            .args(arguments)
             .args([source, mountpoint])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -45,6 +45,8 @@ const UNYIELDING: std::ops::RangeInclusive<u32> = 32..=4096;
 /// How many operations may be under way that nobody waits for. Their slots are looked at when there are so many: whoever looks
 /// takes the answers' cache lines away from the daemon.
 const UNATTENDED_MAX: u32 = 8;
+/// How often [`Client::settle`] looks: other threads may send ever more.
+const SETTLE_TURNS: u32 = 10_000;
 const NO_GRANT: i32 = -1;
 /// The kernel had no room for the descriptor in this process.
 const NO_ROOM: i32 = -2;
@@ -276,6 +278,17 @@ impl Client {
             jumps::used(self.number, slot);
         }
         Ok(())
+    }
+
+    /// Waits a little for what was [sent](Self::send) before: for whoever could tell that it is not done yet.
+    pub fn settle(&self) {
+        for _ in 0..SETTLE_TURNS {
+            self.reap();
+            if self.unattended.load(Ordering::Relaxed) == 0 || self.is_closed() {
+                return;
+            }
+            rustix::thread::sched_yield();
+        }
     }
 
     /// Frees the slots that nobody waits for and whose answers have come.

@@ -751,6 +751,8 @@ fn take_over(pin: &Pin) -> Result<Promoted, i32> {
 }
 
 fn take_over_once(pin: &Pin, mount: &Guard) -> Result<Promoted, i32> {
+    // A file that was closed would stand against a lease, for example, if it was open in the daemon still.
+    mount.client().settle();
     let request = Request { base: pin.file().into(), ..Request::default() };
     let call = virtuals::ask(mount, Op::Promote, &request).map_err(|_| libc::ENOTCONN)?;
     match call.reply.outcome() {

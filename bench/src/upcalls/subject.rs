@@ -116,7 +116,7 @@ impl Subject {
         match self {
             Self::Finesse { program, client, .. } => {
                 let program = program.clone().map_or_else(|| daemon::program("finesse"), Ok)?;
-                let daemon = Daemon::start_with(&program, source, mountpoint)?;
+                let daemon = Daemon::start_with(&program, &[], source, mountpoint)?;
                 let mut mounted = Mounted::Finesse(daemon, program, None);
                 if *client {
                     mounted.connect()?;

@@ -8,7 +8,7 @@ use fuser::{FileHandle, FileType, FopenFlags, INodeNo, OpenFlags};
 
 use crate::answer::Opened;
 use crate::coherence::VirtualOpen;
-use crate::engine::cache::Inode;
+use crate::engine::cache::{Inode, Known};
 use crate::engine::files::OpenFile;
 use crate::engine::handles::Handle;
 use crate::engine::permission::{READ, WRITE};
@@ -69,6 +69,9 @@ impl<FS: Filesystem> Engine<FS> {
         if flags & libc::O_CREAT != 0 && call.path.last() == Some(&b'/') {
             return kernel(Fallback::KernelByChoice);
         }
+        if exclusive && let Some(created) = self.create_at_once(call, giving, output)? {
+            return Ok(created);
+        }
         for _ in 0..LOOKS {
             let last = self.last(call.context, &call.request, call.frame.base, call.path, follow);
             if let Err(Stop::Errno(libc::ENOENT | libc::ENOTDIR)) = last
@@ -91,6 +94,27 @@ impl<FS: Filesystem> Engine<FS> {
             }
         }
         kernel(Fallback::KernelByChoice)
+    }
+
+    /// `O_EXCL`: whether the name exists is not looked up where the file system finds it, and everything that comes before it in
+    /// order, by itself. `None` if it has to be, or need not be asked.
+    fn create_at_once(
+        &self,
+        call: &Call<'_>,
+        giving: Giving,
+        output: &mut Output,
+    ) -> Result<Option<Reply>, Stop> {
+        if self.judges_types() || self.core.guard.is_some() || !self.covered.read().is_empty() {
+            return Ok(None);
+        }
+        let parent = match self.parent_of(call) {
+            Err(Stop::Errno(libc::ENOENT | libc::ENOTDIR)) => return kernel(Fallback::KernelByChoice),
+            parent => parent?,
+        };
+        if matches!(self.cache.lookup(&parent.directory, parent.name), Known::Inode(_)) {
+            return Ok(None);
+        }
+        self.create(call, &parent.directory, parent.name, giving, output).map(Some)
     }
 
     fn open_existing(&self, call: &Call<'_>, node: &Node, giving: Giving, output: &mut Output) -> Served {

@@ -90,11 +90,15 @@ impl PassthroughFs {
         }
         let to_read = |fd: OwnedFd, stat: &Statx, reader: Option<Reader>| match (generation, reader) {
             (Some(generation), Some(reader)) => {
+                // That reads would not block means nothing for regular files, and nobody else sees this descriptor's flags.
                 let fd = Arc::new(fd);
                 self.hot.keep(id, generation, &fd, reader);
-                Opened { file: OpenFile::sharing(fd, id), regular: Some(stat.stx_size) }
+                Ok(Opened { file: OpenFile::sharing(fd, id), regular: Some(stat.stx_size) })
             }
-            _ => opened(fd, Some(stat.stx_size)),
+            _ => {
+                settle(&fd)?;
+                Ok(opened(fd, Some(stat.stx_size)))
+            }
         };
 
         let rights = if req.road() == Road::Kernel && flags & OPEN_TO_EXECUTE != 0 {
@@ -110,8 +114,7 @@ impl PassthroughFs {
         {
             let stat = stat_of(&fd)?;
             if stat.stx_ino == number && attributes::is_regular(&stat) {
-                settle(&fd)?;
-                return Ok(to_read(fd, &stat, Some(Reader::Root)));
+                return to_read(fd, &stat, Some(Reader::Root));
             }
         }
 
@@ -126,13 +129,12 @@ impl PassthroughFs {
         let acting = self.act(req, rights)?;
         let path = inode.path();
         let fd = self.with_spare_descriptors(|| openat(CWD, path.as_c_str(), careful, Mode::empty()))?;
-        settle(&fd)?;
         let reader = match acting {
             _ if generation.is_none() || !self.can_switch => None,
             Acting::Root => Some(Reader::Root),
             Acting::User => Reader::user(req.uid(), req.gid(), req.groups().unwrap_or_default(), &stat),
         };
-        Ok(to_read(fd, &stat, reader))
+        to_read(fd, &stat, reader)
     }
 
     /// A file that the caller has opened to read before, if he still may, and if it still has a name.
@@ -187,9 +189,15 @@ impl PassthroughFs {
         check_name(name)?;
         let dir = self.inode(parent)?;
         self.act(req, Rights::Caller)?;
-        let creation = OFlags::from_bits_retain(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
         let wanted = backing_flags(req.road(), flags);
-        let careful = wanted | OFlags::NONBLOCK | OFlags::CREATE | creation;
+        let creation = match req.road() {
+            Road::Kernel => {
+                OFlags::NONBLOCK | OFlags::from_bits_retain(flags as u32) & (OFlags::EXCL | OFlags::TRUNC)
+            }
+            // If somebody else was faster, the caller looks again. What is made here need not be handled with care.
+            Road::Bypass => OFlags::EXCL,
+        };
+        let careful = wanted | OFlags::CREATE | creation;
         let mode = self.masked(&dir, mode, umask);
         // Not O_NOFOLLOW, which would show in the flags of a granted descriptor.
         let resolve = INSIDE | ResolveFlags::NO_SYMLINKS;
@@ -198,9 +206,6 @@ impl PassthroughFs {
         if !attributes::is_regular(&stat) {
             // Somebody else was faster, with something that is not opened here. The caller looks again.
             return Err(Errno::STALE);
-        }
-        if req.road() == Road::Bypass {
-            fcntl_setfl(&fd, wanted - OFlags::CLOEXEC)?;
         }
         let (id, generation) = self.remember_open(parent, &fd, name, &stat, true)?;
         let entry = Entry { attr: attributes::of(&stat, id), generation: Generation(generation) };

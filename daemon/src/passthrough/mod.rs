@@ -187,7 +187,7 @@ impl From<SourceError> for io::Error {
 }
 
 /// Files that stay open for a moment after they were read, at most.
-const HOT_FILES: usize = 1024;
+const HOT_FILES: usize = 4096;
 
 /// Who an operation runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
