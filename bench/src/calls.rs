@@ -6,7 +6,7 @@
 //! finesse-bench-calls stat    ROOT DIRS FILES    looks at every file of a tree
 //! finesse-bench-calls read    ROOT DIRS FILES    opens, reads and closes every file of a tree
 //! finesse-bench-calls write   ROOT DIRS FILES    creates, writes and closes every file of a tree
-//! finesse-bench-calls each OP ROOT DIRS FILES N  times single calls: stat, open, unlink
+//! finesse-bench-calls each OP ROOT DIRS FILES N  times single calls: stat, open, read, create, unlink
 //! finesse-bench-calls threads OP ROOT FILES N PLACE THREADS
 //!     times N calls in each of several threads. PLACE says in which directories, each of which has so many files:
 //!     all in one (`shared`), each in one of its own (`private`), all on one file (`same`), or all of them
@@ -63,9 +63,7 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         ["stat", root, dirs, files] => {
             every(root, shape(dirs, files)?, |path| std::fs::symlink_metadata(path).map(drop))
         }
-        ["read", root, dirs, files] => {
-            every(root, shape(dirs, files)?, |path| File::open(path)?.read(&mut [0; BLOCK]).map(drop))
-        }
+        ["read", root, dirs, files] => every(root, shape(dirs, files)?, read),
         ["write", root, dirs, files] => {
             every(root, shape(dirs, files)?, |path| File::create_new(path)?.write_all(&[b'x'; BLOCK]))
         }
@@ -74,6 +72,11 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
             match op {
                 "stat" => each(root, shape, count, |path| std::fs::symlink_metadata(path).map(drop)),
                 "open" => each(root, shape, count, |path| File::open(path).map(drop)),
+                "read" => each(root, shape, count, read),
+                "create" => each(root, shape, count, |path| {
+                    let new = path.with_extension("new");
+                    File::create_new(new)?.write_all(&[b'x'; BLOCK])
+                }),
                 "unlink" => each(root, shape, count, |path| std::fs::remove_file(path)),
                 _ => Err(format!("{op}: no such operation").into()),
             }
@@ -95,6 +98,11 @@ fn run(arguments: &[String]) -> Result<(), Box<dyn Error>> {
         }
         _ => Err("see the head of its source for its usage".into()),
     }
+}
+
+/// open(2), read(2) of a block, close(2).
+fn read(path: &Path) -> io::Result<()> {
+    File::open(path)?.read(&mut [0; BLOCK]).map(drop)
 }
 
 /// What threads do.

@@ -37,6 +37,9 @@ pub(crate) struct Latency {
     /// The directory that is mounted.
     #[arg(long, value_name = "DIR")]
     backing: Option<PathBuf>,
+    /// What programs on the bypass get when they open a file; by default what the mount does by default.
+    #[arg(long, value_name = "always|large|never")]
+    grant: Option<String>,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
@@ -62,6 +65,19 @@ const ROUND_TRIP: &str = "empty round trip";
 /// Files that single calls are timed on: each unlink needs one of its own.
 const TREE: Shape = Shape { dirs: 8, files: 4000 };
 
+/// Bytes in each of them.
+const BLOCK: u64 = 4096;
+/// What is timed of programs, and what it is called.
+const OPERATIONS: [(&str, &str); 5] = [
+    ("stat", "stat"),
+    ("open", "open+close"),
+    ("read", "open+read 4 KiB+close"),
+    ("create", "create+write 4 KiB+close"),
+    ("unlink", "unlink"),
+];
+/// How often each file is opened and read: what counts is not the first time.
+const AGAIN: u64 = 3;
+
 impl Row {
     fn p50(&self) -> f64 {
         median(&self.rounds.iter().map(|round| round.p50).collect::<Vec<_>>())
@@ -84,7 +100,8 @@ impl Latency {
             return Err("--pin needs two CPUs; use --pin=no".to_owned());
         }
         let backing = self.backing.clone().unwrap_or_else(std::env::temp_dir);
-        let place = Place::new(&backing, Need { inodes: 2 * TREE.files, size: 0 })?;
+        let need = Need { inodes: 3 * TREE.files, size: 2 * TREE.files * BLOCK };
+        let place = Place::new(&backing, need)?;
         screen::say(machine::line());
         let mut rows = Vec::new();
         let cpus = Cpus::of_this_process()?;
@@ -109,7 +126,7 @@ impl Latency {
             let report = json!({
                 "benchmark": "latency",
                 "machine": machine::describe(),
-                "options": { "rounds": self.rounds, "calls": self.calls },
+                "options": { "rounds": self.rounds, "calls": self.calls, "grant": self.grant },
                 "results": list,
                 "round_trip_of_ping_pong": ratio(&rows, true),
                 "round_trip_of_ping_pong_unpinned": ratio(&rows, false),
@@ -138,7 +155,9 @@ impl Latency {
     fn mode(&self, place: &Place, sides: Option<&[CpuSet; 2]>, rows: &mut Vec<Row>) -> Outcome {
         let (backing, pinned) = (place.backing(), sides.is_some());
         let bar = screen::bar(if pinned { "pinned" } else { "free" }, u64::from(self.rounds) * 2);
-        let daemon = Daemon::start(&backing, &place.mountpoint())?;
+        let grant = self.grant.as_ref().map(|grant| format!("grant={grant}"));
+        let options: Vec<&str> = grant.as_deref().into_iter().collect();
+        let daemon = Daemon::start_as(&backing, &place.mountpoint(), &options)?;
         let (mut bare, mut whole) = (Vec::new(), Vec::new());
         let clock = clock_cost();
         {
@@ -165,15 +184,16 @@ impl Latency {
         rows.push(Row { what: ROUND_TRIP.to_owned(), pinned, rounds: whole });
         daemon.report_at_rest()?;
         let first = rows.len();
-        for op in ["stat", "open", "unlink"] {
+        for (_, what) in OPERATIONS {
             for road in Road::ALL {
-                let what = format!("{}, {}", if op == "open" { "open+close" } else { op }, road.name());
+                let what = format!("{what}, {}", road.name());
                 rows.push(Row { what, pinned, rounds: Vec::new() });
             }
         }
         for round in 0..self.rounds {
             let mut row = first;
-            for op in ["stat", "open", "unlink"] {
+            for (op, _) in OPERATIONS {
+                let calls = TREE.files * if matches!(op, "open" | "read") { AGAIN } else { 1 };
                 for road in Road::ALL {
                     screen::go_on()?;
                     // A tree of its own for each: the daemon may believe for ever what it has seen.
@@ -181,12 +201,12 @@ impl Latency {
                         format!("{op}-{}-{round}-{}", road.name(), if pinned { "pinned" } else { "free" });
                     let tree = backing.join(&name);
                     std::fs::create_dir(&tree).map_err(|error| format!("{}: {error}", tree.display()))?;
-                    tree::make(&tree, TREE, 0, &indicatif::ProgressBar::hidden())?;
+                    tree::make(&tree, TREE, BLOCK, &indicatif::ProgressBar::hidden())?;
                     if let Some([_, theirs]) = sides {
                         pin_daemon(&daemon, theirs)?;
                     }
                     let root = if road == Road::Native { &backing } else { &place.mountpoint() };
-                    rows[row].rounds.push(each(road, &root.join(&name), op, TREE, TREE.files)?);
+                    rows[row].rounds.push(each(road, &root.join(&name), op, TREE, calls)?);
                     daemon.report_at_rest()?;
                     tree::remove(&tree, TREE)?;
                     std::fs::remove_dir(&tree).map_err(|error| format!("{}: {error}", tree.display()))?;

@@ -45,6 +45,8 @@ pub(crate) struct Opened {
     pub(crate) flags: FopenFlags,
     /// The backing file, if the file system opened with a [`BackingId`](crate::BackingId) made on this road.
     pub(crate) backing: Option<OwnedFd>,
+    /// The file system gives a descriptor when it is asked for ([`grant`](crate::Filesystem::grant)).
+    pub(crate) grantable: bool,
 }
 
 /// A file that was created and opened.

@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -56,7 +57,7 @@ pub struct Bypass {
     /// that is heard of an open file. Locks on such a descriptor are locks on the backing file; so `setlk` and `getlk` must be about
     /// that, too, and `FUSE_POSIX_LOCKS` and `FUSE_FLOCK_LOCKS` be asked for, or programs on the two roads do not exclude each other.
     pub grants: bool,
-    /// Files are opened virtually even so, and a descriptor is handed out only when the program asks for it because that
+    /// Files are opened virtually even so, and a descriptor is handed out ([`Filesystem::grant`]) only when the program asks for it because that
     /// pays: opening becomes cheaper, reading and writing much dearer.
     pub grants_on_request: bool,
     /// The backing file's attributes, `st_dev` and `st_ino` aside, are the file's.
@@ -158,7 +159,7 @@ macro_rules! missing {
 
 /// A file system.
 ///
-/// Method for method the trait of fuser 0.18, plus [`bypass`](Self::bypass). Methods are called by several
+/// Method for method the trait of fuser 0.18, plus [`bypass`](Self::bypass) and [`grant`](Self::grant). Methods are called by several
 /// threads at once and on behalf of both roads: the kernel's requests and those of preloaded programs. Each
 /// gets a reply object and must answer through it exactly once, either before it returns or later from any
 /// thread. The methods and their arguments mirror libfuse's `fuse_lowlevel_ops`.
@@ -186,6 +187,16 @@ pub trait Filesystem: Send + Sync + 'static {
     /// knows its files' attributes keeps `files` and tells of them: it is asked at most once, after [`init`](Self::init).
     /// The default drops it.
     fn xattr_free(&self, _files: XattrFree) {}
+
+    /// A descriptor of the backing file of a file that was opened by [`ReplyOpen::opened_grantable`] or
+    /// [`ReplyCreate::created_grantable`], for the program that has it open. The offset and the flags of its open file description are the
+    /// program's from then on: here it may be read and written by offset at most. Only asked if [`Bypass::grants`] is set.
+    ///
+    /// # Errors
+    /// Whatever they are, the program has the file without one. The default is `ENOSYS`.
+    fn grant(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle) -> io::Result<OwnedFd> {
+        Err(io::Error::from_raw_os_error(libc::ENOSYS))
+    }
 
     /// Called once, before any other method, while the connection to the kernel is set up through `config`.
     ///

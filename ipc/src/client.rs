@@ -43,6 +43,11 @@ const SLICE: Duration = Duration::from_micros(200);
 /// For how many waits after that nobody yields, at first and at most: twice as many each time, and half as many when yielding
 /// has helped.
 const UNYIELDING: std::ops::RangeInclusive<u32> = 32..=4096;
+/// How many operations may be under way that nobody waits for. Their slots are looked at when there are so many: whoever looks
+/// takes the answers' cache lines away from the daemon.
+const UNATTENDED_MAX: u32 = 8;
+/// How often [`Client::settle`] looks: other threads may send ever more.
+const SETTLE_TURNS: u32 = 10_000;
 const NO_GRANT: i32 = -1;
 /// The kernel had no room for the descriptor in this process.
 const NO_ROOM: i32 = -2;
@@ -82,6 +87,8 @@ pub struct Client {
     submitted: AtomicU64,
     /// Bit *n*, likewise: the descriptor that the reply in slot *n* grants was taken.
     took_grant: AtomicU64,
+    /// Bit *n*: nobody waits for the answer in slot *n*, which is free when it has come.
+    unattended: AtomicU64,
     /// Descriptors received by another thread than the one they are for.
     grants: [AtomicI32; SLOTS],
     /// Where this client's descriptors may be numbered from.
@@ -133,6 +140,7 @@ impl Client {
             number: CLIENTS.fetch_add(1, Ordering::Relaxed),
             submitted: AtomicU64::new(0),
             took_grant: AtomicU64::new(0),
+            unattended: AtomicU64::new(0),
             grants: [const { AtomicI32::new(NO_GRANT) }; SLOTS],
             first_fd,
         })
@@ -238,6 +246,14 @@ impl Client {
         if !path2.is_empty() {
             self.segment.write_path(slot, 1, path2);
         }
+        let (rung, cpu) = self.hand_in(slot);
+        // A worker that must first wake up, or runs where we do, is not worth spinning for.
+        let spin = !rung && self.segment.header().notices.worker_cpu.load(Ordering::Relaxed) != cpu;
+        self.wait(slot, op, spin)
+    }
+
+    /// Submits what a slot holds; whether the doorbell was rung, and the CPU.
+    fn hand_in(&self, slot: u32) -> (bool, u32) {
         let cpu = rustix::thread::sched_getcpu() as u32;
         let header = self.segment.header();
         let words = self.segment.slot(slot);
@@ -248,9 +264,61 @@ impl Client {
         if rung {
             self.ring_bell();
         }
-        // A worker that must first wake up, or runs where we do, is not worth spinning for.
-        let spin = !rung && header.notices.worker_cpu.load(Ordering::Relaxed) != cpu;
-        self.wait(slot, op, spin)
+        (rung, cpu)
+    }
+
+    /// Submits an operation without a path whose answer nobody needs, and does not wait for it. It is served at some time after that,
+    /// in no order with what is submitted later.
+    ///
+    /// # Errors
+    /// [`Fallback::NoSlot`] also if too many such operations are under way: the caller waits for its own, then.
+    pub fn send(&self, op: Op, request: &Request) -> Result<(), Fallback> {
+        if self.unattended.load(Ordering::Relaxed).count_ones() >= UNATTENDED_MAX {
+            self.reap();
+            if self.unattended.load(Ordering::Relaxed).count_ones() >= UNATTENDED_MAX {
+                return Err(Fallback::NoSlot);
+            }
+        }
+        let slot = self.claim()?;
+        self.segment.write_request(slot, &Request { op: op as u32, len: 0, len2: 0, ..*request });
+        self.hand_in(slot);
+        // Release: whoever finds it here finds its state no older than `hand_in` has set it.
+        self.unattended.fetch_or(1 << slot, Ordering::Release);
+        if jumps::are_expected() {
+            // From here on it is not this call's. (If that was left by a jump just before, `take_back` waits for the answer.)
+            jumps::used(self.number, slot);
+        }
+        Ok(())
+    }
+
+    /// Waits a little for what was [sent](Self::send) before: for whoever could tell that it is not done yet.
+    pub fn settle(&self) {
+        for _ in 0..SETTLE_TURNS {
+            self.reap();
+            if self.unattended.load(Ordering::Relaxed) == 0 || self.is_closed() {
+                return;
+            }
+            rustix::thread::sched_yield();
+        }
+    }
+
+    /// Frees the slots that nobody waits for and whose answers have come.
+    fn reap(&self) {
+        let mut left = self.unattended.load(Ordering::Acquire);
+        while left != 0 {
+            let slot = left.trailing_zeros();
+            left &= left - 1;
+            // Of several threads, one takes the mark away, and only then looks: the slot may have been freed and submitted again
+            // since the marks were read.
+            if self.unattended.fetch_and(!(1 << slot), Ordering::AcqRel) & (1 << slot) == 0 {
+                continue;
+            }
+            if ring::is_done(&self.segment.slot(slot).state) {
+                self.used.fetch_and(!(1 << slot), Ordering::Release);
+            } else {
+                self.unattended.fetch_or(1 << slot, Ordering::Release);
+            }
+        }
     }
 
     /// Proves a directory by its descriptor and returns its node id, usable as a base from then on.
@@ -319,7 +387,11 @@ impl Client {
         let mut used = self.used.load(Ordering::Relaxed);
         loop {
             if used == u64::MAX {
-                return Err(Fallback::NoSlot);
+                self.reap();
+                used = self.used.load(Ordering::Relaxed);
+                if used == u64::MAX {
+                    return Err(Fallback::NoSlot);
+                }
             }
             let slot = (!used).trailing_zeros();
             // Acquire: pairs with the release of the thread that used the slot before.
@@ -357,6 +429,10 @@ impl Client {
     /// still come for it. A descriptor that was granted is closed.
     pub fn take_back(&self, slot: u32) -> bool {
         let bit = 1 << slot;
+        if self.unattended.load(Ordering::Relaxed) & bit != 0 {
+            // It is free once it is answered.
+            return true;
+        }
         if self.submitted.load(Ordering::Relaxed) & bit != 0 {
             if !ring::is_done(&self.segment.slot(slot).state) {
                 return false;

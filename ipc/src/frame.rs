@@ -333,6 +333,10 @@ pub const PROMOTED: u32 = 1;
 /// [`Reply::flags`] of [`Op::ReadDir`]: no entry follows those in the data buffer.
 pub const REPLY_END: u32 = 16;
 
+/// [`Reply::flags`], beside [`REPLY_VIRTUAL`]: nobody need wait for the answer to [`Op::Close`], as closing the file does nothing that a
+/// program could notice, and cannot fail.
+pub const REPLY_QUIET: u32 = 32;
+
 const BODY: usize = size_of::<Attr>() / 8;
 
 /// What the daemon answers.

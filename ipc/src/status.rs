@@ -119,6 +119,7 @@ mod tests {
             clients_ever: 2,
             known_inodes: 3,
             resident_bytes: 4,
+            transport: handshake::Transport::Classic,
             counts: Counts::default(),
             requests: handshake::Requests::Unwanted,
             xattr_answers: handshake::Saved::Unwanted,

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, IntoRawFd, RawFd};
 use finesse_ipc::client::Call;
 use finesse_ipc::environment::MOUNT_PATH_MAX;
 use finesse_ipc::frame::{
-    Attr, Fallback, NOT_VIRTUAL, Op, Outcome, REPLY_END, REPLY_GRANT, REPLY_GRANTABLE, REPLY_VIRTUAL, ROOT,
-    Request, Statfs, Time,
+    Attr, Fallback, NOT_VIRTUAL, Op, Outcome, REPLY_END, REPLY_GRANT, REPLY_GRANTABLE, REPLY_QUIET,
+    REPLY_VIRTUAL, ROOT, Request, Statfs, Time,
 };
 use finesse_ipc::layout::DATA_BYTES;
 use finesse_ipc::table::{self, Clock, Walked};
@@ -846,7 +846,8 @@ fn open_target(
     let mode = if creates { mode } else { 0 };
     // Natively nothing is created or truncated before the number is found (`do_sys_openat2`).
     let reserves = flags & (libc::O_CREAT | libc::O_TRUNC) != 0;
-    let reserved = Reserved::new(target, reserves && may_be_virtual)?;
+    let closes_by_exec = flags & libc::O_CLOEXEC != 0;
+    let reserved = Reserved::new(target, reserves && may_be_virtual, closes_by_exec)?;
     if reserves && reserved.0.is_none() && !sys::has_free_number(client.as_fd()) {
         client.counters().served(Op::Open);
         return Ok(Opening::Done(Err(libc::EMFILE)));
@@ -869,6 +870,7 @@ fn open_target(
             ino: call.reply.to_attr().ino,
             flags,
             is_grantable: call.reply.flags & REPLY_GRANTABLE != 0,
+            is_quiet: call.reply.flags & REPLY_QUIET != 0,
         };
         drop(call);
         client.counters().served(Op::Open);
@@ -918,11 +920,11 @@ fn open_target(
 struct Reserved(Option<RawFd>);
 
 impl Reserved {
-    fn new(target: &Target<'_>, wanted: bool) -> Result<Self, Fallback> {
+    fn new(target: &Target<'_>, wanted: bool, closes_by_exec: bool) -> Result<Self, Fallback> {
         if !wanted || !target.mount.opens_virtually() {
             return Ok(Self(None));
         }
-        match target.mount.virtual_number() {
+        match target.mount.virtual_number(closes_by_exec) {
             Ok(number) => Ok(Self(Some(number))),
             // The kernel has no number either.
             Err(_) => Err(Fallback::Unsupported),

@@ -336,11 +336,11 @@ impl Guard {
         }
     }
 
-    /// A duplicate of the placeholder, at the lowest free number: what a virtual descriptor is. Not close-on-exec.
+    /// A duplicate of the placeholder, at the lowest free number: what a virtual descriptor is.
     ///
     /// # Errors
     /// `EMFILE`; another errno if the mount has none.
-    pub(crate) fn virtual_number(&self) -> Result<RawFd, i32> {
+    pub(crate) fn virtual_number(&self, closes_by_exec: bool) -> Result<RawFd, i32> {
         let kept = &self.mount.placeholder;
         loop {
             let now = kept.now();
@@ -348,7 +348,7 @@ impl Guard {
                 self.keep_placeholder()?;
                 continue;
             };
-            let number = sys::duplicate(placeholder);
+            let number = sys::duplicate(placeholder, closes_by_exec);
             if kept.now() == now {
                 return number;
             }

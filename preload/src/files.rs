@@ -623,19 +623,14 @@ pub(crate) fn duplicate_onto(from: RawFd, to: RawFd, next: impl Fn() -> RawFd) -
 /// # Errors
 /// `EMFILE` and what promotion fails by: then the file is closed again.
 pub(crate) fn opened(mount: &Guard, opened: &virtuals::Opened, number: Option<RawFd>) -> Result<RawFd, i32> {
-    let number = match number.map_or_else(|| mount.virtual_number(), Ok) {
+    let closes_by_exec = opened.flags & libc::O_CLOEXEC != 0;
+    let number = match number.map_or_else(|| mount.virtual_number(closes_by_exec), Ok) {
         Ok(number) => number,
         Err(errno) => {
             close_again(mount, opened.file);
             return Err(errno);
         }
     };
-    if opened.flags & libc::O_CLOEXEC != 0
-        && let Some(fd) = sys::borrow(number)
-    {
-        // Cannot fail on a descriptor that was just made.
-        let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::CLOEXEC);
-    }
     if !virtuals::create(number, mount, opened) {
         // Too many, or a number that the table does not know.
         sys::close(number);
@@ -756,6 +751,8 @@ fn take_over(pin: &Pin) -> Result<Promoted, i32> {
 }
 
 fn take_over_once(pin: &Pin, mount: &Guard) -> Result<Promoted, i32> {
+    // A file that was closed would stand against a lease, for example, if it was open in the daemon still.
+    mount.client().settle();
     let request = Request { base: pin.file().into(), ..Request::default() };
     let call = virtuals::ask(mount, Op::Promote, &request).map_err(|_| libc::ENOTCONN)?;
     match call.reply.outcome() {

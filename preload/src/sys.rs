@@ -612,9 +612,10 @@ pub(crate) fn pause(turn: u32) {
 }
 
 /// Duplicates a descriptor to the lowest free number, out of the hooks' sight.
-pub(crate) fn duplicate(fd: RawFd) -> Result<RawFd, c_int> {
+pub(crate) fn duplicate(fd: RawFd, closes_by_exec: bool) -> Result<RawFd, c_int> {
     let fd = borrow(fd).ok_or(libc::EBADF)?;
-    rustix::io::dup(fd).map(std::os::fd::IntoRawFd::into_raw_fd).map_err(|errno| errno.raw_os_error())
+    let made = if closes_by_exec { rustix::io::fcntl_dupfd_cloexec(fd, 0) } else { rustix::io::dup(fd) };
+    made.map(std::os::fd::IntoRawFd::into_raw_fd).map_err(|errno| errno.raw_os_error())
 }
 
 /// `mmap`, by the system call itself.

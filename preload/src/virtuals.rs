@@ -13,7 +13,7 @@
 
 use std::cell::Cell;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 
 use finesse_ipc::frame::{Fallback, Op, Outcome, Request};
 
@@ -48,6 +48,8 @@ struct Description {
     file: AtomicU32,
     /// What `F_GETFL` answers.
     flags: AtomicU32,
+    /// Nobody need wait for the answer when it is closed.
+    quiet: AtomicBool,
     /// Transfers until it is worth asking for a granted descriptor; [`NEVER`] if there is none.
     until_grant: AtomicU32,
     ino: AtomicU64,
@@ -69,6 +71,7 @@ static ALL: [Description; KNOWN] = [const {
         connection: AtomicU32::new(0),
         file: AtomicU32::new(0),
         flags: AtomicU32::new(0),
+        quiet: AtomicBool::new(false),
         until_grant: AtomicU32::new(0),
         ino: AtomicU64::new(0),
         stuck: AtomicU32::new(0),
@@ -114,6 +117,7 @@ pub(crate) struct Opened {
     /// Those of `open`.
     pub(crate) flags: i32,
     pub(crate) is_grantable: bool,
+    pub(crate) is_quiet: bool,
 }
 
 /// Makes the placeholder `fd` stand for a file that was opened on a connection; `false` if there is no room.
@@ -138,6 +142,7 @@ pub(crate) fn create(fd: RawFd, mount: &Guard, opened: &Opened) -> bool {
     this.connection.store(mount.connection(), Ordering::Relaxed);
     this.file.store(opened.file, Ordering::Relaxed);
     this.flags.store((opened.flags & kept | O_LARGEFILE) as u32, Ordering::Relaxed);
+    this.quiet.store(opened.is_quiet, Ordering::Relaxed);
     this.until_grant.store(if opened.is_grantable { TRANSFERS } else { NEVER }, Ordering::Relaxed);
     this.ino.store(opened.ino, Ordering::Relaxed);
     this.stuck.store(0, Ordering::Relaxed);
@@ -308,6 +313,10 @@ impl Pin {
     fn close_in_daemon(&self) -> Result<(), i32> {
         let Some(mount) = self.connection() else { return Err(libc::ENOTCONN) };
         let request = Request { base: self.file().into(), ..Request::default() };
+        if self.this().quiet.load(Ordering::Relaxed) && mount.client().send(Op::Close, &request).is_ok() {
+            mount.client().counters().served(Op::Close);
+            return Ok(());
+        }
         match ask(&mount, Op::Close, &request) {
             Ok(call) => {
                 mount.client().counters().served(Op::Close);

@@ -67,7 +67,11 @@ pub(crate) struct OpenFile {
     /// Held during reads and writes that move it (`f_pos_lock`).
     offset: Mutex<u64>,
     /// What can be granted.
-    backing: Mutex<Option<OwnedFd>>,
+    backing: Option<OwnedFd>,
+    /// The file system gives it when it is asked.
+    grantable: bool,
+    /// Closing it says nothing.
+    quiet: bool,
     /// Until the kernel has it.
     open: Mutex<Option<VirtualOpen>>,
     /// The version of the inode's attributes in which nothing is left that a write takes away.
@@ -91,10 +95,16 @@ impl OpenFile {
         Self {
             inode,
             fh: opened.fh,
-            kernel_flags: opened.flags - FopenFlags::FOPEN_KEEP_CACHE - FopenFlags::FOPEN_PASSTHROUGH,
+            // That it need not be told of a close was said of this road.
+            kernel_flags: opened.flags
+                - FopenFlags::FOPEN_KEEP_CACHE
+                - FopenFlags::FOPEN_PASSTHROUGH
+                - FopenFlags::FOPEN_NOFLUSH,
             flags: AtomicI32::new(flags & !once),
             offset: Mutex::new(0),
-            backing: Mutex::new(opened.backing),
+            backing: opened.backing,
+            grantable: opened.grantable,
+            quiet: opened.flags.contains(FopenFlags::FOPEN_NOFLUSH),
             open: Mutex::new(Some(open)),
             shed: AtomicU64::new(NEVER),
             handed_over: AtomicBool::new(false),
@@ -176,7 +186,7 @@ fn verify(position: u64, len: usize) -> Result<(), Stop> {
 
 /// What closing the last descriptor asks the file system (`fuse_flush`).
 pub(super) fn flush<FS: Filesystem>(fs: &FS, request: &Request, file: &OpenFile) -> Result<(), Stop> {
-    if file.kernel_flags.contains(FopenFlags::FOPEN_NOFLUSH) {
+    if file.quiet {
         return Ok(());
     }
     let (reply, answer) = ReplyEmpty::local();
@@ -606,7 +616,7 @@ impl<FS: Filesystem> Engine<FS> {
         file: &OpenFile,
         offset: u64,
     ) -> Result<Option<OwnedFd>, Stop> {
-        if file.backing.lock().is_none()
+        if (file.backing.is_none() && !file.grantable)
             || self.is_file_watched(file.inode.ino)
             || self.is_set_id(&call.request, &file.inode)?
         {
@@ -615,8 +625,10 @@ impl<FS: Filesystem> Engine<FS> {
         if file.writes() && self.before_writable_grant(&file.inode).is_err() {
             return Ok(None);
         }
-        let backing = file.backing.lock().as_ref().map(OwnedFd::try_clone);
-        let Some(backing) = backing else { return Ok(None) };
+        let backing = match &file.backing {
+            Some(backing) => backing.try_clone(),
+            None => self.core.fs.grant(&call.request, INodeNo(file.inode.ino), file.fh),
+        };
         file.inode.grant();
         self.core.coherence.note_granted(file.inode.ino);
         let flags = OFlags::from_bits_retain((file.flags() & CHANGEABLE) as u32);

@@ -8,7 +8,7 @@ use fuser::{FileHandle, FileType, FopenFlags, INodeNo, OpenFlags};
 
 use crate::answer::Opened;
 use crate::coherence::VirtualOpen;
-use crate::engine::cache::Inode;
+use crate::engine::cache::{Inode, Known};
 use crate::engine::files::OpenFile;
 use crate::engine::handles::Handle;
 use crate::engine::permission::{READ, WRITE};
@@ -69,6 +69,9 @@ impl<FS: Filesystem> Engine<FS> {
         if flags & libc::O_CREAT != 0 && call.path.last() == Some(&b'/') {
             return kernel(Fallback::KernelByChoice);
         }
+        if exclusive && let Some(created) = self.create_at_once(call, giving, output)? {
+            return Ok(created);
+        }
         for _ in 0..LOOKS {
             let last = self.last(call.context, &call.request, call.frame.base, call.path, follow);
             if let Err(Stop::Errno(libc::ENOENT | libc::ENOTDIR)) = last
@@ -91,6 +94,27 @@ impl<FS: Filesystem> Engine<FS> {
             }
         }
         kernel(Fallback::KernelByChoice)
+    }
+
+    /// `O_EXCL`: whether the name exists is not looked up where the file system finds it, and everything that comes before it in
+    /// order, by itself. `None` if it has to be, or need not be asked.
+    fn create_at_once(
+        &self,
+        call: &Call<'_>,
+        giving: Giving,
+        output: &mut Output,
+    ) -> Result<Option<Reply>, Stop> {
+        if self.judges_types() || self.core.guard.is_some() || !self.covered.read().is_empty() {
+            return Ok(None);
+        }
+        let parent = match self.parent_of(call) {
+            Err(Stop::Errno(libc::ENOENT | libc::ENOTDIR)) => return kernel(Fallback::KernelByChoice),
+            parent => parent?,
+        };
+        if matches!(self.cache.lookup(&parent.directory, parent.name), Known::Inode(..)) {
+            return Ok(None);
+        }
+        self.create(call, &parent.directory, parent.name, giving, output).map(Some)
     }
 
     fn open_existing(&self, call: &Call<'_>, node: &Node, giving: Giving, output: &mut Output) -> Served {
@@ -139,14 +163,17 @@ impl<FS: Filesystem> Engine<FS> {
         self.core.fs.open(&call.request, ino, OpenFlags(passed), reply);
         let opened = match answer.wait() {
             // `fc->no_open`
-            Err(errno) if errno.code() == libc::ENOSYS && open.is_some() => {
-                Opened { fh: FileHandle(0), flags: FopenFlags::FOPEN_KEEP_CACHE, backing: None }
-            }
+            Err(errno) if errno.code() == libc::ENOSYS && open.is_some() => Opened {
+                fh: FileHandle(0),
+                flags: FopenFlags::FOPEN_KEEP_CACHE,
+                backing: None,
+                grantable: false,
+            },
             opened => opened?,
         };
-        let opening =
+        let mut opening =
             Opening { engine: self, request: &call.request, ino, flags: passed, opened: Some(opened) };
-        if open.is_none() && !opening.has_backing() {
+        if open.is_none() && !opening.find_backing() {
             return kernel(Fallback::NotGranted);
         }
         if flags & libc::O_TRUNC != 0 {
@@ -205,9 +232,9 @@ impl<FS: Filesystem> Engine<FS> {
         // It has one name, so nothing stands against it.
         self.place_inode(directory, name, &node)?;
         let (request, ino) = (&call.request, INodeNo(node.inode.ino));
-        let opening = Opening { engine: self, request, ino, flags, opened: Some(created.opened) };
+        let mut opening = Opening { engine: self, request, ino, flags, opened: Some(created.opened) };
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        if giving == Giving::AtOnce && opening.has_backing() {
+        if giving == Giving::AtOnce && opening.find_backing() {
             if writes {
                 // Whoever opens it through the kernel from here on finds it granted.
                 self.core.coherence.note_granted_write(ino.0);
@@ -276,10 +303,12 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let Some(mut opened) = opening.opened.take() else { return fail(libc::EIO) };
         if giving == Giving::Never {
-            opened.backing = None;
+            (opened.backing, opened.grantable) = (None, false);
         }
         let attr = Attr { ino: inode.ino, ..Attr::default() };
-        let grantable = opened.backing.is_some();
+        let grantable = opened.backing.is_some() || opened.grantable;
+        let writes = call.frame.flags as i32 & libc::O_ACCMODE != libc::O_RDONLY;
+        let is_quiet = !writes && opened.flags.contains(FopenFlags::FOPEN_NOFLUSH);
         let keeper = self.core.clone();
         let credentials = call.context.credentials.clone();
         let file = OpenFile::new(inode, opened, call.frame.flags as i32, open, keeper, credentials);
@@ -287,6 +316,9 @@ impl<FS: Filesystem> Engine<FS> {
         let mut reply = Reply::with_file(attr, number);
         if grantable {
             reply.flags |= frame::REPLY_GRANTABLE;
+        }
+        if is_quiet {
+            reply.flags |= frame::REPLY_QUIET;
         }
         Ok(reply)
     }
@@ -303,8 +335,15 @@ struct Opening<'a, FS: Filesystem> {
 }
 
 impl<FS: Filesystem> Opening<'_, FS> {
-    fn has_backing(&self) -> bool {
-        self.opened.as_ref().is_some_and(|opened| opened.backing.is_some())
+    /// Sees to it that the descriptor to grant is there, if there is one.
+    fn find_backing(&mut self) -> bool {
+        let Some(opened) = &mut self.opened else { return false };
+        if opened.grantable && opened.backing.is_none() {
+            let given = self.engine.core.fs.grant(self.request, self.ino, opened.fh);
+            let failed = |error: &std::io::Error| tracing::warn!(%error, "no descriptor for a backing file");
+            opened.backing = given.inspect_err(failed).ok();
+        }
+        opened.backing.is_some()
     }
 
     fn fh(&self) -> Option<FileHandle> {

@@ -388,7 +388,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     /// Whether a wrong type is the engine's to answer. It is not for a file system that judges permissions and types
     /// itself: those come first (`may_delete`).
-    fn judges_types(&self) -> bool {
+    pub(super) fn judges_types(&self) -> bool {
         !self.bypass.checks_types || self.checks == Checks::Engine
     }
 

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, Mode, OFlags, ResolveFlags, SeekFrom, fcntl_setfl, openat, openat2,
+    AtFlags, CWD, FallocateFlags, Mode, OFlags, ResolveFlags, SeekFrom, Statx, fcntl_setfl, openat, openat2,
 };
 use rustix::io::{Errno, ReadWriteFlags, Result};
 
 use super::handles::OpenFile;
+use super::hot::Reader;
 use super::inodes::{INSIDE, check_name, stat_of};
 use super::names::Entry;
 use super::nodes::{Kind, Way};
@@ -78,6 +79,28 @@ impl PassthroughFs {
             regular,
         };
 
+        // Only reads, in no special way: the descriptor may be shared.
+        let shares =
+            self.hot.keeps() && req.road() == Road::Bypass && wanted - OFlags::LARGEFILE == OFlags::CLOEXEC;
+        let generation = shares.then(|| self.nodes.generation(id)).flatten();
+        let generation =
+            generation.filter(|(_, kind)| *kind == Kind::Regular).map(|(generation, _)| generation);
+        if let Some(shared) = generation.and_then(|generation| self.opened_already(req, id, generation)) {
+            return Ok(shared);
+        }
+        let to_read = |fd: OwnedFd, stat: &Statx, reader: Option<Reader>| match (generation, reader) {
+            (Some(generation), Some(reader)) => {
+                // That reads would not block means nothing for regular files, and nobody else sees this descriptor's flags.
+                let fd = Arc::new(fd);
+                self.hot.keep(id, generation, &fd, reader);
+                Ok(Opened { file: OpenFile::sharing(fd, id), regular: Some(stat.stx_size) })
+            }
+            _ => {
+                settle(&fd)?;
+                Ok(opened(fd, Some(stat.stx_size)))
+            }
+        };
+
         let rights = if req.road() == Road::Kernel && flags & OPEN_TO_EXECUTE != 0 {
             self.check_execute(req, id)?;
             Rights::Daemon
@@ -91,8 +114,7 @@ impl PassthroughFs {
         {
             let stat = stat_of(&fd)?;
             if stat.stx_ino == number && attributes::is_regular(&stat) {
-                settle(&fd)?;
-                return Ok(opened(fd, Some(stat.stx_size)));
+                return to_read(fd, &stat, Some(Reader::Root));
             }
         }
 
@@ -104,11 +126,47 @@ impl PassthroughFs {
             let fd = openat(CWD, inode.path().as_c_str(), OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
             return Ok(opened(fd, None));
         }
-        self.act(req, rights)?;
+        let acting = self.act(req, rights)?;
         let path = inode.path();
         let fd = self.with_spare_descriptors(|| openat(CWD, path.as_c_str(), careful, Mode::empty()))?;
-        settle(&fd)?;
-        Ok(opened(fd, Some(stat.stx_size)))
+        let reader = match acting {
+            _ if generation.is_none() || !self.can_switch => None,
+            Acting::Root => Some(Reader::Root),
+            Acting::User => Reader::user(req.uid(), req.gid(), req.groups().unwrap_or_default(), &stat),
+        };
+        to_read(fd, &stat, reader)
+    }
+
+    /// A file that the caller has opened to read before, if he still may, and if it still has a name.
+    fn opened_already(&self, req: &Request, id: u64, generation: u64) -> Option<Opened> {
+        let groups = req.groups().unwrap_or_default();
+        let shared = self.hot.get(id, generation, req.uid(), req.gid(), groups)?;
+        let mut size = 0;
+        // Of what only the mount changes, the last name's end is the end of the node.
+        if self.options.cache != CachePolicy::Always || shared.reader != Reader::Root {
+            let stat = stat_of(&*shared.fd).ok()?;
+            if stat.stx_nlink == 0 || !shared.reader.is_still_allowed(&stat) {
+                self.hot.remove(id);
+                return None;
+            }
+            size = stat.stx_size;
+        }
+        Some(Opened { file: OpenFile::sharing(shared.fd, id), regular: Some(size) })
+    }
+
+    /// A descriptor of an open file for a program, which it may do with as it likes.
+    pub(super) fn give(&self, id: u64, fh: FileHandle) -> Result<OwnedFd> {
+        let file = self.files.get(fh)?;
+        let given = self.with_spare_descriptors(|| file.for_others())?;
+        // The program may want a lease, which it would not get while another has the file open.
+        self.hot.remove(id);
+        Ok(given)
+    }
+
+    /// Whether closing a file on the source does nothing but close it: its file system has no `flush`, which some use to
+    /// write what was written to the file, and to tell of errors. (The methods of these are known, `struct file_operations`.)
+    pub(super) fn closes_quietly(&self, id: u64) -> bool {
+        self.source_closes_quietly && self.ids.is_beside_root(id)
     }
 
     /// Executing takes execute permission, not read permission.
@@ -131,9 +189,15 @@ impl PassthroughFs {
         check_name(name)?;
         let dir = self.inode(parent)?;
         self.act(req, Rights::Caller)?;
-        let creation = OFlags::from_bits_retain(flags as u32) & (OFlags::EXCL | OFlags::TRUNC);
         let wanted = backing_flags(req.road(), flags);
-        let careful = wanted | OFlags::NONBLOCK | OFlags::CREATE | creation;
+        let creation = match req.road() {
+            Road::Kernel => {
+                OFlags::NONBLOCK | OFlags::from_bits_retain(flags as u32) & (OFlags::EXCL | OFlags::TRUNC)
+            }
+            // If somebody else was faster, the caller looks again. What is made here need not be handled with care.
+            Road::Bypass => OFlags::EXCL,
+        };
+        let careful = wanted | OFlags::CREATE | creation;
         let mode = self.masked(&dir, mode, umask);
         // Not O_NOFOLLOW, which would show in the flags of a granted descriptor.
         let resolve = INSIDE | ResolveFlags::NO_SYMLINKS;
@@ -142,9 +206,6 @@ impl PassthroughFs {
         if !attributes::is_regular(&stat) {
             // Somebody else was faster, with something that is not opened here. The caller looks again.
             return Err(Errno::STALE);
-        }
-        if req.road() == Road::Bypass {
-            fcntl_setfl(&fd, wanted - OFlags::CLOEXEC)?;
         }
         let (id, generation) = self.remember_open(parent, &fd, name, &stat, true)?;
         let entry = Entry { attr: attributes::of(&stat, id), generation: Generation(generation) };
@@ -292,6 +353,9 @@ impl PassthroughFs {
     /// failed.
     pub(super) fn flush_file(&self, fh: FileHandle) -> Result<()> {
         let file = self.files.get(fh)?;
+        if self.closes_quietly(file.id) {
+            return Ok(());
+        }
         let copy = rustix::io::fcntl_dupfd_cloexec(&*file, 0)?;
         super::sys::close(copy)
     }

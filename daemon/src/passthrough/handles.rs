@@ -1,24 +1,35 @@
 //! Open files and directories. A file handle (`fh`) is the number of the backing descriptor, which is unique
-//! for as long as it is open.
+//! for as long as it is open, or a number beyond all descriptors for an open file that shares one.
 
 #![deny(unsafe_code)]
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{CWD, Mode, OFlags, fcntl_getfl, fcntl_setfl, openat};
 use rustix::io::{Errno, Result};
 
+use super::credentials;
+use super::inodes::ProcPath;
 use crate::{BackingId, FileHandle, LockOwner};
 
 const SHARDS: usize = 16;
 
+/// The descriptor of an open file.
+enum Descriptor {
+    /// Its own.
+    Own(OwnedFd),
+    /// Shared with others who read the file, until it needs one of its own.
+    Shared { fd: Arc<OwnedFd>, number: u64, own: OnceLock<OwnedFd> },
+}
+
 /// An open regular file.
 pub(super) struct OpenFile {
-    fd: OwnedFd,
+    fd: Descriptor,
     /// The node.
     pub(super) id: u64,
     /// Whether `fd` may be written to.
@@ -39,6 +50,17 @@ pub(super) struct OpenFile {
 impl OpenFile {
     /// An open file of node `id`.
     pub(super) fn new(fd: OwnedFd, id: u64, writable: bool, appends: bool) -> Self {
+        Self::with(Descriptor::Own(fd), id, writable, appends)
+    }
+
+    /// An open file of node `id` that is read by a descriptor that others read by as well, each at offsets of their own.
+    pub(super) fn sharing(fd: Arc<OwnedFd>, id: u64) -> Self {
+        static NUMBERS: AtomicU64 = AtomicU64::new(FIRST_SHARED);
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        Self::with(Descriptor::Shared { fd, number, own: OnceLock::new() }, id, false, false)
+    }
+
+    fn with(fd: Descriptor, id: u64, writable: bool, appends: bool) -> Self {
         Self {
             fd,
             id,
@@ -51,10 +73,45 @@ impl OpenFile {
         }
     }
 
+    /// A descriptor whose open file description nobody else uses: for what belongs to that, such as locks.
+    ///
+    /// # Errors
+    /// Those of opening the file again.
+    pub(super) fn own(&self) -> Result<BorrowedFd<'_>> {
+        match &self.fd {
+            Descriptor::Own(fd) => Ok(fd.as_fd()),
+            Descriptor::Shared { own, .. } => match own.get() {
+                Some(fd) => Ok(fd.as_fd()),
+                // Of two that race, one is closed again at once.
+                None => {
+                    let again = self.again()?;
+                    Ok(own.get_or_init(|| again).as_fd())
+                }
+            },
+        }
+    }
+
+    /// A descriptor for somebody else to have: with an open file description that is used here by offset at most.
+    ///
+    /// # Errors
+    /// Those of opening the file again, or of duplicating a descriptor.
+    pub(super) fn for_others(&self) -> Result<OwnedFd> {
+        match &self.fd {
+            Descriptor::Own(fd) => rustix::io::fcntl_dupfd_cloexec(fd, 0),
+            Descriptor::Shared { .. } => self.again(),
+        }
+    }
+
+    /// Opens the file that a shared descriptor reads once more. Whoever has opened it was allowed to.
+    fn again(&self) -> Result<OwnedFd> {
+        credentials::become_daemon()?;
+        openat(CWD, ProcPath::of(self).as_c_str(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+    }
+
     /// `F_SETFL` has taken `O_APPEND` away of what the program has, of which only its next write tells.
     pub(super) fn append_no_more(&self) -> Result<()> {
         if self.appends.load(Ordering::Relaxed) {
-            fcntl_setfl(&self.fd, fcntl_getfl(&self.fd)? - OFlags::APPEND)?;
+            fcntl_setfl(self, fcntl_getfl(self)? - OFlags::APPEND)?;
             self.appends.store(false, Ordering::Relaxed);
         }
         Ok(())
@@ -63,7 +120,19 @@ impl OpenFile {
 
 impl AsFd for OpenFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+        match &self.fd {
+            Descriptor::Own(fd) => fd.as_fd(),
+            Descriptor::Shared { fd, own, .. } => own.get().map_or(fd.as_fd(), OwnedFd::as_fd),
+        }
+    }
+}
+
+impl Open for OpenFile {
+    fn number(&self) -> u64 {
+        match &self.fd {
+            Descriptor::Own(fd) => fd.as_raw_fd() as u64,
+            Descriptor::Shared { number, .. } => *number,
+        }
     }
 }
 
@@ -83,34 +152,49 @@ impl OpenDirectory {
     }
 }
 
+impl Open for OpenDirectory {
+    fn number(&self) -> u64 {
+        self.fd.as_raw_fd() as u64
+    }
+}
+
 impl AsFd for OpenDirectory {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }
 
-type Shard<T> = RwLock<HashMap<i32, Arc<T>>>;
+/// No descriptor has this number, or a greater one.
+const FIRST_SHARED: u64 = 1 << 32;
+
+/// Something open.
+pub(super) trait Open {
+    /// Its file handle.
+    fn number(&self) -> u64;
+}
+
+type Shard<T> = RwLock<HashMap<u64, Arc<T>>>;
 
 /// A table of what is open.
 pub(super) struct Handles<T> {
     shards: Box<[Shard<T>]>,
 }
 
-impl<T: AsFd> Handles<T> {
+impl<T: Open> Handles<T> {
     /// Nothing open.
     pub(super) fn new() -> Self {
         Self { shards: (0..SHARDS).map(|_| RwLock::default()).collect() }
     }
 
-    fn shard(&self, fd: i32) -> &Shard<T> {
-        &self.shards[fd as usize % SHARDS]
+    fn shard(&self, number: u64) -> &Shard<T> {
+        &self.shards[number as usize % SHARDS]
     }
 
     /// Adds an open object; the answer is its file handle.
     pub(super) fn insert(&self, object: &Arc<T>) -> FileHandle {
-        let fd = (**object).as_fd().as_raw_fd();
-        self.shard(fd).write().insert(fd, Arc::clone(object));
-        FileHandle(fd as u64)
+        let number = object.number();
+        self.shard(number).write().insert(number, Arc::clone(object));
+        FileHandle(number)
     }
 
     /// The object behind a file handle.
@@ -118,14 +202,12 @@ impl<T: AsFd> Handles<T> {
     /// # Errors
     /// `EBADF` for a file handle that was never given out or is released.
     pub(super) fn get(&self, fh: FileHandle) -> Result<Arc<T>> {
-        let fd = i32::try_from(fh.0).map_err(|_| Errno::BADF)?;
-        self.shard(fd).read().get(&fd).cloned().ok_or(Errno::BADF)
+        self.shard(fh.0).read().get(&fh.0).cloned().ok_or(Errno::BADF)
     }
 
     /// Takes the object out. It closes when the last operation that uses it ends.
     pub(super) fn remove(&self, fh: FileHandle) -> Option<Arc<T>> {
-        let fd = i32::try_from(fh.0).ok()?;
-        self.shard(fd).write().remove(&fd)
+        self.shard(fh.0).write().remove(&fh.0)
     }
 }
 

@@ -194,6 +194,7 @@ impl PassthroughFs {
         match open() {
             Err(Errno::MFILE | Errno::NFILE) => {
                 self.directories.clear();
+                self.hot.clear();
                 open()
             }
             other => other,

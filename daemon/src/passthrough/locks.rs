@@ -260,6 +260,7 @@ impl Locks {
             _ => Kind::Posix,
         };
         if kind == Kind::Flock {
+            file.own()?;
             let operation = match lock.kind {
                 libc::F_RDLCK => FlockOperation::NonBlockingLockShared,
                 libc::F_WRLCK => FlockOperation::NonBlockingLockExclusive,

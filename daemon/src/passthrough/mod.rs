@@ -20,6 +20,7 @@ mod deadlocks;
 mod directories;
 mod files;
 mod handles;
+mod hot;
 mod ids;
 mod inodes;
 mod ioctl;
@@ -45,10 +46,11 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat};
 pub(crate) use self::credentials::groups_of;
 use self::directories::Directories;
 use self::handles::{Handles, OpenDirectory, OpenFile, OpenInodes};
+use self::hot::Hot;
 use self::ids::{Device, Ids, ROOT};
 use self::locks::{Caller, Locks};
 use self::metadata::{Changes, Xattr};
-use self::nodes::Nodes;
+use self::nodes::{Kind, Nodes};
 use self::sys::FileLock;
 use crate::policy::Policy;
 use crate::{
@@ -184,6 +186,9 @@ impl From<SourceError> for io::Error {
     }
 }
 
+/// Files that stay open for a moment after they were read, at most.
+const HOT_FILES: usize = 4096;
+
 /// Who an operation runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rights {
@@ -213,6 +218,10 @@ pub struct PassthroughFs {
     files: Handles<OpenFile>,
     streams: Handles<OpenDirectory>,
     open_inodes: OpenInodes,
+    /// Whether the file system of the source has no `flush`.
+    source_closes_quietly: bool,
+    /// Empty where files are granted at once: then the daemon reads none.
+    hot: Hot,
     locks: Locks,
     options: Options,
     ttl: Duration,
@@ -264,6 +273,7 @@ impl PassthroughFs {
         let device =
             Device { number: ids::device_number(&stat), handles: anchor.and_then(inodes::usable_handles) };
         let room = usize::try_from(sys::open_files_limit() / 4).unwrap_or(usize::MAX);
+        let source_closes_quietly = rustix::fs::fstatfs(&root).is_ok_and(|fs| sys::closes_quietly(&fs));
         Ok(Self {
             root: Arc::new(root),
             ids: Ids::new(stat.stx_ino, device),
@@ -272,6 +282,12 @@ impl PassthroughFs {
             files: Handles::new(),
             streams: Handles::new(),
             open_inodes: OpenInodes::new(),
+            source_closes_quietly,
+            hot: Hot::new(if can_switch && options.grants != Grants::Always {
+                room.min(HOT_FILES)
+            } else {
+                0
+            }),
             locks: Locks::new(),
             ttl: options.cache.ttl(),
             options,
@@ -339,8 +355,13 @@ impl PassthroughFs {
     }
 
     fn forget_node(&self, id: u64, count: u64) {
-        if id != ROOT && self.nodes.forget(id, count) {
-            self.directories.remove(id);
+        if id == ROOT {
+            return;
+        }
+        match self.nodes.forget(id, count) {
+            Some(Kind::Directory) => self.directories.remove(id),
+            Some(Kind::Regular) => self.hot.remove(id),
+            Some(Kind::Other) | None => {}
         }
     }
 
@@ -362,6 +383,11 @@ impl PassthroughFs {
             kept |= FopenFlags::FOPEN_NOFLUSH;
         }
         kept
+    }
+
+    /// Of a file that is opened for a bypass client, who has no locks through it: whether closing it need not be heard of first.
+    fn quiet_flags(&self, id: u64) -> FopenFlags {
+        if self.closes_quietly(id) { FopenFlags::FOPEN_NOFLUSH } else { FopenFlags::empty() }
     }
 
     /// Whether locks are the kernel's own, on the mount's files: nobody has descriptors of the source's files, and nobody
@@ -591,6 +617,10 @@ impl Filesystem for PassthroughFs {
         self.reply_entry(reply, self.make_link(req, ino.0, newparent.0, newname));
     }
 
+    fn grant(&self, _req: &Request, ino: INodeNo, fh: FileHandle) -> io::Result<OwnedFd> {
+        Ok(self.give(ino.0, fh)?)
+    }
+
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = match self.open_file(req, ino.0, flags.0) {
             Ok(opened) => opened,
@@ -609,10 +639,10 @@ impl Filesystem for PassthroughFs {
         self.xattrs_change_unseen(ino.0);
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
-        // The client's own copy of the descriptor: never one that another open shares.
-        match (regular && self.options.grants != Grants::Never).then(|| reply.open_backing(&*file)) {
-            Some(Ok(grant)) => reply.opened_passthrough(fh, FopenFlags::empty(), &grant),
-            _ => reply.opened(fh, self.open_flags(flags.0)),
+        let flags = self.open_flags(flags.0) | self.quiet_flags(ino.0);
+        match regular && self.options.grants != Grants::Never {
+            true => reply.opened_grantable(fh, flags),
+            false => reply.opened(fh, flags),
         }
     }
 
@@ -796,11 +826,10 @@ impl Filesystem for PassthroughFs {
         self.xattrs_change_unseen(attr.ino.0);
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
-        match (self.options.grants != Grants::Never).then(|| reply.open_backing(&*file)) {
-            Some(Ok(grant)) => {
-                reply.created_passthrough(&self.ttl, attr, generation, fh, FopenFlags::empty(), &grant);
-            }
-            _ => reply.created(&self.ttl, attr, generation, fh, self.open_flags(flags)),
+        let flags = self.open_flags(flags) | self.quiet_flags(attr.ino.0);
+        match self.options.grants != Grants::Never {
+            true => reply.created_grantable(&self.ttl, attr, generation, fh, flags),
+            false => reply.created(&self.ttl, attr, generation, fh, flags),
         }
     }
 

@@ -211,17 +211,26 @@ impl Nodes {
         })
     }
 
-    /// Gives back `count` references. Returns whether the table forgot a directory by that.
-    pub(super) fn forget(&self, id: u64, count: u64) -> bool {
+    /// The generation of an inode that a reference is held to, and its type.
+    pub(super) fn generation(&self, id: u64) -> Option<(u64, Kind)> {
+        let (shard, hash) = self.shard(id);
+        let table = shard.lock();
+        let node = table.find(hash, |node| node.id == id)?;
+        let is_stale = matches!(node.location, Packed::Stale);
+        (!is_stale).then(|| (node.generation(), Kind::of(node.references)))
+    }
+
+    /// Gives back `count` references. Returns what the table forgot by that.
+    pub(super) fn forget(&self, id: u64, count: u64) -> Option<Kind> {
         let (shard, hash) = self.shard(id);
         let mut table = shard.lock();
-        let Ok(mut entry) = table.find_entry(hash, |node| node.id == id) else { return false };
+        let Ok(mut entry) = table.find_entry(hash, |node| node.id == id) else { return None };
         let node = entry.get_mut();
         let kind = Kind::of(node.references);
         let left = (node.references & COUNT).saturating_sub(count);
         node.references = left | kind.bits();
         if left != 0 {
-            return false;
+            return None;
         }
         let (node, _) = entry.remove();
         // A table that once held millions of inodes must not keep their room for ever.
@@ -232,7 +241,7 @@ impl Nodes {
         drop(table);
         // The location's memory goes back outside the lock.
         drop(node.location);
-        kind == Kind::Directory
+        Some(kind)
     }
 
     /// How to reach an inode, and its type. `None` if nobody holds a reference to it, or if it
@@ -322,7 +331,7 @@ mod tests {
         let again =
             nodes.refer(7, file(5), false, || -> Result<_, Infallible> { panic!("located") }).unwrap();
         assert_eq!(first, again);
-        assert!(!nodes.forget(7, 1));
+        assert_eq!(nodes.forget(7, 1), None);
         assert_eq!(nodes.len(), 1);
         nodes.forget(7, 1);
         assert_eq!(nodes.len(), 0);

@@ -227,3 +227,17 @@ pub(super) fn close(fd: OwnedFd) -> Result<()> {
     // SAFETY: the descriptor is ours alone and is given up here.
     check(libc::c_long::from(unsafe { libc::close(fd.into_raw_fd()) })).map(drop)
 }
+
+/// Whether a file system is one of those whose files have no `flush` method, which is called when a descriptor is closed: so
+/// closing one does nothing else, and never fails.
+pub(super) fn closes_quietly(fs: &rustix::fs::StatFs) -> bool {
+    const QUIET: [i64; 5] = [
+        libc::EXT4_SUPER_MAGIC,
+        libc::XFS_SUPER_MAGIC,
+        libc::BTRFS_SUPER_MAGIC,
+        libc::TMPFS_MAGIC,
+        RAMFS_MAGIC,
+    ];
+    const RAMFS_MAGIC: i64 = 0x8584_58f6;
+    QUIET.contains(&(fs.f_type as i64))
+}

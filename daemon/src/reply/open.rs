@@ -64,7 +64,20 @@ impl ReplyOpen {
                 let (flags, _) = kernel_flags(&hooks, flags, false);
                 reply.opened(fh, flags);
             }
-            To::Local(sender) => sender.send(Ok(Opened { fh, flags, backing: None })),
+            To::Local(sender) => sender.send(Ok(Opened { fh, flags, backing: None, grantable: false })),
+        }
+    }
+
+    /// As [`opened`](Self::opened). On the bypass, the file system gives a descriptor of the backing file to the program when it is
+    /// asked to, by [`grant`](crate::Filesystem::grant).
+    ///
+    /// # Panics
+    /// As [`opened`](Self::opened).
+    pub fn opened_grantable(self, fh: FileHandle, flags: FopenFlags) {
+        assert!(!flags.contains(FopenFlags::FOPEN_PASSTHROUGH), "FOPEN_PASSTHROUGH without a backing file");
+        match self.to {
+            To::Kernel(_) => self.opened(fh, flags),
+            To::Local(sender) => sender.send(Ok(Opened { fh, flags, backing: None, grantable: true })),
         }
     }
 
@@ -119,7 +132,8 @@ impl ReplyOpen {
                 }
             }
             To::Local(sender) => {
-                sender.send(Ok(Opened { fh, flags, backing: backing_id.duplicate() }));
+                let backing = backing_id.duplicate();
+                sender.send(Ok(Opened { fh, flags, backing, grantable: false }));
             }
         }
     }
@@ -154,7 +168,23 @@ impl ReplyCreate {
         flags: FopenFlags,
     ) {
         assert!(!flags.contains(FopenFlags::FOPEN_PASSTHROUGH), "FOPEN_PASSTHROUGH without a backing file");
-        self.answer(ttl, attr, generation, fh, flags, None);
+        self.answer((ttl, attr, generation), fh, flags, None, false);
+    }
+
+    /// As [`created`](Self::created), and what [`ReplyOpen::opened_grantable`] says.
+    ///
+    /// # Panics
+    /// As [`created`](Self::created).
+    pub fn created_grantable(
+        self,
+        ttl: &Duration,
+        attr: &FileAttr,
+        generation: Generation,
+        fh: FileHandle,
+        flags: FopenFlags,
+    ) {
+        assert!(!flags.contains(FopenFlags::FOPEN_PASSTHROUGH), "FOPEN_PASSTHROUGH without a backing file");
+        self.answer((ttl, attr, generation), fh, flags, None, true);
     }
 
     /// Registers a backing file, to be given to [`created_passthrough`](Self::created_passthrough).
@@ -189,17 +219,17 @@ impl ReplyCreate {
         flags: FopenFlags,
         backing_id: &BackingId,
     ) {
-        self.answer(ttl, attr, generation, fh, flags - FopenFlags::FOPEN_PASSTHROUGH, Some(backing_id));
+        let flags = flags - FopenFlags::FOPEN_PASSTHROUGH;
+        self.answer((ttl, attr, generation), fh, flags, Some(backing_id), false);
     }
 
     fn answer(
         self,
-        ttl: &Duration,
-        attr: &FileAttr,
-        generation: Generation,
+        (ttl, attr, generation): (&Duration, &FileAttr, Generation),
         fh: FileHandle,
         flags: FopenFlags,
         backing_id: Option<&BackingId>,
+        grantable: bool,
     ) {
         match self.to {
             To::Kernel(kernel) => {
@@ -222,7 +252,7 @@ impl ReplyCreate {
             }
             To::Local(sender) => sender.send(Ok(Created {
                 entry: Entry { attr: *attr, generation, attr_ttl: *ttl, entry_ttl: *ttl },
-                opened: Opened { fh, flags, backing: backing_id.and_then(BackingId::duplicate) },
+                opened: Opened { fh, flags, backing: backing_id.and_then(BackingId::duplicate), grantable },
             })),
         }
     }
