@@ -48,6 +48,8 @@ const UNYIELDING: std::ops::RangeInclusive<u32> = 32..=4096;
 const UNATTENDED_MAX: u32 = 8;
 /// How often [`Client::settle`] looks: other threads may send ever more.
 const SETTLE_TURNS: u32 = 10_000;
+/// How often all slots are seen in use by calls that wait, before that counts.
+const FULL: u32 = 4;
 const NO_GRANT: i32 = -1;
 /// The kernel had no room for the descriptor in this process.
 const NO_ROOM: i32 = -2;
@@ -271,13 +273,16 @@ impl Client {
     /// in no order with what is submitted later.
     ///
     /// # Errors
-    /// [`Fallback::NoSlot`] also if too many such operations are under way: the caller waits for its own, then.
+    /// [`Fallback::NoSlot`] also if too many such operations are under way, or most slots are in use: the caller waits for its own, then.
     pub fn send(&self, op: Op, request: &Request) -> Result<(), Fallback> {
         if self.unattended.load(Ordering::Relaxed).count_ones() >= UNATTENDED_MAX {
             self.reap();
             if self.unattended.load(Ordering::Relaxed).count_ones() >= UNATTENDED_MAX {
                 return Err(Fallback::NoSlot);
             }
+        }
+        if self.used.load(Ordering::Relaxed).count_ones() > SLOTS as u32 / 2 {
+            return Err(Fallback::NoSlot);
         }
         let slot = self.claim()?;
         self.segment.write_request(slot, &Request { op: op as u32, len: 0, len2: 0, ..*request });
@@ -385,13 +390,22 @@ impl Client {
             return Err(Fallback::Disconnected);
         }
         let mut used = self.used.load(Ordering::Relaxed);
+        let (mut turns, mut full) = (0, 0);
         loop {
             if used == u64::MAX {
                 self.reap();
                 used = self.used.load(Ordering::Relaxed);
-                if used == u64::MAX {
+            }
+            if used == u64::MAX {
+                // What nobody waits for takes no slot from anybody who does.
+                // (Nor does somebody who is about to say of his slot that it is such a one: look again.)
+                full += u32::from(self.unattended.load(Ordering::Relaxed) == 0);
+                if turns == SETTLE_TURNS || full == FULL || self.is_closed() {
                     return Err(Fallback::NoSlot);
                 }
+                turns += 1;
+                rustix::thread::sched_yield();
+                continue;
             }
             let slot = (!used).trailing_zeros();
             // Acquire: pairs with the release of the thread that used the slot before.

@@ -88,6 +88,11 @@ impl PassthroughFs {
         if let Some(shared) = generation.and_then(|generation| self.opened_already(req, id, generation)) {
             return Ok(shared);
         }
+        // What has been removed from the source is found as long as somebody has it open, but not by the name that led here.
+        let has_a_name = |stat: &Statx| match req.road() {
+            Road::Bypass if stat.stx_nlink == 0 => Err(Errno::STALE),
+            _ => Ok(()),
+        };
         let to_read = |fd: OwnedFd, stat: &Statx, reader: Option<Reader>| match (generation, reader) {
             (Some(generation), Some(reader)) => {
                 // That reads would not block means nothing for regular files, and nobody else sees this descriptor's flags.
@@ -113,6 +118,7 @@ impl PassthroughFs {
             && let Ok(fd) = self.open_handle(&device, &handle, careful)
         {
             let stat = stat_of(&fd)?;
+            has_a_name(&stat)?;
             if stat.stx_ino == number && attributes::is_regular(&stat) {
                 return to_read(fd, &stat, Some(Reader::Root));
             }
@@ -120,6 +126,7 @@ impl PassthroughFs {
 
         let inode = self.inode(id)?;
         let stat = inode.attributes()?;
+        has_a_name(&stat)?;
         if !attributes::is_regular(&stat) {
             // The kernel opens devices, FIFOs and sockets by itself, and directories by `opendir`. To open one
             // here could block, or do things to a device.
