@@ -123,6 +123,7 @@ mod tests {
             requests: handshake::Requests::Unwanted,
             xattr_answers: handshake::Saved::Unwanted,
             policy: None,
+            deferred: None,
         })
     }
 

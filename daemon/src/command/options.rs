@@ -31,6 +31,15 @@ pub(crate) enum Grant {
     Never,
 }
 
+/// When the source's files are removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Unlink {
+    /// Before unlink(2) returns.
+    Immediate,
+    /// Later, for preloaded programs.
+    Deferred,
+}
+
 /// One word of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Word {
@@ -39,6 +48,7 @@ enum Word {
     DefaultPermissions,
     Cache(Cache),
     Grant(Grant),
+    Unlink(Unlink),
     Bpf,
     LeftToKernel(PathBuf),
     Policy(PathBuf),
@@ -55,6 +65,8 @@ pub(crate) struct Options {
     pub(crate) cache: Option<Cache>,
     /// What opening a file grants, if the list says so.
     pub(crate) grant: Option<Grant>,
+    /// When files are removed, if the list says so.
+    pub(crate) unlink: Option<Unlink>,
     /// Whether BPF programs shall help.
     pub(crate) bpf: bool,
     /// Subtrees whose changes are made through the kernel.
@@ -67,7 +79,8 @@ pub(crate) struct Options {
 
 const KNOWN: &str = "allow_other, owner_only, default_permissions, ro, rw, suid, nosuid, dev, nodev, exec, \
                      noexec, atime, noatime, sync, async, dirsync, auto_unmount, fsname=NAME, subtype=NAME, \
-                     cache=never|auto|always, grant=always|large|never, bpf, policy=FILE, kernel=SUBTREE";
+                     cache=never|auto|always, grant=always|large|never, \
+                     unlink=immediate|deferred, bpf, policy=FILE, kernel=SUBTREE";
 
 impl Options {
     /// Reads any number of lists.
@@ -82,6 +95,7 @@ impl Options {
                 Word::DefaultPermissions => options.default_permissions = true,
                 Word::Cache(cache) => options.cache = Some(cache),
                 Word::Grant(grant) => options.grant = Some(grant),
+                Word::Unlink(unlink) => options.unlink = Some(unlink),
                 Word::Bpf => options.bpf = true,
                 Word::LeftToKernel(path) => options.left_to_kernel.push(path),
                 Word::Policy(file) => options.policy = Some(file),
@@ -182,6 +196,11 @@ impl FromStr for Word {
                     Failure::new(format!("-o grant={policy}: no such policy; one of always, large, never"))
                 });
             }
+            ("unlink", Some(when)) => {
+                return Unlink::from_str(when, false).map(Self::Unlink).map_err(|_| {
+                    Failure::new(format!("-o unlink={when}: no such way; one of immediate, deferred"))
+                });
+            }
             ("bpf", None) => return Ok(Self::Bpf),
             ("policy", Some(file)) if !file.is_empty() => return Ok(Self::Policy(file.into())),
             ("kernel", Some(path)) => return below(path).map(Self::LeftToKernel),
@@ -225,6 +244,7 @@ mod tests {
         assert_eq!(options.cache, Some(Cache::Always));
         assert_eq!(options.grant, Some(Grant::Large));
         assert!(options.default_permissions && options.bpf);
+        assert_eq!(parse("unlink=deferred").unlink, Some(Unlink::Deferred));
         assert_eq!(options.kernel, [MountOption::RO, MountOption::FSName("disk".into())]);
     }
 
@@ -264,6 +284,7 @@ mod tests {
             ("ro,bogus", "-o bogus"),
             ("cache=later", "-o cache=later"),
             ("grant=1", "-o grant=1"),
+            ("unlink=never", "-o unlink=never"),
             ("ro=1", "-o ro=1"),
         ] {
             assert!(Options::parse([list]).unwrap_err().to_string().starts_with(named), "{list}");

@@ -73,6 +73,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn attach_bpf(&self, device: (u32, u32));
     /// The mount's policy.
     fn policy(&self) -> Option<PolicyStatus>;
+    /// What became of deferred unlinks.
+    fn deferred(&self) -> Option<handshake::DeferredStatus>;
     /// The bypass has ended.
     fn end(&self);
     /// Inodes that the kernel or the engine holds.
@@ -155,6 +157,15 @@ impl<FS: Filesystem> Service for Engine<FS> {
             (None, _) => Some("the mount is not shared with all users"),
         };
         core.bpf.attach(device, obstacle, |files| core.fs.xattr_free(files));
+    }
+
+    fn deferred(&self) -> Option<handshake::DeferredStatus> {
+        let counts = self.core().fs.deferred_unlinks()?;
+        Some(handshake::DeferredStatus {
+            waiting: counts.waiting,
+            done: counts.done,
+            failed: counts.failed,
+        })
     }
 
     fn policy(&self) -> Option<PolicyStatus> {
