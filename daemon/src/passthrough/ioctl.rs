@@ -61,7 +61,11 @@ impl PassthroughFs {
         }
         // Flags are the owner's to set, some only root's; the backing knows.
         let rights = if command.direction == Direction::Set { Rights::Caller } else { Rights::Checked };
-        let id = self.files.get(fh).map(|file| file.id).or_else(|_| self.streams.get(fh).map(|stream| stream.id))?;
+        let id = self
+            .files
+            .get(fh)
+            .map(|file| file.id)
+            .or_else(|_| self.streams.get(fh).map(|stream| stream.id))?;
         self.settle(id);
         let _hold = self.deferred.as_ref().map(|deferred| deferred.hold(id));
         self.act(req, rights)?;

@@ -171,7 +171,9 @@ pub enum SourceError {
         error: io::Error,
     },
     /// There is no place for the journal of deferred unlinks.
-    #[error("cannot keep deferred unlinks in /dev/shm: {error}; mount a tmpfs there, or do without -o unlink=deferred")]
+    #[error(
+        "cannot keep deferred unlinks in /dev/shm: {error}; mount a tmpfs there, or do without -o unlink=deferred"
+    )]
     NoJournal {
         /// What was said of the file.
         error: io::Error,

@@ -101,10 +101,7 @@ impl PassthroughFs {
         let kind = FileType::from_raw_mode(mode);
         let kind = if kind == FileType::Unknown { FileType::RegularFile } else { kind };
         let device = attributes::decode_device(device);
-        self.with_room(
-            || self.act(req, Rights::Caller),
-            || mknodat(&dir, name, kind, permissions, device),
-        )?;
+        self.with_room(|| self.act(req, Rights::Caller), || mknodat(&dir, name, kind, permissions, device))?;
         self.created_entry(parent, &dir, name)
     }
 

@@ -161,11 +161,7 @@ impl<FS: Filesystem> Service for Engine<FS> {
 
     fn deferred(&self) -> Option<handshake::DeferredStatus> {
         let counts = self.core().fs.deferred_unlinks()?;
-        Some(handshake::DeferredStatus {
-            waiting: counts.waiting,
-            done: counts.done,
-            failed: counts.failed,
-        })
+        Some(handshake::DeferredStatus { waiting: counts.waiting, done: counts.done, failed: counts.failed })
     }
 
     fn policy(&self) -> Option<PolicyStatus> {

@@ -461,7 +461,8 @@ pub(super) fn left() -> Vec<Left> {
 
 pub(super) fn left_in(place: &Path) -> Vec<Left> {
     let Ok(entries) = std::fs::read_dir(place) else { return Vec::new() };
-    let journals = entries.flatten().filter(|entry| entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()));
+    let journals =
+        entries.flatten().filter(|entry| entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()));
     journals.filter_map(|entry| adopt(&entry.path()).ok().flatten()).collect()
 }
 

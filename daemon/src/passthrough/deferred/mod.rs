@@ -483,7 +483,13 @@ impl Shared {
         granted.len() >= GRANTS_MAX || granted.contains(&node)
     }
 
-    fn try_take(&self, fs: &PassthroughFs, req: &Request, directory: &Arc<Directory>, name: &OsStr) -> Verdict {
+    fn try_take(
+        &self,
+        fs: &PassthroughFs,
+        req: &Request,
+        directory: &Arc<Directory>,
+        name: &OsStr,
+    ) -> Verdict {
         let Some(client) = req.credentials() else { return Verdict::AtOnce };
         if !self.has_room() {
             return Verdict::AtOnce;
@@ -505,8 +511,7 @@ impl Shared {
                 if !may_remove(directory, client.uid) {
                     return Verdict::AtOnce;
                 }
-                let identity =
-                    Identity { uid: client.uid, gid: client.gid, groups: client.groups.clone() };
+                let identity = Identity { uid: client.uid, gid: client.gid, groups: client.groups.clone() };
                 let until = now.saturating_add(self.ttl);
                 match known {
                     Some(index) => {
@@ -623,9 +628,7 @@ impl Shared {
             self.perform(directory, owner.as_ref(), mine);
             return;
         }
-        let waits = |inner: &Inner| {
-            matches!(inner.names.get(name), Some(Name::Waits { place, .. }) if *place == mine)
-        };
+        let waits = |inner: &Inner| matches!(inner.names.get(name), Some(Name::Waits { place, .. }) if *place == mine);
         while waits(&inner) {
             directory.settled.wait(&mut inner);
         }
@@ -687,11 +690,9 @@ impl Shared {
         let mut name = Vec::new();
         let target = self.journal.read(place, &mut name);
         let removed = match owner {
-            Some(owner) => {
-                assume(self.can_switch, &owner.identity).map_err(Failure::Refused).and_then(|()| {
-                    remove(&*directory.fd, OsStr::from_bytes(&name), target)
-                })
-            }
+            Some(owner) => assume(self.can_switch, &owner.identity)
+                .map_err(Failure::Refused)
+                .and_then(|()| remove(&*directory.fd, OsStr::from_bytes(&name), target)),
             None => Err(Failure::Refused(Errno::IO)),
         };
         self.over(directory, place, &name, removed);
