@@ -209,6 +209,11 @@ pub trait Filesystem: Send + Sync + 'static {
     /// Called once, after every other method has returned.
     fn destroy(&mut self) {}
 
+    /// What became of unlinks that were acknowledged before they were done, for `finesse status`; `None` if none are.
+    fn deferred_unlinks(&self) -> Option<crate::passthrough::DeferredCounts> {
+        None
+    }
+
     /// Finds `name` in the directory `parent` and takes a reference to what it names.
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         missing!("lookup", "parent" = parent, "name" = name);

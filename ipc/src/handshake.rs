@@ -143,6 +143,19 @@ pub struct MountStatus {
     pub xattr_answers: Saved,
     /// The policy, if there is one.
     pub policy: Option<PolicyStatus>,
+    /// What became of deferred unlinks, if there are any.
+    pub deferred: Option<DeferredStatus>,
+}
+
+/// Unlinks that are acknowledged before they are done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeferredStatus {
+    /// Acknowledged, and not done yet.
+    pub waiting: u64,
+    /// Done.
+    pub done: u64,
+    /// Refused by the source: the names are there again.
+    pub failed: u64,
 }
 
 /// How the kernel's requests come to the daemon.

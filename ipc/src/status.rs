@@ -124,6 +124,7 @@ mod tests {
             requests: handshake::Requests::Unwanted,
             xattr_answers: handshake::Saved::Unwanted,
             policy: None,
+            deferred: None,
         })
     }
 

@@ -6,7 +6,7 @@ use std::process::exit;
 use std::sync::{Arc, Mutex};
 
 use clap::Args;
-use finesse::passthrough::{CachePolicy, Grants, Options as Policy, PassthroughFs};
+use finesse::passthrough::{CachePolicy, Drain, Grants, Options as Policy, PassthroughFs};
 use finesse::policy::Policy as AccessPolicy;
 use finesse::{Config, MountOption, Session, SessionACL, SessionUnmounter};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::background::{self, Herald};
 use super::mounts::{PATIENCE, SUBTYPE, within};
-use super::options::{self, Cache, Grant, Options};
+use super::options::{self, Cache, Grant, Options, Unlink};
 use super::{Failure, Outcome, plain, policy, umount};
 
 /// Bounds for the number of threads that serve the kernel, unless the user asks for another.
@@ -48,6 +48,9 @@ Mount options:
                                small files; or only descriptors of the mount (default: always)
   transport=auto|classic|uring how the kernel's requests come: through io_uring where the kernel offers it, which is
                                faster; by reading /dev/fuse; through io_uring or not at all (default: auto)
+  unlink=immediate|deferred    deferred: an unlink of a preloaded program returns once it is recorded in memory, and the
+                               source's file is removed a moment later; who looks at the source itself may see it
+                               until then (default: immediate)
   bpf                          load BPF programs that help with programs on the kernel road, as far as the
                                kernel allows (needs root): `finesse status` then shows what they ask for, and the kernel
                                answers for files without extended attributes or ACLs by itself
@@ -108,19 +111,27 @@ impl Mount {
                 .with_writer(io::stderr)
                 .init();
             let config = Wanted { policy: policy.map(Arc::new), ..config };
-            let session = start(&source, &mountpoint, &config, self.no_kernel_passthrough)?;
+            let (mut session, drain) = start(&source, &mountpoint, &config, self.no_kernel_passthrough)?;
+            if let Some(drain) = &drain {
+                drain.set_notifier(session.notifier());
+            }
             if config.bpf {
                 session.attach_bpf().map_err(|error| at(&mountpoint, &error))?;
             }
-            Ok((session, mountpoint))
+            let unmounter = session.unmount_callable();
+            Ok((session, unmounter, mountpoint, drain))
         })();
-        let (mut session, mountpoint) = match prepared {
+        let (session, unmounter, mountpoint, drain) = match prepared {
             Ok(prepared) => prepared,
             Err(failure) => return Err(herald.failed(failure)),
         };
-        end_on_signals(session.unmount_callable(), mountpoint.clone())
+        end_on_signals(unmounter, mountpoint.clone(), drain.clone())
             .and_then(|()| herald.ready(self.log_file.as_deref()))?;
-        session.run().map_err(|error| at(&mountpoint, &error))
+        let ended = session.run().map_err(|error| at(&mountpoint, &error));
+        if let Some(drain) = drain {
+            drain.finish();
+        }
+        ended
     }
 }
 
@@ -178,6 +189,7 @@ struct Wanted {
     left_to_kernel: Vec<PathBuf>,
     cache: Cache,
     grant: Grant,
+    unlink: Unlink,
     bpf: bool,
     transport: finesse::Transport,
     policy: Option<Arc<AccessPolicy>>,
@@ -223,12 +235,17 @@ fn configure(
     if options.kernel.contains(&MountOption::AutoUnmount) && !share {
         return Err(Failure::new("-o auto_unmount works only together with allow_other"));
     }
+    let syncs = [MountOption::Sync, MountOption::DirSync];
+    if options.unlink == Some(Unlink::Deferred) && syncs.iter().any(|sync| options.kernel.contains(sync)) {
+        return Err(Failure::new("-o unlink=deferred contradicts sync and dirsync"));
+    }
     session.mount_options = options.kernel;
     Ok(Wanted {
         session,
         left_to_kernel: options.left_to_kernel,
         cache: cache.or(options.cache).unwrap_or(Cache::Auto),
         grant: options.grant.unwrap_or(Grant::Always),
+        unlink: options.unlink.unwrap_or(Unlink::Immediate),
         bpf: options.bpf,
         transport: options.transport.map_or(finesse::Transport::Auto, Into::into),
         policy: None,
@@ -252,7 +269,7 @@ fn start(
     mountpoint: &Path,
     wanted: &Wanted,
     no_kernel_passthrough: bool,
-) -> Outcome<Session<PassthroughFs>> {
+) -> Outcome<(Session<PassthroughFs>, Option<Drain>)> {
     raise_open_files_limit();
     // Every request carries its caller's own mask.
     rustix::process::umask(rustix::fs::Mode::empty());
@@ -268,20 +285,24 @@ fn start(
         Grant::Large => Grants::Large,
         Grant::Never => Grants::Never,
     };
+    policy.deferred_unlinks = wanted.unlink == Unlink::Deferred;
     policy.policy = wanted.policy.clone();
     policy.left_to_kernel = wanted.left_to_kernel.clone();
     policy.kernel_passthrough = !no_kernel_passthrough;
     policy.kernel_checked = wanted.session.mount_options.contains(&MountOption::DefaultPermissions);
     let fs = PassthroughFs::new(source, policy).map_err(|error| Failure::new(plain(&error)))?;
-    Session::with_transport(fs, mountpoint, &wanted.session, wanted.transport).map_err(|error| {
-        let hint = match error.kind() {
-            io::ErrorKind::NotFound => "; is /dev/fuse there? `finesse doctor` tells",
-            io::ErrorKind::Unsupported => "; `finesse doctor` tells how to switch it on",
-            io::ErrorKind::PermissionDenied => "; `finesse doctor` tells what is missing",
-            _ => "",
-        };
-        Failure::new(format!("cannot mount at {}: {}{hint}", mountpoint.display(), plain(&error)))
-    })
+    let drain = fs.drain();
+    let session =
+        Session::with_transport(fs, mountpoint, &wanted.session, wanted.transport).map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::NotFound => "; is /dev/fuse there? `finesse doctor` tells",
+                io::ErrorKind::Unsupported => "; `finesse doctor` tells how to switch it on",
+                io::ErrorKind::PermissionDenied => "; `finesse doctor` tells what is missing",
+                _ => "",
+            };
+            Failure::new(format!("cannot mount at {}: {}{hint}", mountpoint.display(), plain(&error)))
+        })?;
+    Ok((session, drain))
 }
 
 /// Open files and directories of all clients are the daemon's descriptors.
@@ -294,7 +315,7 @@ fn raise_open_files_limit() {
 
 /// Ends the mount at the first signal: cleanly if nobody uses it, otherwise it is detached and the daemon
 /// leaves its users with `ENOTCONN`.
-fn end_on_signals(unmounter: SessionUnmounter, mountpoint: PathBuf) -> Outcome {
+fn end_on_signals(unmounter: SessionUnmounter, mountpoint: PathBuf, drain: Option<Drain>) -> Outcome {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])
         .map_err(|error| Failure::new(format!("signals: {}", plain(&error))))?;
     let unmounter = Mutex::new(unmounter);
@@ -306,7 +327,11 @@ fn end_on_signals(unmounter: SessionUnmounter, mountpoint: PathBuf) -> Outcome {
             };
             let Err(error) = unmounted else { continue };
             tracing::warn!("{}: {}; detaching it from its users", mountpoint.display(), plain(&error));
-            match umount::unmount(&mountpoint, true) {
+            let detached = umount::unmount(&mountpoint, true);
+            if let Some(drain) = &drain {
+                drain.finish();
+            }
+            match detached {
                 Ok(()) => exit(0),
                 Err(failure) => {
                     tracing::error!("{failure}");

@@ -52,6 +52,15 @@ impl From<Transport> for finesse::Transport {
     }
 }
 
+/// When the source's files are removed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Unlink {
+    /// Before unlink(2) returns.
+    Immediate,
+    /// Later, for preloaded programs.
+    Deferred,
+}
+
 /// One word of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Word {
@@ -61,6 +70,7 @@ enum Word {
     Cache(Cache),
     Grant(Grant),
     Transport(Transport),
+    Unlink(Unlink),
     Bpf,
     LeftToKernel(PathBuf),
     Policy(PathBuf),
@@ -79,6 +89,8 @@ pub(crate) struct Options {
     pub(crate) grant: Option<Grant>,
     /// How the kernel's requests come, if the list says so.
     pub(crate) transport: Option<Transport>,
+    /// When files are removed, if the list says so.
+    pub(crate) unlink: Option<Unlink>,
     /// Whether BPF programs shall help.
     pub(crate) bpf: bool,
     /// Subtrees whose changes are made through the kernel.
@@ -91,8 +103,8 @@ pub(crate) struct Options {
 
 const KNOWN: &str = "allow_other, owner_only, default_permissions, ro, rw, suid, nosuid, dev, nodev, exec, \
                      noexec, atime, noatime, sync, async, dirsync, auto_unmount, fsname=NAME, subtype=NAME, \
-                     cache=never|auto|always, grant=always|large|never, transport=auto|classic|uring, bpf, \
-                     policy=FILE, kernel=SUBTREE";
+                     cache=never|auto|always, grant=always|large|never, transport=auto|classic|uring, \
+                      unlink=immediate|deferred, bpf, policy=FILE, kernel=SUBTREE";
 
 impl Options {
     /// Reads any number of lists.
@@ -108,6 +120,7 @@ impl Options {
                 Word::Cache(cache) => options.cache = Some(cache),
                 Word::Grant(grant) => options.grant = Some(grant),
                 Word::Transport(transport) => options.transport = Some(transport),
+                Word::Unlink(unlink) => options.unlink = Some(unlink),
                 Word::Bpf => options.bpf = true,
                 Word::LeftToKernel(path) => options.left_to_kernel.push(path),
                 Word::Policy(file) => options.policy = Some(file),
@@ -213,6 +226,11 @@ impl FromStr for Word {
                     Failure::new(format!("-o transport={which}: none such; one of auto, classic, uring"))
                 });
             }
+            ("unlink", Some(when)) => {
+                return Unlink::from_str(when, false).map(Self::Unlink).map_err(|_| {
+                    Failure::new(format!("-o unlink={when}: no such way; one of immediate, deferred"))
+                });
+            }
             ("bpf", None) => return Ok(Self::Bpf),
             ("policy", Some(file)) if !file.is_empty() => return Ok(Self::Policy(file.into())),
             ("kernel", Some(path)) => return below(path).map(Self::LeftToKernel),
@@ -258,6 +276,7 @@ mod tests {
         assert_eq!(options.cache, Some(Cache::Always));
         assert_eq!(options.grant, Some(Grant::Large));
         assert!(options.default_permissions && options.bpf);
+        assert_eq!(parse("unlink=deferred").unlink, Some(Unlink::Deferred));
         assert_eq!(options.kernel, [MountOption::RO, MountOption::FSName("disk".into())]);
     }
 
@@ -298,6 +317,7 @@ mod tests {
             ("cache=later", "-o cache=later"),
             ("grant=1", "-o grant=1"),
             ("transport=fast", "-o transport=fast"),
+            ("unlink=never", "-o unlink=never"),
             ("ro=1", "-o ro=1"),
         ] {
             assert!(Options::parse([list]).unwrap_err().to_string().starts_with(named), "{list}");

@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 
 use clap::Args;
+use finesse::passthrough::leftovers;
 use finesse_ipc::counters::Counts;
 use finesse_ipc::handshake::{Operations, PolicyStatus, Requests, Saved, Walks};
 use finesse_ipc::status::Report;
@@ -51,6 +52,16 @@ impl Status {
             )));
         }
         let reports: Vec<_> = found.iter().map(Found::report).collect();
+        for left in leftovers() {
+            // Not in the list, which machines read.
+            eprintln!(
+                "{} unlinks in {} were acknowledged by a daemon that is gone: `finesse mount` of it or any `finesse umount` \
+                 finishes them; to leave them undone, remove {}",
+                grouped(left.unlinks),
+                left.source.display(),
+                left.journal.display()
+            );
+        }
         if self.json {
             let list: Vec<_> =
                 found.iter().zip(&reports).map(|(mount, report)| to_json(mount, report)).collect();
@@ -157,6 +168,11 @@ fn to_json(mount: &Found, report: &Result<Report, String>) -> Value {
                     Saved::Requests(count) => (*count).into(),
                 },
                 "policy": report.mount.policy.as_ref().map(policy_json),
+                "deferred_unlinks": report.mount.deferred.map(|unlinks| json!({
+                    "waiting": unlinks.waiting,
+                    "done": unlinks.done,
+                    "failed": unlinks.failed,
+                })),
             })
         }
     };
@@ -272,6 +288,15 @@ fn to_text(mount: &Found, report: &Result<Report, String>) -> String {
             },
         );
     }
+    if let Some(unlinks) = &report.mount.deferred {
+        let _ = writeln!(
+            text,
+            "  unlinks      {} deferred; {} done, {} failed",
+            grouped(unlinks.waiting),
+            grouped(unlinks.done),
+            grouped(unlinks.failed),
+        );
+    }
     kernel_road(&mut text, report);
     text
 }
@@ -321,8 +346,7 @@ fn kernel_road(text: &mut String, report: &Report) {
 mod tests {
     use finesse_ipc::counters::Counters;
     use finesse_ipc::frame::{Fallback, Op};
-    use finesse_ipc::handshake::Transport;
-    use finesse_ipc::handshake::{ClientStatus, MountStatus, SenderStatus};
+    use finesse_ipc::handshake::{ClientStatus, DeferredStatus, MountStatus, SenderStatus, Transport};
     use finesse_ipc::segment::Segment;
 
     use super::*;
@@ -361,6 +385,7 @@ mod tests {
             requests: Requests::Counted(vec![("LOOKUP".into(), 1200), ("OPEN".into(), 2)]),
             xattr_answers: Saved::Requests(3000),
             policy: Some(PolicyStatus { rules: 5, denied: 1234, walks: Walks::Checked(7) }),
+            deferred: Some(DeferredStatus { waiting: 2000, done: 3, failed: 1 }),
         };
         let sender = SenderStatus { pid: 9, command: "ls".into(), requests: vec![("LOOKUP".into(), 1200)] };
         Report { mount, clients: vec![client], senders: vec![sender] }
@@ -382,6 +407,7 @@ mod tests {
             "saved      GETXATTR 3 000\n",
             "policy       5 rules; 1 234 requests denied; the kernel checks walks, 7 denied\n",
             "         9      1 200  ls: LOOKUP 1 200\n",
+            "unlinks      2 000 deferred; 3 done, 1 failed\n",
         ] {
             assert!(text.contains(part), "{part} is not in\n{text}");
         }
@@ -396,6 +422,7 @@ mod tests {
         assert_eq!(value["mountpoint"], "/mnt");
         assert_eq!(value["requests"]["OPEN"], 2);
         assert_eq!(value["policy"]["walks"]["checked_by"], "kernel");
+        assert_eq!(value["deferred_unlinks"]["waiting"], 2000);
         assert_eq!(value["senders"][0]["requests"]["LOOKUP"], 1200);
     }
 

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
+use finesse::passthrough::finish_leftovers;
 use rustix::io::Errno;
 use rustix::mount::UnmountFlags;
 
@@ -43,10 +44,24 @@ impl Umount {
                 entry.kind
             )));
         }
-        if self.force && force(&mountpoint, &entry)? {
-            return Ok(());
+        if !self.force {
+            // Asked for its free space, the daemon does what it has deferred first. One that hangs is not waited for.
+            let asked = mountpoint.clone();
+            let _ = within(PATIENCE, move || rustix::fs::statfs(&asked));
         }
-        unmount(&mountpoint, self.lazy || self.force)
+        if !(self.force && force(&mountpoint, &entry)?) {
+            unmount(&mountpoint, self.lazy || self.force)?;
+        }
+        for (left, error) in finish_leftovers() {
+            eprintln!(
+                "finesse: {} unlinks in {} that a daemon had acknowledged are not done: {}; to leave them so, remove {}",
+                left.unlinks,
+                left.source.display(),
+                plain(&error),
+                left.journal.display()
+            );
+        }
+        Ok(())
     }
 }
 

@@ -589,6 +589,11 @@ impl Cache {
         self.coherence.changed_attr(inode.ino);
     }
 
+    /// A client has changed what is in a directory, and so its times, but nothing that decides about permissions.
+    pub(crate) fn forget_times(&self, directory: &Inode) {
+        self.forget_atime(directory);
+    }
+
     /// A client has changed an inode's attributes, or may have.
     pub(crate) fn forget_attr(&self, inode: &Inode) {
         self.bump();

@@ -294,7 +294,8 @@ impl<FS: Filesystem> Engine<FS> {
     ) -> Result<Option<Arc<Inode>>, Stop> {
         let removed = answer.wait();
         let settled = changing.settle(&removed, child, false);
-        self.cache.forget_attr(directory);
+        // Of a directory only times and size change, about which no permission is decided.
+        self.cache.forget_times(directory);
         removed?;
         Ok(settled.cached)
     }

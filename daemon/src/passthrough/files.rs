@@ -67,6 +67,7 @@ pub(super) fn is_writable(flags: i32) -> bool {
 
 impl PassthroughFs {
     pub(super) fn open_file(&self, req: &Request, id: u64, flags: i32) -> Result<Opened> {
+        self.settle(id);
         let wanted = backing_flags(req.road(), flags);
         // Before the check of the file's type, nothing may block: it could have become a FIFO.
         let careful = wanted | OFlags::NONBLOCK;
@@ -194,6 +195,7 @@ impl PassthroughFs {
         flags: i32,
     ) -> Result<(Entry, Opened)> {
         check_name(name)?;
+        let _change = self.deferred.as_ref().map(|deferred| deferred.changes(parent, name));
         let dir = self.inode(parent)?;
         self.act(req, Rights::Caller)?;
         let wanted = backing_flags(req.road(), flags);
@@ -208,7 +210,8 @@ impl PassthroughFs {
         let mode = self.masked(&dir, mode, umask);
         // Not O_NOFOLLOW, which would show in the flags of a granted descriptor.
         let resolve = INSIDE | ResolveFlags::NO_SYMLINKS;
-        let fd = self.with_spare_descriptors(|| openat2(&dir, name, careful, mode, resolve))?;
+        let open = || self.with_spare_descriptors(|| openat2(&dir, name, careful, mode, resolve));
+        let fd = self.with_room(|| self.act(req, Rights::Caller), open)?;
         let stat = stat_of(&fd)?;
         if !attributes::is_regular(&stat) {
             // Somebody else was faster, with something that is not opened here. The caller looks again.
@@ -340,12 +343,14 @@ impl PassthroughFs {
         }
         // The caller's rights, so that the backing takes away set-user-ID bits as it would of the caller
         // (`file_remove_privs`). On the kernel road the kernel does that by a request of its own, unless it writes directly.
-        self.act(req, if appends || sheds { Rights::Caller } else { Rights::Checked })?;
+        let rights = if appends || sheds { Rights::Caller } else { Rights::Checked };
+        self.act(req, rights)?;
         let flags = if appends { ReadWriteFlags::APPEND } else { ReadWriteFlags::empty() };
         let mut written = 0;
         while written < data.len() {
             let rest = [IoSlice::new(&data[written..])];
-            match rustix::io::pwritev2(&*file, &rest, offset + written as u64, flags) {
+            let write = || rustix::io::pwritev2(&*file, &rest, offset + written as u64, flags);
+            match self.with_room(|| self.act(req, rights), write) {
                 Ok(0) => break,
                 Ok(more) => written += more,
                 Err(Errno::INTR) => {}
@@ -381,7 +386,11 @@ impl PassthroughFs {
     ) -> Result<()> {
         let file = self.files.get(fh)?;
         self.act(req, Rights::Checked)?;
-        rustix::fs::fallocate(&*file, FallocateFlags::from_bits_retain(mode as u32), offset, length)
+        let mode = FallocateFlags::from_bits_retain(mode as u32);
+        self.with_room(
+            || self.act(req, Rights::Checked),
+            || rustix::fs::fallocate(&*file, mode, offset, length),
+        )
     }
 
     pub(super) fn seek(&self, fh: FileHandle, offset: i64, whence: i32) -> Result<i64> {
@@ -414,12 +423,16 @@ impl PassthroughFs {
         let (from, to) = (self.files.get(fh_in)?, self.files.get(fh_out)?);
         self.act(req, Rights::Checked)?;
         let length = length.min(LONGEST_COPY) as usize;
-        rustix::fs::copy_file_range(&*from, Some(&mut offset_in), &*to, Some(&mut offset_out), length)
-            .map(|copied| copied as u32)
+        let copy =
+            || rustix::fs::copy_file_range(&*from, Some(&mut offset_in), &*to, Some(&mut offset_out), length);
+        self.with_room(|| self.act(req, Rights::Checked), copy).map(|copied| copied as u32)
     }
 
     /// access(2), as the caller.
     pub(super) fn check_access(&self, req: &Request, id: u64, mask: i32) -> Result<()> {
+        if !matches!(self.nodes.way(id), Some((_, Kind::Directory))) {
+            self.settle(id);
+        }
         let inode = self.inode(id)?;
         self.act(req, Rights::Caller)?;
         let access = rustix::fs::Access::from_bits(mask as u32).ok_or(Errno::INVAL)?;

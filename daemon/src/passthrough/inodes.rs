@@ -54,6 +54,14 @@ impl Inode {
         }
     }
 
+    /// The descriptor, if it is one of the directories that are kept.
+    pub(super) fn directory(&self) -> Option<&Arc<OwnedFd>> {
+        match &self.way {
+            Descriptor::Shared(fd) => Some(fd),
+            Descriptor::Own(_) | Descriptor::Open(_) => None,
+        }
+    }
+
     /// What statx(2) says about it.
     pub(super) fn attributes(&self) -> Result<Statx> {
         match &self.stat {

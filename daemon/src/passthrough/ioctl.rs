@@ -61,6 +61,13 @@ impl PassthroughFs {
         }
         // Flags are the owner's to set, some only root's; the backing knows.
         let rights = if command.direction == Direction::Set { Rights::Caller } else { Rights::Checked };
+        let id = self
+            .files
+            .get(fh)
+            .map(|file| file.id)
+            .or_else(|_| self.streams.get(fh).map(|stream| stream.id))?;
+        self.settle(id);
+        let _hold = self.deferred.as_ref().map(|deferred| deferred.hold(id));
         self.act(req, rights)?;
         let result = match self.files.get(fh) {
             Ok(file) => sys::ioctl_plain(&*file, command.native, &mut data)?,

@@ -47,6 +47,7 @@ impl PassthroughFs {
     }
 
     pub(super) fn get_attributes(&self, id: u64, fh: Option<FileHandle>) -> Result<FileAttr> {
+        self.settle(id);
         Ok(attributes::of(&self.inode_or_file(id, fh)?.attributes()?, id))
     }
 
@@ -57,6 +58,8 @@ impl PassthroughFs {
         fh: Option<FileHandle>,
         changes: Changes,
     ) -> Result<FileAttr> {
+        self.settle(id);
+        let _hold = self.deferred.as_ref().map(|deferred| deferred.hold(id));
         let inode = self.inode_or_file(id, fh)?;
         let rights = match changes.mode {
             Some(mode) if req.road() == Road::Kernel && self.only_drops_set_id(&inode, mode, &changes)? => {
@@ -107,6 +110,7 @@ impl PassthroughFs {
     }
 
     pub(super) fn read_link(&self, id: u64) -> Result<Vec<u8>> {
+        self.settle(id);
         let inode = self.inode(id)?;
         let target =
             rustix::fs::readlinkat(&inode, c"", Vec::with_capacity(256)).map_err(|errno| match errno {
@@ -118,10 +122,14 @@ impl PassthroughFs {
     }
 
     pub(super) fn file_system(&self, id: u64) -> Result<StatVfs> {
+        if let Some(deferred) = &self.deferred {
+            deferred.settle_all();
+        }
         fstatvfs(self.inode(id)?)
     }
 
     pub(super) fn get_xattr(&self, req: &Request, id: u64, name: &OsStr, size: u32) -> Result<Xattr> {
+        self.settle(id);
         let inode = self.inode(id)?;
         self.act(req, Rights::Checked)?;
         let path = inode.path();
@@ -132,6 +140,7 @@ impl PassthroughFs {
     }
 
     pub(super) fn list_xattr(&self, req: &Request, id: u64, size: u32) -> Result<Xattr> {
+        self.settle(id);
         let inode = self.inode(id)?;
         self.act(req, Rights::Checked)?;
         let path = inode.path();
@@ -169,6 +178,8 @@ impl PassthroughFs {
         value: &[u8],
         flags: i32,
     ) -> Result<()> {
+        self.settle(id);
+        let _hold = self.deferred.as_ref().map(|deferred| deferred.hold(id));
         let inode = self.inode(id)?;
         // A change of an ACL also takes away the set-group-ID bit, unless the owner is a member of the group; only the
         // backing can tell, and only of the caller (`posix_acl_update_mode`).
@@ -179,7 +190,9 @@ impl PassthroughFs {
         };
         self.act(req, rights)?;
         let flags = XattrFlags::from_bits(flags as u32).ok_or(Errno::INVAL)?;
-        let result = rustix::fs::setxattr(inode.path().as_c_str(), name, value, flags);
+        let path = inode.path();
+        let set = || rustix::fs::setxattr(path.as_c_str(), name, value, flags);
+        let result = self.with_room(|| self.act(req, rights), set);
         if let Some((files, _)) = self.xattr_free.get() {
             files.changed(id);
         }
@@ -232,6 +245,8 @@ impl PassthroughFs {
     }
 
     pub(super) fn remove_xattr(&self, req: &Request, id: u64, name: &OsStr) -> Result<()> {
+        self.settle(id);
+        let _hold = self.deferred.as_ref().map(|deferred| deferred.hold(id));
         let inode = self.inode(id)?;
         // The kernel takes a file's capabilities away in the name of whoever writes to it
         // (`cap_inode_killpriv`); it has checked those who ask for it themselves (`cap_inode_removexattr`).

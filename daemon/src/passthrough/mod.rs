@@ -17,6 +17,7 @@
 mod attributes;
 mod credentials;
 mod deadlocks;
+mod deferred;
 mod directories;
 mod files;
 mod handles;
@@ -44,6 +45,8 @@ use std::time::{Duration, SystemTime};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat};
 
 pub(crate) use self::credentials::groups_of;
+use self::deferred::Deferred;
+pub use self::deferred::{DeferredCounts, Drain, Leftover, finish_leftovers, leftovers};
 use self::directories::Directories;
 use self::handles::{Handles, OpenDirectory, OpenFile, OpenInodes};
 use self::hot::Hot;
@@ -119,6 +122,8 @@ pub struct Options {
     pub left_to_kernel: Vec<PathBuf>,
     /// Who may do what where, besides what the source's own permissions say.
     pub policy: Option<Arc<Policy>>,
+    /// Unlinks of the bypass are acknowledged once they are recorded in memory that survives the daemon, and done later.
+    pub deferred_unlinks: bool,
     /// Find inodes again by file handle where that works. Off: by name, as it is for ordinary users.
     pub file_handles: bool,
 }
@@ -134,6 +139,7 @@ impl Default for Options {
             open_directories: 4096,
             left_to_kernel: Vec::new(),
             policy: None,
+            deferred_unlinks: false,
             file_handles: true,
         }
     }
@@ -166,6 +172,14 @@ pub enum SourceError {
         /// What statx(2) said.
         error: io::Error,
     },
+    /// There is no place for the journal of deferred unlinks.
+    #[error(
+        "cannot keep deferred unlinks in /dev/shm: {error}; mount a tmpfs there, or do without -o unlink=deferred"
+    )]
+    NoJournal {
+        /// What was said of the file.
+        error: io::Error,
+    },
     /// `/proc` is missing.
     #[error("cannot reach open files through /proc/self/fd: {error}; mount /proc (mount -t proc proc /proc)")]
     NoProc {
@@ -179,6 +193,7 @@ impl From<SourceError> for io::Error {
         let kind = match &error {
             SourceError::Open { error, .. }
             | SourceError::Stat { error, .. }
+            | SourceError::NoJournal { error }
             | SourceError::NoProc { error } => error.kind(),
             SourceError::NotADirectory { .. } => io::ErrorKind::NotADirectory,
         };
@@ -231,6 +246,8 @@ pub struct PassthroughFs {
     kernel_serves_data: AtomicBool,
     /// Set if the kernel can answer for files without extended attributes.
     xattr_free: OnceLock<(XattrFree, Absent)>,
+    /// Unlinks that are done later, if there are any.
+    deferred: Option<Deferred>,
 }
 
 impl std::fmt::Debug for PassthroughFs {
@@ -272,10 +289,19 @@ impl PassthroughFs {
         let anchor = open(OFlags::RDONLY).ok().filter(|_| may_use_handles);
         let device =
             Device { number: ids::device_number(&stat), handles: anchor.and_then(inodes::usable_handles) };
+        let root = Arc::new(root);
+        deferred::finish_left(device.handles.as_ref().unwrap_or(&root));
+        let deferred = match options.deferred_unlinks {
+            true => Some(
+                Deferred::new(source, &root, options.cache.ttl())
+                    .map_err(|errno| SourceError::NoJournal { error: errno.into() })?,
+            ),
+            false => None,
+        };
         let room = usize::try_from(sys::open_files_limit() / 4).unwrap_or(usize::MAX);
         let source_closes_quietly = rustix::fs::fstatfs(&root).is_ok_and(|fs| sys::closes_quietly(&fs));
         Ok(Self {
-            root: Arc::new(root),
+            root,
             ids: Ids::new(stat.stx_ino, device),
             nodes: Nodes::new(),
             directories: Directories::new(options.open_directories.min(room)),
@@ -295,6 +321,7 @@ impl PassthroughFs {
             may_use_handles,
             kernel_serves_data: AtomicBool::new(false),
             xattr_free: OnceLock::new(),
+            deferred,
         })
     }
 
@@ -313,6 +340,11 @@ impl PassthroughFs {
     /// Whether inodes of the source's own file system are found again by file handle, rather than by name.
     pub fn uses_file_handles(&self) -> bool {
         self.ids.has_handles(ROOT)
+    }
+
+    /// By which whoever ends the mount has deferred unlinks done; `None` if none are deferred.
+    pub fn drain(&self) -> Option<Drain> {
+        self.deferred.as_ref().map(Deferred::drain)
     }
 
     /// Whether the daemon acts as each caller, rather than as one user for all.
@@ -351,6 +383,40 @@ impl PassthroughFs {
         match req.road() {
             Road::Bypass if req.uid() != self.options.owner_uid => Err(rustix::io::Errno::ACCESS),
             _ => Ok(Acting::User),
+        }
+    }
+
+    /// A client gets a descriptor of the source's file, if it gets any.
+    fn grants(&self, id: u64) {
+        if let Some(deferred) = &self.deferred
+            && self.options.grants != Grants::Never
+        {
+            deferred.granted(id);
+        }
+    }
+
+    /// Has the inode's name removed if that waits, and the names in it. May leave the thread acting as somebody else.
+    fn settle(&self, id: u64) {
+        if let Some(deferred) = &self.deferred {
+            deferred.settle_inode(id);
+        }
+    }
+
+    /// Runs something that takes room, and again once everything is gone that was removed. `act` gives the thread its rights
+    /// back.
+    fn with_room<T>(
+        &self,
+        act: impl Fn() -> rustix::io::Result<Acting>,
+        mut make: impl FnMut() -> rustix::io::Result<T>,
+    ) -> rustix::io::Result<T> {
+        match (make(), &self.deferred) {
+            (Err(rustix::io::Errno::NOSPC | rustix::io::Errno::DQUOT), Some(deferred))
+                if deferred.settled_something() =>
+            {
+                act()?;
+                make()
+            }
+            (made, _) => made,
         }
     }
 
@@ -460,6 +526,15 @@ impl Filesystem for PassthroughFs {
             // The engine offers it once.
             let _ = self.xattr_free.set((files, self.absent_xattrs()));
         }
+    }
+
+    fn deferred_unlinks(&self) -> Option<DeferredCounts> {
+        self.deferred.as_ref().map(Deferred::counts)
+    }
+
+    fn destroy(&mut self) {
+        // Ends when everything is done.
+        self.deferred = None;
     }
 
     fn left_to_kernel(&self) -> Vec<PathBuf> {
@@ -637,6 +712,7 @@ impl Filesystem for PassthroughFs {
         }
         let regular = opened.regular.is_some();
         self.xattrs_change_unseen(ino.0);
+        self.grants(ino.0);
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
         let flags = self.open_flags(flags.0) | self.quiet_flags(ino.0);
@@ -749,7 +825,8 @@ impl Filesystem for PassthroughFs {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _req: &Request, _ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+        self.settle(ino.0);
         reply_empty(reply, self.streams.get(fh).and_then(|stream| self.sync(&*stream, datasync)));
     }
 
@@ -824,6 +901,7 @@ impl Filesystem for PassthroughFs {
             };
         }
         self.xattrs_change_unseen(attr.ino.0);
+        self.grants(attr.ino.0);
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
         let flags = self.open_flags(flags) | self.quiet_flags(attr.ino.0);

@@ -13,6 +13,7 @@ use rustix::fs::{
 };
 use rustix::io::{Errno, Result};
 
+use super::deferred::{Change, Hold};
 use super::inodes::{Inode, check_name, stat_at};
 use super::{PassthroughFs, Rights, attributes};
 use crate::{FileAttr, Generation, Request};
@@ -32,14 +33,43 @@ impl PassthroughFs {
         Ok(dir)
     }
 
+    /// Announces the change of a name. To be done before the thread acts as the caller.
+    fn changes(&self, parent: u64, name: &OsStr) -> Option<Change<'_>> {
+        self.deferred.as_ref().map(|deferred| deferred.changes(parent, name))
+    }
+
+    /// Has the inode that `stat` describes settled, so that its attributes are those after all that was acknowledged. Whether
+    /// anything was done for that; then the thread acts as somebody else.
+    pub(super) fn settle_found(&self, stat: &Statx) -> bool {
+        match (&self.deferred, self.ids.of(stat)) {
+            (Some(deferred), Ok(Ok(id))) => deferred.settle_inode(id),
+            _ => false,
+        }
+    }
+
+    /// Keeps unlinks from being deferred in the directory `name`, if it is one.
+    fn hold_named(&self, dir: &Inode, name: &OsStr) -> Option<Hold<'_>> {
+        let deferred = self.deferred.as_ref()?;
+        let stat = stat_at(dir, name).ok().filter(attributes::is_directory)?;
+        let Ok(Ok(id)) = self.ids.of(&stat) else { return None };
+        Some(deferred.hold(id))
+    }
+
     fn entry(&self, parent: u64, dir: impl AsFd, name: &OsStr, stat: &Statx, created: bool) -> Result<Entry> {
         let (id, generation) = self.remember(parent, dir, name, stat, created)?;
         Ok(Entry { attr: attributes::of(stat, id), generation: Generation(generation) })
     }
 
     pub(super) fn lookup_entry(&self, req: &Request, parent: u64, name: &OsStr) -> Result<Entry> {
+        if let Some(deferred) = &self.deferred {
+            deferred.settle_name(parent, name);
+        }
         let dir = self.parent(req, parent, name, Rights::Checked)?;
-        let stat = stat_at(&dir, name)?;
+        let mut stat = stat_at(&dir, name)?;
+        if self.settle_found(&stat) {
+            self.act(req, Rights::Checked)?;
+            stat = stat_at(&dir, name)?;
+        }
         self.entry(parent, &dir, name, &stat, false)
     }
 
@@ -65,11 +95,13 @@ impl PassthroughFs {
         umask: u32,
         device: u32,
     ) -> Result<Entry> {
+        let _change = self.changes(parent, name);
         let dir = self.parent(req, parent, name, Rights::Caller)?;
         let permissions = self.masked(&dir, mode, umask);
         let kind = FileType::from_raw_mode(mode);
         let kind = if kind == FileType::Unknown { FileType::RegularFile } else { kind };
-        mknodat(&dir, name, kind, permissions, attributes::decode_device(device))?;
+        let device = attributes::decode_device(device);
+        self.with_room(|| self.act(req, Rights::Caller), || mknodat(&dir, name, kind, permissions, device))?;
         self.created_entry(parent, &dir, name)
     }
 
@@ -81,8 +113,10 @@ impl PassthroughFs {
         mode: u32,
         umask: u32,
     ) -> Result<Entry> {
+        let _change = self.changes(parent, name);
         let dir = self.parent(req, parent, name, Rights::Caller)?;
-        mkdirat(&dir, name, self.masked(&dir, mode, umask))?;
+        let mode = self.masked(&dir, mode, umask);
+        self.with_room(|| self.act(req, Rights::Caller), || mkdirat(&dir, name, mode))?;
         self.created_entry(parent, &dir, name)
     }
 
@@ -93,8 +127,9 @@ impl PassthroughFs {
         name: &OsStr,
         target: &Path,
     ) -> Result<Entry> {
+        let _change = self.changes(parent, name);
         let dir = self.parent(req, parent, name, Rights::Caller)?;
-        symlinkat(target, &dir, name)?;
+        self.with_room(|| self.act(req, Rights::Caller), || symlinkat(target, &dir, name))?;
         self.created_entry(parent, &dir, name)
     }
 
@@ -106,10 +141,16 @@ impl PassthroughFs {
         new_name: &OsStr,
     ) -> Result<Entry> {
         check_name(new_name)?;
+        let _change = self.changes(new_parent, new_name);
+        self.settle(id);
         let inode = self.inode(id)?;
         let dir = self.inode(new_parent)?;
         self.act(req, Rights::Checked)?;
-        linkat(CWD, inode.path().as_c_str(), &dir, new_name, AtFlags::SYMLINK_FOLLOW)?;
+        let path = inode.path();
+        self.with_room(
+            || self.act(req, Rights::Checked),
+            || linkat(CWD, path.as_c_str(), &dir, new_name, AtFlags::SYMLINK_FOLLOW),
+        )?;
         let stat = stat_at(&dir, new_name)?;
         self.entry(new_parent, &dir, new_name, &stat, false)
     }
@@ -118,8 +159,18 @@ impl PassthroughFs {
     /// or is found through an open file, and one that has other names is looked up again by one of them.
     pub(super) fn remove(&self, req: &Request, parent: u64, name: &OsStr, flags: AtFlags) -> Result<()> {
         let dir = self.parent(req, parent, name, Rights::Checked)?;
-        if flags.contains(AtFlags::REMOVEDIR) {
+        let directory = flags.contains(AtFlags::REMOVEDIR);
+        if let (Some(deferred), Some(fd), false) = (&self.deferred, dir.directory(), directory)
+            && deferred.take(self, req, parent, fd, name)
+        {
+            return Ok(());
+        }
+        let _change = self.changes(parent, name);
+        let _hold = if directory { self.hold_named(&dir, name) } else { None };
+        if directory {
             self.keep_directory(&dir, name);
+        }
+        if directory || self.deferred.is_some() {
             self.act(req, Rights::Checked)?;
         }
         unlinkat(&dir, name, flags)
@@ -149,8 +200,15 @@ impl PassthroughFs {
     ) -> Result<()> {
         check_name(name)?;
         check_name(new_name)?;
+        let _changes = (self.changes(parent, name), self.changes(new_parent, new_name));
         let from = self.inode(parent)?;
         let to = self.inode(new_parent)?;
+        // A directory that is replaced must be empty, and one that is recorded by its path must keep it.
+        let _replaced = self.hold_named(&to, new_name);
+        let _paths = match &self.deferred {
+            Some(deferred) if !self.ids.has_handles(parent) => Some(deferred.hold_all()),
+            _ => None,
+        };
         let flags = RenameFlags::from_bits(flags).ok_or(Errno::INVAL)?;
         // A whiteout is an inode, too, and belongs to whoever made it.
         let rights = if flags.contains(RenameFlags::WHITEOUT) { Rights::Caller } else { Rights::Checked };
@@ -159,7 +217,7 @@ impl PassthroughFs {
             self.keep_directory(&to, new_name);
             self.act(req, rights)?;
         }
-        renameat_with(&from, name, &to, new_name, flags)?;
+        self.with_room(|| self.act(req, rights), || renameat_with(&from, name, &to, new_name, flags))?;
         if !self.ids.has_handles(new_parent) {
             self.follow_move(new_parent, &to, new_name);
             if flags.contains(RenameFlags::EXCHANGE) {

@@ -61,6 +61,8 @@ impl PassthroughFs {
         self.act(req, Rights::Checked)?;
         let mut position = stream.position.lock();
         let mut buffer = [MaybeUninit::uninit(); CHUNK];
+        // Before it is read: what is removed from then on stays hidden to the end.
+        let listing = self.deferred.as_ref().and_then(|deferred| deferred.lists(stream.id));
         if *position != offset {
             if *position == 0 {
                 // `ext4_dx_readdir` takes the beginning for the end ever after if the first thing that it is asked for is
@@ -85,6 +87,10 @@ impl PassthroughFs {
             let name = OsStr::from_bytes(entry.file_name().to_bytes());
             let kind = attributes::entry_kind(entry.file_type());
             let next = entry.next_entry_cookie();
+            if listing.as_ref().is_some_and(|listing| listing.hides(name)) {
+                last = next;
+                continue;
+            }
             let id = self.entry_id(stream.id, name, entry.ino())?;
             let kind = match kind {
                 Some(kind) => kind,
@@ -139,7 +145,12 @@ impl PassthroughFs {
                 // The kernel takes no reference for these two (`fuse_direntplus_link`).
                 return Ok(add(entry, &unreferenced(entry.id), 0));
             }
-            let stat = match stat_at(stream, entry.name) {
+            let found = stat_at(stream, entry.name);
+            let settled = found.as_ref().is_ok_and(|stat| self.settle_found(stat));
+            if settled {
+                self.act(req, Rights::Checked)?;
+            }
+            let stat = match if settled { stat_at(stream, entry.name) } else { found } {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => return Ok(Offer::Taken),
                 Err(_) => return Ok(add(entry, &unreferenced(0), 0)),

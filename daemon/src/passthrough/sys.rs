@@ -6,6 +6,8 @@
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use rustix::fs::OFlags;
 use rustix::io::{Errno, Result};
@@ -240,4 +242,43 @@ pub(super) fn closes_quietly(fs: &rustix::fs::StatFs) -> bool {
     ];
     const RAMFS_MAGIC: i64 = 0x8584_58f6;
     QUIET.contains(&(fs.f_type as i64))
+}
+
+/// A file's contents, mapped, as words that others may have mapped too.
+pub(super) struct SharedWords {
+    base: NonNull<AtomicU64>,
+    words: usize,
+}
+
+// SAFETY: the mapping is made of atomics only and stays until drop, whatever thread uses it.
+unsafe impl Send for SharedWords {}
+// SAFETY: as above.
+unsafe impl Sync for SharedWords {}
+
+impl SharedWords {
+    /// Maps `words` words from the beginning of a file, which may have fewer: those beyond its end must not be touched.
+    pub(super) fn map(file: impl AsFd, words: usize) -> Result<Self> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
+        let base = unsafe { mmap(std::ptr::null_mut(), words * 8, access, MapFlags::SHARED, file, 0)? };
+        NonNull::new(base.cast()).map(|base| Self { base, words }).ok_or(Errno::NOMEM)
+    }
+
+    /// `count` words from number `first` on.
+    ///
+    /// # Panics
+    /// They are not all mapped.
+    pub(super) fn get(&self, first: usize, count: usize) -> &[AtomicU64] {
+        assert!(first + count <= self.words, "beyond the mapping");
+        // SAFETY: the range is inside the mapping, which is page-aligned and lives as long as self; atomics are valid for any bytes.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(first), count) }
+    }
+}
+
+impl Drop for SharedWords {
+    fn drop(&mut self) {
+        // SAFETY: exactly our own mapping, to which no reference outlives self.
+        let _ = unsafe { rustix::mm::munmap(self.base.as_ptr().cast(), self.words * 8) };
+    }
 }

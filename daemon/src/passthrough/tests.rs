@@ -46,7 +46,10 @@ fn options() -> Options {
 fn mirror_in(place: &str, options: Options) -> Mirror {
     let source = tempfile::Builder::new().prefix("finesse-pass-").tempdir_in(place).unwrap();
     fs::set_permissions(source.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    let label = format!("{place}, file handles: {}", options.file_handles);
+    let label = format!(
+        "{place}, file handles: {}, deferred unlinks: {}",
+        options.file_handles, options.deferred_unlinks
+    );
     rustix::process::umask(Mode::empty());
     Mirror { fs: PassthroughFs::new(source.path(), options).unwrap(), source, label }
 }
@@ -56,7 +59,9 @@ fn mirrors() -> Vec<Mirror> {
     let mut mirrors = Vec::new();
     for place in ["/dev/shm", "/tmp"] {
         for file_handles in [true, false] {
-            mirrors.push(mirror_in(place, Options { file_handles, ..options() }));
+            for deferred_unlinks in [false, true] {
+                mirrors.push(mirror_in(place, Options { file_handles, deferred_unlinks, ..options() }));
+            }
         }
     }
     mirrors

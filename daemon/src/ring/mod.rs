@@ -80,6 +80,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn transport(&self) -> handshake::Transport;
     /// The mount's policy.
     fn policy(&self) -> Option<PolicyStatus>;
+    /// What became of deferred unlinks.
+    fn deferred(&self) -> Option<handshake::DeferredStatus>;
     /// The bypass has ended.
     fn end(&self);
     /// Inodes that the kernel or the engine holds.
@@ -177,6 +179,11 @@ impl<FS: Filesystem> Service for Engine<FS> {
 
     fn transport(&self) -> handshake::Transport {
         self.core().transport()
+    }
+
+    fn deferred(&self) -> Option<handshake::DeferredStatus> {
+        let counts = self.core().fs.deferred_unlinks()?;
+        Some(handshake::DeferredStatus { waiting: counts.waiting, done: counts.done, failed: counts.failed })
     }
 
     fn policy(&self) -> Option<PolicyStatus> {

@@ -246,6 +246,7 @@ impl Reception {
             requests,
             xattr_answers: self.service.bpf().xattr_answers(),
             policy: self.service.policy(),
+            deferred: self.service.deferred(),
         };
         handshake::send(socket, &Answer::Mount(mount), &[])?;
         for client in clients {

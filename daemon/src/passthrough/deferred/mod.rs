@@ -1,0 +1,814 @@
+//! Unlinks that are acknowledged first and done later.
+//!
+//! An unlink of the bypass is acknowledged once it is certain that the name is there and may be removed, and the [`journal`]
+//! says so. From then on the name is hidden; [`workers`] remove it from the source. Whoever comes by something that is not done yet has it
+//! done at once: the name itself, its inode, the attributes or the removal of its directory, the file system's free space. So nothing but
+//! a look at the source can tell a deferred unlink from another.
+//!
+//! Not deferred is what comes by the kernel road, where an unlink costs a request of the kernel's in any case, and what could be
+//! noticed in time by nobody here: a file of which a client has had a descriptor of the source's, and whatever is
+//! not certain to succeed.
+//!
+//! *Races.* Whoever changes a name by itself announces it ([`Change`]) before it looks whether the name waits; an unlink that is about to be
+//! deferred looks for such announcements after it has hidden the name, under the lock of the directory. So one of the two sees the other.
+//! The same goes for directories whose permissions change, or that are removed ([`Hold`]).
+
+#![deny(unsafe_code)]
+
+mod journal;
+mod recovery;
+mod workers;
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use hashbrown::{HashMap, HashSet};
+use parking_lot::{Condvar, Mutex};
+use rustix::fs::{Access, AtFlags, CWD, StatxAttributes, accessat, fstatvfs, readlinkat, statx, unlinkat};
+use rustix::io::{Errno, Result};
+use rustix::time::ClockId;
+
+use self::journal::{Birth, Filling, Full, Identity, Journal, Locator, Owner, Place, Target, fits};
+use super::inodes::{ProcPath, stat_at, stat_of};
+use super::{PassthroughFs, Rights, attributes, credentials, sys};
+use crate::{Notifier, Request, Road};
+
+pub(super) use self::recovery::finish_left;
+pub use self::recovery::{Leftover, finish_leftovers, leftovers};
+
+/// Most directories in which something waits at a time.
+const DIRECTORIES_MAX: usize = 1024;
+/// Files with grants above which every file counts as one.
+const GRANTS_MAX: usize = 1_000_000;
+/// One of so many blocks, or inodes, of the source must be free, for nobody to miss what is freed later.
+const LEAST_FREE: u64 = 16;
+/// How often that is looked at.
+const SPACE_LOOK: u64 = 100_000_000;
+
+/// What became of deferred unlinks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DeferredCounts {
+    /// Acknowledged, and not done yet.
+    pub waiting: u64,
+    /// Done.
+    pub done: u64,
+    /// The source has refused them, and the names are there again.
+    pub failed: u64,
+}
+
+/// A name that is known to be there, or not to be shown.
+enum Name {
+    Waits {
+        place: Place,
+        node: u64,
+    },
+    /// Removed while somebody lists the directory, who may have read the name before.
+    Done,
+}
+
+/// A caller who may remove names from the directory.
+struct Caller {
+    identity: Identity,
+    until: u64,
+    filling: Option<Filling>,
+}
+
+#[derive(Default)]
+struct Block {
+    /// May still get records.
+    open: bool,
+    /// Records that are not done.
+    left: u32,
+    /// Who goes through its records.
+    users: u32,
+}
+
+#[derive(Default)]
+struct Inner {
+    names: HashMap<Box<[u8]>, Name>,
+    waiting: usize,
+    listers: usize,
+    blocks: HashMap<u32, Block>,
+    callers: Vec<Caller>,
+}
+
+struct Directory {
+    id: u64,
+    fd: Arc<OwnedFd>,
+    inode: u64,
+    locator: Locator,
+    inner: Mutex<Inner>,
+    settled: Condvar,
+}
+
+struct Shared {
+    journal: Journal,
+    can_switch: bool,
+    ttl: u64,
+    root: Arc<OwnedFd>,
+    directories: Mutex<HashMap<u64, Arc<Directory>>>,
+    /// Nodes of files whose names wait: directory and record.
+    inodes: Mutex<HashMap<u64, u64>>,
+    busy: Mutex<Vec<(u64, Box<[u8]>)>>,
+    held: Mutex<Vec<u64>>,
+    granted: Mutex<HashSet<u64>>,
+    waiting: AtomicUsize,
+    acknowledged: AtomicU64,
+    done: AtomicU64,
+    failed: AtomicU64,
+    ended: AtomicBool,
+    room_looked_at: AtomicU64,
+    has_room: AtomicBool,
+    notifier: OnceLock<Notifier>,
+    queue: Mutex<workers::Queue>,
+    work: Condvar,
+    idle: Condvar,
+}
+
+/// The deferred unlinks of one mount.
+pub(super) struct Deferred {
+    shared: Arc<Shared>,
+    workers: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+/// Ends the deferral of a mount's unlinks, whatever becomes of the mount.
+#[derive(Clone)]
+pub struct Drain(Arc<Shared>);
+
+impl std::fmt::Debug for Drain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Drain").finish_non_exhaustive()
+    }
+}
+
+impl Drain {
+    /// Does everything that was acknowledged, defers nothing any more, and removes the journal.
+    pub fn finish(&self) {
+        self.0.finish();
+    }
+
+    /// Whom to tell that a name is there again.
+    pub fn set_notifier(&self, notifier: Notifier) {
+        // A session has one.
+        let _ = self.0.notifier.set(notifier);
+    }
+}
+
+/// What is to be done with an unlink.
+enum Verdict {
+    Taken,
+    AtOnce,
+    Full,
+}
+
+fn now() -> u64 {
+    let now = rustix::time::clock_gettime(ClockId::MonotonicCoarse);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+impl Deferred {
+    /// Unlinks of the source at `path`.
+    ///
+    /// # Errors
+    /// There is no place for the journal.
+    pub(super) fn new(path: &Path, root: &Arc<OwnedFd>, ttl: Duration) -> Result<Self> {
+        let stat = stat_of(root)?;
+        let device = super::ids::device_number(&stat);
+        Ok(Self::with(Journal::create(path, device, stat.stx_ino)?, root, ttl))
+    }
+
+    fn with(journal: Journal, root: &Arc<OwnedFd>, ttl: Duration) -> Self {
+        let shared = Arc::new(Shared {
+            journal,
+            can_switch: credentials::can_switch(),
+            ttl: u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX),
+            root: Arc::clone(root),
+            directories: Mutex::default(),
+            inodes: Mutex::default(),
+            busy: Mutex::default(),
+            held: Mutex::default(),
+            granted: Mutex::default(),
+            waiting: AtomicUsize::new(0),
+            acknowledged: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            ended: AtomicBool::new(false),
+            room_looked_at: AtomicU64::new(0),
+            has_room: AtomicBool::new(false),
+            notifier: OnceLock::new(),
+            queue: Mutex::default(),
+            work: Condvar::new(),
+            idle: Condvar::new(),
+        });
+        let workers = workers::start(&shared);
+        Self { shared, workers: Mutex::new(workers) }
+    }
+
+    pub(super) fn drain(&self) -> Drain {
+        Drain(Arc::clone(&self.shared))
+    }
+
+    pub(super) fn counts(&self) -> DeferredCounts {
+        let shared = &self.shared;
+        DeferredCounts {
+            waiting: shared.waiting.load(Ordering::SeqCst) as u64,
+            done: shared.done.load(Ordering::Relaxed),
+            failed: shared.failed.load(Ordering::Relaxed),
+        }
+    }
+
+    /// A client gets a descriptor of the source's file, which shows by itself how many links the file has.
+    pub(super) fn granted(&self, node: u64) {
+        let mut granted = self.shared.granted.lock();
+        if granted.len() < GRANTS_MAX {
+            granted.insert(node);
+        }
+    }
+
+    /// Everything that waits is done.
+    pub(super) fn settle_all(&self) {
+        self.shared.settle_all();
+    }
+
+    /// Whether something waited, and is done.
+    pub(super) fn settled_something(&self) -> bool {
+        let waited = self.shared.waiting.load(Ordering::SeqCst) > 0;
+        if waited {
+            self.shared.settle_all();
+        }
+        waited
+    }
+
+    /// If the inode's name waits, or names in it, they are removed. Whether there were any; the thread then acts as somebody else.
+    pub(super) fn settle_inode(&self, node: u64) -> bool {
+        let shared = &self.shared;
+        if shared.waiting.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        shared.settle_directory(node);
+        let Some(directory) = shared.inodes.lock().get(&node).copied() else { return false };
+        let Some(directory) = shared.known(directory) else { return false };
+        let name = {
+            let inner = directory.inner.lock();
+            inner.names.iter().find_map(|(name, known)| match known {
+                Name::Waits { node: stood_for, .. } if *stood_for == node => Some(name.clone()),
+                _ => None,
+            })
+        };
+        if let Some(name) = name {
+            shared.settle_name(&directory, &name);
+        }
+        true
+    }
+
+    /// If the name waits, it is removed. The thread may act as somebody else afterwards.
+    pub(super) fn settle_name(&self, directory: u64, name: &OsStr) {
+        if self.shared.waiting.load(Ordering::SeqCst) > 0
+            && let Some(directory) = self.shared.known(directory)
+        {
+            self.shared.settle_name(&directory, name.as_bytes());
+        }
+    }
+
+    /// A name is about to change by other means. To be called before the thread takes the caller's identity.
+    pub(super) fn changes(&self, directory: u64, name: &OsStr) -> Change<'_> {
+        let name: Box<[u8]> = name.as_bytes().into();
+        self.shared.busy.lock().push((directory, name.clone()));
+        if let Some(known) = self.shared.known(directory) {
+            self.shared.settle_name(&known, &name);
+            let mut inner = known.inner.lock();
+            if matches!(inner.names.get(&name), Some(Name::Done)) {
+                inner.names.remove(&name);
+            }
+        }
+        Change { shared: &self.shared, directory, name }
+    }
+
+    /// A directory's permissions are about to change, or it is about to go: nothing waits in it, and nothing is deferred
+    /// there meanwhile.
+    pub(super) fn hold(&self, directory: u64) -> Hold<'_> {
+        self.shared.held.lock().push(directory);
+        self.shared.settle_directory(directory);
+        Hold { shared: &self.shared, directory }
+    }
+
+    /// As [`hold`](Self::hold), for all directories.
+    pub(super) fn hold_all(&self) -> Hold<'_> {
+        self.shared.held.lock().push(0);
+        self.shared.settle_all();
+        Hold { shared: &self.shared, directory: 0 }
+    }
+
+    /// Somebody lists a directory; `None` if nothing can be hidden in it.
+    pub(super) fn lists(&self, directory: u64) -> Option<Listing> {
+        let directory = self.shared.known(directory)?;
+        directory.inner.lock().listers += 1;
+        Some(Listing { directory })
+    }
+
+    /// Defers an unlink, if that can be done so that nobody notices. The thread acts as the caller.
+    pub(super) fn take(
+        &self,
+        fs: &PassthroughFs,
+        req: &Request,
+        parent: u64,
+        dir: &Arc<OwnedFd>,
+        name: &OsStr,
+    ) -> bool {
+        let shared = &self.shared;
+        if req.road() != Road::Bypass || shared.ended.load(Ordering::SeqCst) || !fs.ids.is_beside_root(parent)
+        {
+            return false;
+        }
+        let Some(directory) = shared.directory(fs, parent, dir) else { return false };
+        loop {
+            match shared.try_take(fs, req, &directory, name) {
+                Verdict::Taken => return true,
+                Verdict::AtOnce => return false,
+                Verdict::Full if shared.await_room() && fs.act(req, Rights::Checked).is_ok() => {}
+                Verdict::Full => return false,
+            }
+        }
+    }
+}
+
+impl Drop for Deferred {
+    fn drop(&mut self) {
+        self.shared.finish();
+        for worker in self.workers.get_mut().drain(..) {
+            if worker.join().is_err() {
+                tracing::error!("a thread that removes files panicked");
+            }
+        }
+    }
+}
+
+/// See [`Deferred::changes`].
+pub(super) struct Change<'d> {
+    shared: &'d Shared,
+    directory: u64,
+    name: Box<[u8]>,
+}
+
+impl Drop for Change<'_> {
+    fn drop(&mut self) {
+        let mut busy = self.shared.busy.lock();
+        if let Some(index) =
+            busy.iter().position(|(directory, name)| *directory == self.directory && *name == self.name)
+        {
+            busy.swap_remove(index);
+        }
+    }
+}
+
+/// See [`Deferred::hold`].
+pub(super) struct Hold<'d> {
+    shared: &'d Shared,
+    directory: u64,
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        let changed = match self.directory {
+            0 => None,
+            id => self.shared.known(id),
+        };
+        if let Some(directory) = changed {
+            directory.inner.lock().callers.iter_mut().for_each(|caller| caller.until = 0);
+        }
+        let mut held = self.shared.held.lock();
+        if let Some(index) = held.iter().position(|id| *id == self.directory) {
+            held.swap_remove(index);
+        }
+    }
+}
+
+/// See [`Deferred::lists`].
+pub(super) struct Listing {
+    directory: Arc<Directory>,
+}
+
+impl Listing {
+    /// Whether the name has been removed.
+    pub(super) fn hides(&self, name: &OsStr) -> bool {
+        self.directory.inner.lock().names.contains_key(name.as_bytes())
+    }
+}
+
+impl Drop for Listing {
+    fn drop(&mut self) {
+        let mut inner = self.directory.inner.lock();
+        inner.listers -= 1;
+        if inner.listers == 0 {
+            inner.names.retain(|_, name| !matches!(name, Name::Done));
+        }
+    }
+}
+
+impl Shared {
+    fn known(&self, id: u64) -> Option<Arc<Directory>> {
+        self.directories.lock().get(&id).cloned()
+    }
+
+    /// The state of a directory, if something may be deferred in it.
+    fn directory(&self, fs: &PassthroughFs, id: u64, fd: &Arc<OwnedFd>) -> Option<Arc<Directory>> {
+        let mut directories = self.directories.lock();
+        if let Some(directory) = directories.get(&id) {
+            if Arc::ptr_eq(&directory.fd, fd) {
+                return Some(Arc::clone(directory));
+            }
+            // Opened anew, or another one of that number.
+            if !directory.is_unused() {
+                return None;
+            }
+        }
+        if directories.len() >= DIRECTORIES_MAX {
+            directories.retain(|_, directory| !directory.is_unused());
+            if directories.len() >= DIRECTORIES_MAX {
+                return None;
+            }
+        }
+        let inode = stat_of(fd).ok()?.stx_ino;
+        let locator = if fs.ids.has_handles(id) {
+            let handle = sys::name_to_handle(fd, c"").ok()?;
+            Locator::Handle { kind: handle.kind(), bytes: handle.bytes().to_vec() }
+        } else {
+            Locator::Path(self.path_of(fd)?)
+        };
+        let directory = Arc::new(Directory {
+            id,
+            fd: Arc::clone(fd),
+            inode,
+            locator,
+            inner: Mutex::default(),
+            settled: Condvar::new(),
+        });
+        directories.insert(id, Arc::clone(&directory));
+        Some(directory)
+    }
+
+    /// The path of a directory below the source.
+    fn path_of(&self, fd: &OwnedFd) -> Option<Vec<u8>> {
+        let path = |fd: &OwnedFd| readlinkat(CWD, ProcPath::of(fd).as_c_str(), Vec::new());
+        let (root, path) = (path(&self.root).ok()?, path(fd).ok()?);
+        let (root, path) = (root.as_bytes(), path.as_bytes());
+        if path == root {
+            return Some(b".".to_vec());
+        }
+        let below = path.strip_prefix(root)?;
+        let below = if root.ends_with(b"/") { below } else { below.strip_prefix(b"/")? };
+        Some(below.to_vec())
+    }
+
+    /// Whether the source has so much room that nobody can miss what is not free yet.
+    fn has_room(&self) -> bool {
+        let now = now();
+        if now.saturating_sub(self.room_looked_at.load(Ordering::Relaxed)) >= SPACE_LOOK {
+            self.room_looked_at.store(now, Ordering::Relaxed);
+            let room = fstatvfs(&self.root).is_ok_and(|fs| {
+                fs.f_bavail >= fs.f_blocks / LEAST_FREE && fs.f_favail >= fs.f_files / LEAST_FREE
+            });
+            self.has_room.store(room, Ordering::Relaxed);
+        }
+        self.has_room.load(Ordering::Relaxed)
+    }
+
+    fn is_granted(&self, node: u64) -> bool {
+        let granted = self.granted.lock();
+        granted.len() >= GRANTS_MAX || granted.contains(&node)
+    }
+
+    fn try_take(
+        &self,
+        fs: &PassthroughFs,
+        req: &Request,
+        directory: &Arc<Directory>,
+        name: &OsStr,
+    ) -> Verdict {
+        let Some(client) = req.credentials() else { return Verdict::AtOnce };
+        if !self.has_room() {
+            return Verdict::AtOnce;
+        }
+        let mut guard = directory.inner.lock();
+        let inner = &mut *guard;
+        if inner.names.contains_key(name.as_bytes()) {
+            return Verdict::AtOnce;
+        }
+        let same = |caller: &Caller| {
+            let identity = &caller.identity;
+            identity.uid == client.uid && identity.gid == client.gid && identity.groups == client.groups
+        };
+        let now = now();
+        let known = inner.callers.iter().position(same);
+        let caller = match known {
+            Some(index) if inner.callers[index].until > now => index,
+            known => {
+                if !may_remove(directory, client.uid) {
+                    return Verdict::AtOnce;
+                }
+                let identity = Identity { uid: client.uid, gid: client.gid, groups: client.groups.clone() };
+                let until = now.saturating_add(self.ttl);
+                match known {
+                    Some(index) => {
+                        inner.callers[index].until = until;
+                        index
+                    }
+                    None if !fits(&directory.owner(&identity)) => return Verdict::AtOnce,
+                    None => {
+                        inner.callers.push(Caller { identity, until, filling: None });
+                        inner.callers.len() - 1
+                    }
+                }
+            }
+        };
+        let Ok(stat) = stat_at(&directory.fd, name) else { return Verdict::AtOnce };
+        let fixed = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+        if attributes::is_directory(&stat) || stat.stx_attributes.intersects(fixed) {
+            return Verdict::AtOnce;
+        }
+        let Ok(Ok(node)) = fs.ids.of(&stat) else { return Verdict::AtOnce };
+        if !fs.ids.is_beside_root(node) || self.is_granted(node) {
+            return Verdict::AtOnce;
+        }
+        let target = Target { inode: stat.stx_ino, birth: Birth::At(attributes::born(&stat)) };
+        self.record(directory, inner, caller, name.as_bytes(), node, target)
+    }
+
+    fn record(
+        &self,
+        directory: &Arc<Directory>,
+        inner: &mut Inner,
+        caller: usize,
+        name: &[u8],
+        node: u64,
+        target: Target,
+    ) -> Verdict {
+        {
+            let mut inodes = self.inodes.lock();
+            if inodes.contains_key(&node) {
+                return Verdict::AtOnce;
+            }
+            inodes.insert(node, directory.id);
+        }
+        // Hidden before it is looked whether somebody is about to change the name or the directory.
+        let is_busy = self.busy.lock().iter().any(|(id, busy)| *id == directory.id && **busy == *name)
+            || self.held.lock().iter().any(|id| *id == directory.id || *id == 0)
+            || self.ended.load(Ordering::SeqCst);
+        let place = match is_busy {
+            true => Err(Verdict::AtOnce),
+            false => self.add(directory, inner, caller, name, target).map_err(|Full| Verdict::Full),
+        };
+        match place {
+            Ok(place) => {
+                inner.names.insert(name.into(), Name::Waits { place, node });
+                inner.waiting += 1;
+                self.waiting.fetch_add(1, Ordering::SeqCst);
+                self.acknowledged.fetch_add(1, Ordering::Relaxed);
+                Verdict::Taken
+            }
+            Err(verdict) => {
+                self.inodes.lock().remove(&node);
+                verdict
+            }
+        }
+    }
+
+    /// Writes a record, into a further block if need be.
+    fn add(
+        &self,
+        directory: &Arc<Directory>,
+        inner: &mut Inner,
+        caller: usize,
+        name: &[u8],
+        target: Target,
+    ) -> std::result::Result<Place, Full> {
+        let Inner { callers, blocks, .. } = inner;
+        let caller = &mut callers[caller];
+        if let Some(filling) = &mut caller.filling {
+            if let Ok(place) = self.journal.add(filling, name, target) {
+                blocks.entry(place.block).or_default().left += 1;
+                return Ok(place);
+            }
+            let full = filling.block;
+            caller.filling = None;
+            if let Some(block) = blocks.get_mut(&full) {
+                block.open = false;
+            }
+            self.end_if_over(blocks, full);
+        }
+        let mut filling = self.journal.begin(&directory.owner(&caller.identity))?;
+        let place = self.journal.add(&mut filling, name, target)?;
+        caller.filling = Some(filling);
+        blocks.insert(filling.block, Block { open: true, left: 1, users: 0 });
+        self.enqueue(filling.block, directory);
+        Ok(place)
+    }
+
+    fn end_if_over(&self, blocks: &mut HashMap<u32, Block>, block: u32) {
+        if blocks.get(&block).is_some_and(|over| !over.open && over.left == 0 && over.users == 0) {
+            blocks.remove(&block);
+            self.journal.end(block);
+            self.has_freed();
+        }
+    }
+
+    /// Removes a name that waits, or waits until somebody else has.
+    fn settle_name(&self, directory: &Arc<Directory>, name: &[u8]) {
+        let mut inner = directory.inner.lock();
+        let Some(Name::Waits { place, .. }) = inner.names.get(name) else { return };
+        let mine = *place;
+        if self.journal.take(mine) {
+            let owner = self.journal.owner(mine.block);
+            drop(inner);
+            self.perform(directory, owner.as_ref(), mine);
+            return;
+        }
+        let waits = |inner: &Inner| matches!(inner.names.get(name), Some(Name::Waits { place, .. }) if *place == mine);
+        while waits(&inner) {
+            directory.settled.wait(&mut inner);
+        }
+    }
+
+    fn settle_directory(&self, id: u64) {
+        if self.waiting.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let Some(directory) = self.known(id) else { return };
+        loop {
+            let blocks: Vec<u32> = directory.inner.lock().blocks.keys().copied().collect();
+            for block in blocks {
+                self.go_through(block, &directory, || false);
+            }
+            let mut inner = directory.inner.lock();
+            if inner.waiting == 0 {
+                return;
+            }
+            // Others are at it.
+            directory.settled.wait_for(&mut inner, Duration::from_millis(10));
+        }
+    }
+
+    /// Removes what the records of a block name, until `pauses`; whether all were looked at.
+    fn go_through(&self, block: u32, directory: &Arc<Directory>, mut pauses: impl FnMut() -> bool) -> bool {
+        {
+            let mut inner = directory.inner.lock();
+            let Some(known) = inner.blocks.get_mut(&block) else { return true };
+            known.open = false;
+            known.users += 1;
+            for caller in &mut inner.callers {
+                if caller.filling.is_some_and(|filling| filling.block == block) {
+                    caller.filling = None;
+                }
+            }
+        }
+        let owner = self.journal.owner(block);
+        let mut whole = true;
+        for (index, (place, open)) in self.journal.records(block).enumerate() {
+            if index % 32 == 31 && pauses() {
+                whole = false;
+                break;
+            }
+            if open && self.journal.take(place) {
+                self.perform(directory, owner.as_ref(), place);
+            }
+        }
+        let mut inner = directory.inner.lock();
+        if let Some(known) = inner.blocks.get_mut(&block) {
+            known.users -= 1;
+        }
+        self.end_if_over(&mut inner.blocks, block);
+        whole
+    }
+
+    /// Does what a record says that this thread has taken.
+    fn perform(&self, directory: &Arc<Directory>, owner: Option<&Owner>, place: Place) {
+        let mut name = Vec::new();
+        let target = self.journal.read(place, &mut name);
+        let removed = match owner {
+            Some(owner) => assume(self.can_switch, &owner.identity)
+                .map_err(Failure::Refused)
+                .and_then(|()| remove(&*directory.fd, OsStr::from_bytes(&name), target)),
+            None => Err(Failure::Refused(Errno::IO)),
+        };
+        self.over(directory, place, &name, removed);
+    }
+
+    fn over(
+        &self,
+        directory: &Arc<Directory>,
+        place: Place,
+        name: &[u8],
+        removed: std::result::Result<(), Failure>,
+    ) {
+        let mut inner = directory.inner.lock();
+        self.journal.done(place);
+        if let Some(Name::Waits { node, .. }) = inner.names.get(name) {
+            self.inodes.lock().remove(node);
+        }
+        if inner.listers > 0 && removed.is_ok() {
+            inner.names.insert(name.into(), Name::Done);
+        } else {
+            inner.names.remove(name);
+        }
+        if let Some(block) = inner.blocks.get_mut(&place.block) {
+            block.left -= 1;
+        }
+        inner.waiting -= 1;
+        self.end_if_over(&mut inner.blocks, place.block);
+        drop(inner);
+        match removed {
+            Ok(()) => {
+                self.done.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(failure) => {
+                self.failed.fetch_add(1, Ordering::Relaxed);
+                let shown = String::from_utf8_lossy(name);
+                tracing::error!("{shown:?} is there again, although its removal was acknowledged: {failure}");
+                if let Some(notifier) = self.notifier.get() {
+                    // The kernel may never have heard of it.
+                    let _ = notifier.inval_entry(crate::INodeNo(directory.id), OsStr::from_bytes(name));
+                }
+            }
+        }
+        directory.settled.notify_all();
+        if self.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let _queue = self.queue.lock();
+            self.idle.notify_all();
+        }
+    }
+
+    /// Does everything, and defers nothing any more.
+    fn finish(&self) {
+        let first = !self.ended.swap(true, Ordering::SeqCst);
+        self.settle_all();
+        if first {
+            // Under the locks of directories nothing is recorded once they have seen that it has ended.
+            let directories: Vec<_> = self.directories.lock().values().cloned().collect();
+            directories.iter().for_each(|directory| drop(directory.inner.lock()));
+            self.settle_all();
+            self.journal.remove();
+            self.stop();
+        }
+    }
+}
+
+impl Directory {
+    fn owner(&self, identity: &Identity) -> Owner {
+        Owner { inode: self.inode, locator: self.locator.clone(), identity: identity.clone() }
+    }
+
+    fn is_unused(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.waiting == 0 && inner.listers == 0 && inner.blocks.is_empty()
+    }
+}
+
+/// Why an acknowledged unlink was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+enum Failure {
+    #[error("{0}")]
+    Refused(Errno),
+    #[error("somebody has put another file there")]
+    Replaced,
+}
+
+fn assume(can_switch: bool, identity: &Identity) -> Result<()> {
+    if can_switch { credentials::assume(identity.uid, identity.gid, &identity.groups) } else { Ok(()) }
+}
+
+/// Removes a name if it still stands for the same file. What is gone is done.
+fn remove(dir: impl AsFd, name: &OsStr, target: Target) -> std::result::Result<(), Failure> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let stat = match statx(&dir, name, flags, attributes::WANTED) {
+        Err(Errno::NOENT) => return Ok(()),
+        stat => stat.map_err(Failure::Refused)?,
+    };
+    let born = attributes::born(&stat);
+    let same = match target.birth {
+        Birth::At(then) => born == then,
+        Birth::Before(latest) => born <= latest,
+    };
+    if stat.stx_ino != target.inode || !same {
+        return Err(Failure::Replaced);
+    }
+    match unlinkat(&dir, name, AtFlags::empty()) {
+        Err(Errno::NOENT) => Ok(()),
+        unlinked => unlinked.map_err(Failure::Refused),
+    }
+}
+
+/// Whether the thread's user may remove any name from a directory, whoever owns the file.
+fn may_remove(directory: &Directory, uid: u32) -> bool {
+    let path = ProcPath::of(&directory.fd);
+    let may = accessat(CWD, path.as_c_str(), Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS).is_ok();
+    let Ok(stat) = stat_of(&directory.fd) else { return false };
+    let sticky = u32::from(stat.stx_mode) & libc::S_ISVTX != 0;
+    may && stat.stx_nlink > 0
+        && !stat.stx_attributes.contains(StatxAttributes::APPEND)
+        && (!sticky || uid == 0 || uid == stat.stx_uid)
+}
