@@ -185,7 +185,7 @@ impl Latency {
         rows.push(Row { what: ROUND_TRIP.to_owned(), pinned, rounds: whole });
         daemon.report_at_rest()?;
         let first = rows.len();
-        for (op, what) in OPERATIONS {
+        for (_, what) in OPERATIONS {
             for road in Road::ALL {
                 let what = format!("{what}, {}", road.name());
                 rows.push(Row { what, pinned, rounds: Vec::new() });
