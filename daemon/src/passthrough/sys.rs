@@ -241,7 +241,7 @@ pub(super) fn closes_quietly(fs: &rustix::fs::StatFs) -> bool {
         RAMFS_MAGIC,
     ];
     const RAMFS_MAGIC: i64 = 0x8584_58f6;
-    QUIET.contains(&(fs.f_type as i64))
+    QUIET.contains(&fs.f_type)
 }
 
 /// A file's contents, mapped, as words that others may have mapped too.
