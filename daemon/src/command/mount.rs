@@ -52,6 +52,8 @@ Mount options:
   policy=FILE                  who may do what in which part of the mount: finesse-policy(5)
   kernel=SUBTREE               make every change below this directory through the kernel, for watchers that
                                are not preloaded; may be given several times
+  table=SIZE                   room for names and attributes that preloaded programs look up by themselves, like 64M or
+                               2G; 0 for none; it takes memory only where it is used (default: 256M, a million names)
   They are separated by commas; of contradicting ones the last wins.")]
 pub(crate) struct Mount {
     /// The directory to show.
@@ -177,6 +179,7 @@ struct Wanted {
     cache: Cache,
     grant: Grant,
     bpf: bool,
+    table: Option<usize>,
     policy: Option<Arc<AccessPolicy>>,
 }
 
@@ -227,6 +230,7 @@ fn configure(
         cache: cache.or(options.cache).unwrap_or(Cache::Auto),
         grant: options.grant.unwrap_or(Grant::Always),
         bpf: options.bpf,
+        table: options.table,
         policy: None,
     })
 }
@@ -265,6 +269,7 @@ fn start(
         Grant::Never => Grants::Never,
     };
     policy.policy = wanted.policy.clone();
+    policy.table = wanted.table.unwrap_or(policy.table);
     policy.left_to_kernel = wanted.left_to_kernel.clone();
     policy.kernel_passthrough = !no_kernel_passthrough;
     policy.kernel_checked = wanted.session.mount_options.contains(&MountOption::DefaultPermissions);

@@ -117,6 +117,8 @@ pub struct Options {
     pub left_to_kernel: Vec<PathBuf>,
     /// Who may do what where, besides what the source's own permissions say.
     pub policy: Option<Arc<Policy>>,
+    /// Size in bytes of the metadata table ([`Bypass::table`]).
+    pub table: usize,
     /// Find inodes again by file handle where that works. Off: by name, as it is for ordinary users.
     pub file_handles: bool,
 }
@@ -132,6 +134,7 @@ impl Default for Options {
             open_directories: 4096,
             left_to_kernel: Vec::new(),
             policy: None,
+            table: Bypass::TABLE,
             file_handles: true,
         }
     }
@@ -184,6 +187,11 @@ impl From<SourceError> for io::Error {
     }
 }
 
+/// Types of file system (`f_type`) that list every name that they find, in the way that it is written: ext4, XFS, Btrfs, tmpfs, F2FS,
+/// OverlayFS, bcachefs.
+const LIST_ALL: [i64; 7] =
+    [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010, 0x794c_7630, 0xca45_1a4e];
+
 /// Who an operation runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Rights {
@@ -218,6 +226,8 @@ pub struct PassthroughFs {
     ttl: Duration,
     can_switch: bool,
     may_use_handles: bool,
+    /// Names are found as they are written, and all that are found are listed.
+    lists_all: bool,
     /// Whether `FUSE_PASSTHROUGH` was negotiated, and has not failed since.
     kernel_serves_data: AtomicBool,
     /// Set if the kernel can answer for files without extended attributes.
@@ -263,6 +273,7 @@ impl PassthroughFs {
         let anchor = open(OFlags::RDONLY).ok().filter(|_| may_use_handles);
         let device =
             Device { number: ids::device_number(&stat), handles: anchor.and_then(inodes::usable_handles) };
+        let lists_all = rustix::fs::fstatfs(&root).is_ok_and(|found| LIST_ALL.contains(&found.f_type));
         let room = usize::try_from(sys::open_files_limit() / 4).unwrap_or(usize::MAX);
         Ok(Self {
             root: Arc::new(root),
@@ -277,6 +288,7 @@ impl PassthroughFs {
             options,
             can_switch,
             may_use_handles,
+            lists_all,
             kernel_serves_data: AtomicBool::new(false),
             xattr_free: OnceLock::new(),
         })
@@ -426,6 +438,9 @@ impl Filesystem for PassthroughFs {
             .with_checks_types(true)
             .with_acts_as_caller(true)
             .with_applies_umask(true)
+            .with_lists_all(self.lists_all)
+            // With a lifetime of zero there would be nothing in it.
+            .with_table(if self.ttl.is_zero() { 0 } else { self.options.table })
     }
 
     fn xattr_free(&self, files: XattrFree) {
