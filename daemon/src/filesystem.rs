@@ -71,6 +71,9 @@ pub struct Bypass {
     /// The creating operations apply the umask themselves, as under `FUSE_DONT_MASK`, because something else (a
     /// default ACL) may take its place.
     pub applies_umask: bool,
+    /// `readdir` lists, but for `.` and `..`, every name that `lookup` finds, written in the same way: none is hidden, made on demand, or
+    /// found in upper case, too. Then what is not in a directory that was listed is known not to exist.
+    pub lists_all: bool,
     /// Size in bytes of the mount's metadata table, in which programs look names and attributes up by themselves, for as long as the
     /// times to live allow: [`Bypass::TABLE`] by default, 0 for none. It takes memory only where it is used: up to 220 bytes for a
     /// name with its attributes.
@@ -96,6 +99,7 @@ impl Bypass {
             checks_types: false,
             acts_as_caller: false,
             applies_umask: false,
+            lists_all: false,
             table: Self::TABLE,
         }
     }
@@ -132,6 +136,13 @@ impl Bypass {
     #[must_use]
     pub const fn with_acts_as_caller(mut self, yes: bool) -> Self {
         self.acts_as_caller = yes;
+        self
+    }
+
+    /// Sets [`lists_all`](Self::lists_all).
+    #[must_use]
+    pub const fn with_lists_all(mut self, yes: bool) -> Self {
+        self.lists_all = yes;
         self
     }
 

@@ -50,6 +50,8 @@ const UNATTENDED_MAX: u32 = 8;
 const SETTLE_TURNS: u32 = 10_000;
 /// How often all slots are seen in use by calls that wait, before that counts.
 const FULL: u32 = 4;
+/// Bytes of a directory's entry, roughly: `struct linux_dirent64` and a name of ten bytes or so.
+const ENTRY: u32 = 32;
 const NO_GRANT: i32 = -1;
 /// The kernel had no room for the descriptor in this process.
 const NO_ROOM: i32 = -2;
@@ -95,6 +97,10 @@ pub struct Client {
     grants: [AtomicI32; SLOTS],
     /// Where this client's descriptors may be numbered from.
     first_fd: RawFd,
+    /// How many attributes had been asked for when a directory was last listed.
+    stats_before: AtomicU64,
+    /// How many bytes of entries were listed then.
+    listed: AtomicU32,
 }
 
 impl Client {
@@ -145,6 +151,8 @@ impl Client {
             unattended: AtomicU64::new(0),
             grants: [const { AtomicI32::new(NO_GRANT) }; SLOTS],
             first_fd,
+            stats_before: AtomicU64::new(0),
+            listed: AtomicU32::new(0),
         })
     }
 
@@ -174,6 +182,26 @@ impl Client {
     #[inline]
     pub fn is_closed(&self) -> bool {
         self.segment.header().notices.closed.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether a program that lists a directory probably asks for the attributes of what is in it: it has done so for most of what
+    /// it listed last (as `FUSE_READDIRPLUS_AUTO`).
+    pub fn wants_attrs(&self) -> bool {
+        let listed = self.listed.load(Ordering::Relaxed) / ENTRY;
+        let asked = self.asked().wrapping_sub(self.stats_before.load(Ordering::Relaxed));
+        listed > 0 && asked >= u64::from(listed / 2)
+    }
+
+    /// So many bytes of entries were listed.
+    pub fn has_listed(&self, bytes: usize) {
+        if bytes > 0 {
+            self.stats_before.store(self.asked(), Ordering::Relaxed);
+            self.listed.store(bytes as u32, Ordering::Relaxed);
+        }
+    }
+
+    fn asked(&self) -> u64 {
+        self.counters().count(Op::Stat)
     }
 
     /// The descriptors that the program must not close: socket and doorbell.

@@ -41,6 +41,12 @@ impl Counters {
         self.cells[OPS + reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
+    /// How many calls were served without the kernel, by this operation.
+    pub fn count(&self, op: Op) -> u64 {
+        let read = |cell: usize| self.cells[cell].load(Ordering::Relaxed);
+        read(op as usize).wrapping_add(read(TABLE + op as usize))
+    }
+
     /// The counts at this moment.
     pub fn snapshot(&self) -> Counts {
         let read = |cell: usize| self.cells[cell].load(Ordering::Relaxed);

@@ -130,7 +130,7 @@ numbered! {
         /// `ino` set and the number of the open directory ([`REPLY_VIRTUAL`]).
         OpenDir = "opendir",
         /// Reads entries of the open directory `base`, at most `mode` bytes, from position `base2` (0 is the
-        /// beginning, otherwise a `d_off`). Answers records of `struct linux_dirent64` in the data buffer, with
+        /// beginning, otherwise a `d_off`); with [`LIST_ATTRS`] in `flags` their attributes are of use, too. Answers records of `struct linux_dirent64` in the data buffer, with
         /// [`REPLY_END`] if the file system had no more at this moment; no record at the end.
         ReadDir = "readdir",
         /// The client is about to watch the inode `base` (inotify, fanotify), or with `mode` 1 everything on the mount:
@@ -145,6 +145,8 @@ numbered! {
 /// [`Request::flags`] of the operations that work by path or file: `base` is the number of an open file. No
 /// `AT_*` or `O_*` flag has this bit.
 pub const BY_FILE: u32 = 1 << 31;
+/// [`Request::flags`] of [`Op::ReadDir`]: the program probably asks for the attributes of what it lists.
+pub const LIST_ATTRS: u32 = 1;
 /// [`Request::base2`] of [`Op::Read`] and [`Op::Write`]: at the open file description's own offset.
 pub const OWN_OFFSET: u64 = u64::MAX;
 

@@ -10,8 +10,8 @@ use std::os::fd::{AsFd, IntoRawFd, RawFd};
 use finesse_ipc::client::Call;
 use finesse_ipc::environment::MOUNT_PATH_MAX;
 use finesse_ipc::frame::{
-    Attr, Fallback, NOT_VIRTUAL, Op, Outcome, REPLY_END, REPLY_GRANT, REPLY_GRANTABLE, REPLY_QUIET,
-    REPLY_VIRTUAL, ROOT, Request, Statfs, Time,
+    Attr, Fallback, LIST_ATTRS, NOT_VIRTUAL, Op, Outcome, REPLY_END, REPLY_GRANT, REPLY_GRANTABLE,
+    REPLY_QUIET, REPLY_VIRTUAL, ROOT, Request, Statfs, Time,
 };
 use finesse_ipc::layout::DATA_BYTES;
 use finesse_ipc::table::{self, Clock, Walked};
@@ -719,14 +719,18 @@ fn connection_of(opened: &Opened) -> Option<Guard> {
 /// `getdents64` of an open directory.
 pub(crate) fn read_directory(opened: &Opened, position: u64, out: &mut [u8]) -> Page {
     let Some(mount) = connection_of(opened) else { return Page::Gone };
-    let request =
-        Request { base: opened.number.into(), base2: position, mode: out.len() as u32, ..Request::default() };
-    let counters = mount.client().counters();
+    let client = mount.client();
+    let flags = if client.wants_attrs() { LIST_ATTRS } else { 0 };
+    let (base, mode) = (opened.number.into(), out.len() as u32);
+    let request = Request { base, base2: position, mode, flags, ..Request::default() };
+    let counters = client.counters();
     match mount.client().call(Op::ReadDir, &request, &[], &[]) {
         Ok(call) => match call.reply.outcome() {
             Outcome::Ok => {
                 counters.served(Op::ReadDir);
-                Page::Read { len: call.data(out).len(), ended: call.reply.flags & REPLY_END != 0 }
+                let len = call.data(out).len();
+                client.has_listed(len);
+                Page::Read { len, ended: call.reply.flags & REPLY_END != 0 }
             }
             Outcome::Errno(errno) => {
                 counters.served(Op::ReadDir);

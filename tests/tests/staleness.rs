@@ -53,7 +53,7 @@ const LOOKS_SELDOM: Party<'static> = Party { habits: &["LOOKS_SELDOM"], ..PARTY 
 const LOOKS_SELDOM_MAKES_NO_LINKS: Party<'static> =
     Party { habits: &["LOOKS_SELDOM", "MAKES_NO_LINKS"], ..PARTY };
 
-const MUTANTS: [Mutant; 17] = [
+const MUTANTS: [Mutant; 20] = [
     mutant("kernel road: names"),
     mutant("kernel road: attributes"),
     // What the kernel moves something to it has looked up before, and if it was told that nothing is there, the name is known
@@ -74,6 +74,9 @@ const MUTANTS: [Mutant; 17] = [
     // Whatever the kernel has looked up in a directory makes it list that anew once the name is dropped.
     Mutant { party: Party { disturbers: 0, ..LOOKS_SELDOM }, ..mutant("bypass: listings") },
     mutant("kernel road: moved listings"),
+    mutant("table: names"),
+    mutant("table: attributes"),
+    mutant("table: mark"),
 ];
 
 /// The kernel answers for files without extended attributes by itself, where it can.

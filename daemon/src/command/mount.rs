@@ -57,6 +57,8 @@ Mount options:
   policy=FILE                  who may do what in which part of the mount: finesse-policy(5)
   kernel=SUBTREE               make every change below this directory through the kernel, for watchers that
                                are not preloaded; may be given several times
+  table=SIZE                   room for names and attributes that preloaded programs look up by themselves, like 64M or
+                               2G; 0 for none; it takes memory only where it is used (default: 256M, a million names)
   They are separated by commas; of contradicting ones the last wins.")]
 pub(crate) struct Mount {
     /// The directory to show.
@@ -192,6 +194,7 @@ struct Wanted {
     unlink: Unlink,
     bpf: bool,
     transport: finesse::Transport,
+    table: Option<usize>,
     policy: Option<Arc<AccessPolicy>>,
 }
 
@@ -248,6 +251,7 @@ fn configure(
         unlink: options.unlink.unwrap_or(Unlink::Immediate),
         bpf: options.bpf,
         transport: options.transport.map_or(finesse::Transport::Auto, Into::into),
+        table: options.table,
         policy: None,
     })
 }
@@ -287,6 +291,7 @@ fn start(
     };
     policy.deferred_unlinks = wanted.unlink == Unlink::Deferred;
     policy.policy = wanted.policy.clone();
+    policy.table = wanted.table.unwrap_or(policy.table);
     policy.left_to_kernel = wanted.left_to_kernel.clone();
     policy.kernel_passthrough = !no_kernel_passthrough;
     policy.kernel_checked = wanted.session.mount_options.contains(&MountOption::DefaultPermissions);

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use clap::ValueEnum;
 use finesse::MountOption;
+use finesse_ipc::table;
 
 use super::{Failure, Outcome};
 
@@ -74,6 +75,7 @@ enum Word {
     Bpf,
     LeftToKernel(PathBuf),
     Policy(PathBuf),
+    Table(usize),
 }
 
 /// What a list asks for. The last of contradicting words wins, as with mount(8).
@@ -97,6 +99,8 @@ pub(crate) struct Options {
     pub(crate) left_to_kernel: Vec<PathBuf>,
     /// The file with the mount's policy.
     pub(crate) policy: Option<PathBuf>,
+    /// Size of the metadata table in bytes, if the list says so.
+    pub(crate) table: Option<usize>,
     /// Flags and names for the kernel, without contradictions.
     pub(crate) kernel: Vec<MountOption>,
 }
@@ -104,7 +108,7 @@ pub(crate) struct Options {
 const KNOWN: &str = "allow_other, owner_only, default_permissions, ro, rw, suid, nosuid, dev, nodev, exec, \
                      noexec, atime, noatime, sync, async, dirsync, auto_unmount, fsname=NAME, subtype=NAME, \
                      cache=never|auto|always, grant=always|large|never, transport=auto|classic|uring, \
-                      unlink=immediate|deferred, bpf, policy=FILE, kernel=SUBTREE";
+                      unlink=immediate|deferred, table=SIZE, bpf, policy=FILE, kernel=SUBTREE";
 
 impl Options {
     /// Reads any number of lists.
@@ -124,6 +128,7 @@ impl Options {
                 Word::Bpf => options.bpf = true,
                 Word::LeftToKernel(path) => options.left_to_kernel.push(path),
                 Word::Policy(file) => options.policy = Some(file),
+                Word::Table(bytes) => options.table = Some(bytes),
                 Word::Kernel(option) => options.set(option),
             }
         }
@@ -166,6 +171,18 @@ fn topic(option: &MountOption) -> &str {
         MountOption::Subtype(_) => "subtype",
         MountOption::CUSTOM(word) => word.split_once('=').map_or(word, |(key, _)| key),
     }
+}
+
+/// A table's size in bytes, as `truncate` and others write it.
+fn size(text: &str) -> Option<usize> {
+    let (digits, unit) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) if text.ends_with('K') => (digits, 1 << 10),
+        Some(digits) if text.ends_with('M') => (digits, 1 << 20),
+        Some(digits) => (digits, 1 << 30),
+        None => (text, 1),
+    };
+    let bytes = digits.parse::<usize>().ok()?.checked_mul(unit)?;
+    (bytes == 0 || (table::BYTES_MIN..=table::BYTES_MAX).contains(&bytes)).then_some(bytes)
 }
 
 /// A path below the root of the mount, however it was written.
@@ -233,6 +250,12 @@ impl FromStr for Word {
             }
             ("bpf", None) => return Ok(Self::Bpf),
             ("policy", Some(file)) if !file.is_empty() => return Ok(Self::Policy(file.into())),
+            ("table", Some(text)) => {
+                return size(text).map(Self::Table).ok_or_else(|| {
+                    let why = "0, or a size from 1M to 64G, like 256M";
+                    Failure::new(format!("-o table={text}: {why}")).with_status(2)
+                });
+            }
             ("kernel", Some(path)) => return below(path).map(Self::LeftToKernel),
             ("ro", None) => MountOption::RO,
             ("rw", None) => MountOption::RW,
@@ -288,6 +311,12 @@ mod tests {
     }
 
     #[test]
+    fn sizes_have_units() {
+        let sizes = ["0", "2097152", "2048K", "2M", "1G"].map(|size| parse(&format!("table={size}")).table);
+        assert_eq!(sizes, [0, 2 << 20, 2 << 20, 2 << 20, 1 << 30].map(Some));
+    }
+
+    #[test]
     fn defaults_give_way_to_the_list() {
         let mut options = parse("suid");
         options.set_default(MountOption::NoSuid);
@@ -318,6 +347,9 @@ mod tests {
             ("grant=1", "-o grant=1"),
             ("transport=fast", "-o transport=fast"),
             ("unlink=never", "-o unlink=never"),
+            ("table=1", "-o table=1"),
+            ("table=M", "-o table=M"),
+            ("table=99999999999G", "-o table=99999999999G"),
             ("ro=1", "-o ro=1"),
         ] {
             assert!(Options::parse([list]).unwrap_err().to_string().starts_with(named), "{list}");

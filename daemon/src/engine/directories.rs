@@ -13,6 +13,7 @@ use crate::engine::files::flush;
 use crate::engine::handles::Handle;
 use crate::engine::permission::READ;
 use crate::engine::serve::{Call, Output, Served};
+use crate::engine::table::Era;
 use crate::engine::{Context, Engine, Stop, fail, kernel};
 use crate::filesystem::Filesystem;
 use crate::reply::{ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyOpen};
@@ -20,6 +21,8 @@ use crate::request::Request;
 use crate::session::Core;
 use finesse_ipc::frame::{self, Attr, Fallback, Reply};
 use finesse_ipc::layout::DATA_BYTES;
+use finesse_ipc::table::Expiry;
+use parking_lot::Mutex;
 
 /// How opendir(3) opens: what the file system is told.
 const FLAGS: OpenFlags = OpenFlags(libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NONBLOCK);
@@ -32,6 +35,21 @@ const NAME_MAX: usize = 1024;
 pub(crate) struct OpenDirectory {
     inode: Arc<Inode>,
     fh: FileHandle,
+    sweep: Mutex<Option<Sweep>>,
+}
+
+/// A listing with attributes, from the beginning of the directory on, of which every name is in the metadata table.
+#[derive(Clone, Copy, Debug)]
+struct Sweep {
+    era: Era,
+    /// What [`Published::turnovers`] said before.
+    ///
+    /// [`Published::turnovers`]: crate::engine::table::Published::turnovers
+    turnovers: usize,
+    /// Where it goes on.
+    next: u64,
+    /// When the first of the names ends.
+    expiry: Expiry,
 }
 
 /// A directory in use.
@@ -44,6 +62,10 @@ struct Using<'a, FS: Filesystem> {
 impl<FS: Filesystem> Using<'_, FS> {
     fn inode(&self) -> Option<(&Arc<Inode>, FileHandle)> {
         self.directory.as_deref().map(|directory| (&directory.inode, directory.fh))
+    }
+
+    fn sweep(&self) -> Option<&Mutex<Option<Sweep>>> {
+        self.directory.as_deref().map(|directory| &directory.sweep)
     }
 }
 
@@ -133,7 +155,7 @@ impl<FS: Filesystem> Engine<FS> {
         };
         let attr = Attr { ino: inode.ino, ..Attr::default() };
         call.context.allow_base(inode.clone());
-        let directory = Handle::Directory(Arc::new(OpenDirectory { inode, fh }));
+        let directory = Handle::Directory(Arc::new(OpenDirectory { inode, fh, sweep: Mutex::default() }));
         Ok(Reply::with_file(attr, call.context.handles.insert(directory)))
     }
 
@@ -160,10 +182,15 @@ impl<FS: Filesystem> Engine<FS> {
         let size = (call.frame.mode as usize).min(DATA_BYTES);
         let mut records = Records { bytes: &mut output.data, next: call.frame.base2, broken: false };
         let mut ended = false;
+        let era = match call.frame.flags & frame::LIST_ATTRS {
+            0 => None,
+            _ => self.era_of(inode),
+        };
+        let mut sweep = self.begin_sweep(&using, inode, era, call.frame.base2);
         loop {
             let before = records.bytes.len();
             let room = size.saturating_sub(before);
-            let full = match self.list(call, inode, fh, room, &mut records) {
+            let full = match self.list(call, inode, fh, room, (era, &mut sweep), &mut records) {
                 Ok(full) => full,
                 // What was read so far is the answer; the error comes again.
                 Err(_) if before > 0 => break,
@@ -178,7 +205,15 @@ impl<FS: Filesystem> Engine<FS> {
                 break;
             }
         }
-        let broken = records.broken;
+        let (broken, next) = (records.broken, records.next);
+        if let (Some(kept), Some(sweep), false) = (using.sweep(), sweep, broken) {
+            match (ended, self.table()) {
+                (true, Some(table)) => {
+                    table.complete(sweep.era, inode.ino, sweep.expiry, sweep.turnovers);
+                }
+                _ => *kept.lock() = Some(Sweep { next, ..sweep }),
+            }
+        }
         self.cache.forget_atime(inode);
         if output.data.is_empty() && !ended {
             // No room for a single entry, or the first one is none.
@@ -191,17 +226,40 @@ impl<FS: Filesystem> Engine<FS> {
         Ok(reply)
     }
 
-    /// One `readdir`; whether an entry did not fit.
+    /// The sweep that a listing from a position begins, or goes on with.
+    fn begin_sweep(
+        &self,
+        using: &Using<'_, FS>,
+        directory: &Inode,
+        era: Option<Era>,
+        position: u64,
+    ) -> Option<Sweep> {
+        let kept = using.sweep()?.lock().take();
+        let (era, table) = (era?, self.table()?);
+        match position {
+            _ if !self.bypass.lists_all => None,
+            0 => {
+                let turnovers = table.turnovers(directory.ino);
+                Some(Sweep { era, turnovers, next: 0, expiry: Expiry::NEVER })
+            }
+            _ => kept.filter(|sweep| sweep.next == position && sweep.era == era),
+        }
+    }
+
+    /// One `readdir`, with attributes if they can be published in an era; whether an entry did not fit.
     fn list(
         &self,
         call: &Call<'_>,
         directory: &Arc<Inode>,
         fh: FileHandle,
         room: usize,
+        (era, sweep): (Option<Era>, &mut Option<Sweep>),
         records: &mut Records<'_>,
     ) -> Result<bool, Stop> {
         let ino = INodeNo(directory.ino);
-        if !self.lists_plus.load(Ordering::Relaxed) {
+        let plus = era.is_some() && !self.lacks_plus.load(Ordering::Relaxed);
+        if !plus && !self.lists_plus.load(Ordering::Relaxed) {
+            *sweep = None;
             let (reply, answer) = ReplyDirectory::local(room);
             self.core.fs.readdir(&call.request, ino, fh, records.next, reply);
             match answer.wait() {
@@ -218,15 +276,44 @@ impl<FS: Filesystem> Engine<FS> {
         let mark = self.cache.mark();
         let (reply, answer) = ReplyDirectoryPlus::local(room);
         self.core.fs.readdirplus(&call.request, ino, fh, records.next, reply);
-        let page = answer.wait()?;
-        self.lists_plus.store(true, Ordering::Relaxed);
+        let page = match answer.wait() {
+            Err(errno) if errno.code() == libc::ENOSYS && plus => {
+                self.lacks_plus.store(true, Ordering::Relaxed);
+                return self.list(call, directory, fh, room, (None, sweep), records);
+            }
+            page => page?,
+        };
+        if !plus {
+            // It has no other way.
+            self.lists_plus.store(true, Ordering::Relaxed);
+        }
         for entry in page.entries {
             let attr = &entry.entry.attr;
             records.push(attr.ino, entry.offset, attr.kind, &entry.name);
             // `fuse_direntplus_link`: no reference comes with these.
-            if entry.name != "." && entry.name != ".." && attr.ino.0 != 0 {
-                drop(self.learned(directory, &entry.name, &entry.entry, mark));
+            if entry.name == "." || entry.name == ".." {
+                continue;
             }
+            if attr.ino.0 == 0 {
+                *sweep = None;
+                continue;
+            }
+            let published = match era {
+                Some(era) => {
+                    let inode = self.cache.learn(directory, &entry.name, &entry.entry, mark);
+                    inode.and_then(|inode| {
+                        self.publish_listed(era, directory, &entry.name, &entry.entry, &inode, mark)
+                    })
+                }
+                None => {
+                    drop(self.learned(directory, &entry.name, &entry.entry, mark));
+                    None
+                }
+            };
+            *sweep = match (*sweep, published) {
+                (Some(sweep), Some(expiry)) => Some(Sweep { expiry: sweep.expiry.min(expiry), ..sweep }),
+                _ => None,
+            };
         }
         Ok(page.full)
     }

@@ -168,6 +168,8 @@ pub(crate) struct Engine<FS: Filesystem> {
     below: Mutex<bool>,
     /// The file system lists directories by `readdirplus` only.
     lists_plus: AtomicBool,
+    /// It has no `readdirplus`.
+    lacks_plus: AtomicBool,
     /// The file system has no extended attributes.
     no_xattrs: AtomicBool,
     /// Threads that let go of what departed clients had open.
@@ -211,6 +213,7 @@ impl<FS: Filesystem> Engine<FS> {
                 .ok(),
             below: Mutex::default(),
             lists_plus: AtomicBool::new(false),
+            lacks_plus: AtomicBool::new(false),
             no_xattrs: AtomicBool::new(false),
             closers: Closers::default(),
             watches: watch::Watches::default(),

@@ -42,9 +42,12 @@ pub(crate) struct Published {
     memory: OwnedFd,
     /// Something has been published, so that there may be something to take out.
     any: AtomicBool,
-    /// Names that have left although they may be right.
-    departures: AtomicUsize,
+    /// Counts, for some directories each, what has changed in them, and what has left the table although it may be right.
+    turnover: [AtomicUsize; STRIPES],
 }
+
+/// Counts of [`Published::turnover`]; a power of two.
+const STRIPES: usize = 64;
 
 /// A generation of the table, in which some directories are open to everybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +91,8 @@ impl Published {
             .and_then(|_| TableMap::create(bytes, u64::from_ne_bytes(seed)));
         match created {
             Ok((map, memory)) => {
-                Some(Self { map, memory, any: AtomicBool::new(false), departures: AtomicUsize::new(0) })
+                let turnover = [const { AtomicUsize::new(0) }; STRIPES];
+                Some(Self { map, memory, any: AtomicBool::new(false), turnover })
             }
             Err(error) => {
                 tracing::warn!(%error, "no metadata table: every lookup on the bypass is a round trip");
@@ -150,18 +154,39 @@ impl Published {
         child: Option<(u64, FileType)>,
         expiry: Expiry,
         is_current: impl FnOnce() -> bool,
-    ) {
-        let Some(table) = self.table() else { return };
-        let Some(key) = table.key(era.0, parent, name.as_bytes()) else { return };
+    ) -> bool {
+        let Some(table) = self.table() else { return false };
+        let Some(key) = table.key(era.0, parent, name.as_bytes()) else { return false };
         let stands_for = child.map_or((0, Kind::Absent), |(ino, kind)| (ino, kind_of(kind)));
         self.any.store(true, Ordering::Release);
-        table.publish_name(&key, stands_for, expiry, |parent| self.departs(era, parent), is_current);
+        table.publish_name(&key, stands_for, expiry, |parent| self.departs(era, parent), is_current)
+    }
+
+    fn turnover(&self, directory: u64) -> &AtomicUsize {
+        &self.turnover[(directory.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize & (STRIPES - 1)]
+    }
+
+    /// How often something has changed in a directory, or left it: to be taken before it is read.
+    pub(crate) fn turnovers(&self, directory: u64) -> usize {
+        self.turnover(directory).load(Ordering::Acquire)
+    }
+
+    /// Marks a directory complete all of whose names were published since [`turnovers`](Self::turnovers) was taken.
+    pub(crate) fn complete(&self, era: Era, directory: u64, expiry: Expiry, since: usize) {
+        if let Some(table) = self.table() {
+            table.mark(era.0, directory, expiry, || {
+                self.turnover(directory).fetch_add(0, Ordering::AcqRel) == since
+                    || mutant::leaves_out("table: turnover")
+            });
+        }
     }
 
     /// A name of a directory leaves, and may be right.
     fn departs(&self, era: Era, directory: u64) {
-        self.departures.fetch_add(1, Ordering::AcqRel);
-        if let Some(table) = self.table() {
+        self.turnover(directory).fetch_add(1, Ordering::AcqRel);
+        if !mutant::leaves_out("table: marks")
+            && let Some(table) = self.table()
+        {
             table.unmark(era.0, directory);
         }
     }
@@ -279,6 +304,33 @@ impl<FS: Filesystem> Engine<FS> {
             Ok(_) => true,
             Err(errno) => !matches!(errno.code(), libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS),
         }
+    }
+
+    /// As [`publish`](Self::publish) for an entry of a listing; when its name ends, if it is in the table.
+    pub(super) fn publish_listed(
+        &self,
+        era: Era,
+        directory: &Inode,
+        name: &OsStr,
+        entry: &answer::Entry,
+        inode: &Arc<Inode>,
+        mark: u64,
+    ) -> Option<Expiry> {
+        let table = self.cache.table()?;
+        let now = Instant::now();
+        let expiry = now.after(entry.entry_ttl);
+        self.publish_inode(table, era, inode, Some((&entry.attr, now.after(entry.attr_ttl))), mark)?;
+        let is_current = || self.cache.is_current(mark);
+        let child = Some((inode.ino, inode.kind));
+        let is_good = expiry > Instant::EXPIRED;
+        let published = is_good && table.name(era, directory.ino, name, child, expiry.expiry(), is_current);
+        published.then_some(expiry.expiry())
+    }
+
+    /// The era, if what is in a directory may be published.
+    pub(super) fn era_of(&self, directory: &Inode) -> Option<Era> {
+        let era = self.cache.table()?.era();
+        directory.openness.is_open(era).then_some(era)
     }
 
     /// Publishes what the file system has answered about a name at `mark`; the era in which everybody may know it.

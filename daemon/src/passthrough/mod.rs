@@ -124,6 +124,8 @@ pub struct Options {
     pub policy: Option<Arc<Policy>>,
     /// Unlinks of the bypass are acknowledged once they are recorded in memory that survives the daemon, and done later.
     pub deferred_unlinks: bool,
+    /// Size in bytes of the metadata table ([`Bypass::table`]).
+    pub table: usize,
     /// Find inodes again by file handle where that works. Off: by name, as it is for ordinary users.
     pub file_handles: bool,
 }
@@ -140,6 +142,7 @@ impl Default for Options {
             left_to_kernel: Vec::new(),
             policy: None,
             deferred_unlinks: false,
+            table: Bypass::TABLE,
             file_handles: true,
         }
     }
@@ -203,6 +206,10 @@ impl From<SourceError> for io::Error {
 
 /// Files that stay open for a moment after they were read, at most.
 const HOT_FILES: usize = 4096;
+/// Types of file system (`f_type`) that list every name that they find, in the way that it is written: ext4, XFS, Btrfs, tmpfs, F2FS,
+/// OverlayFS, bcachefs.
+const LIST_ALL: [i64; 7] =
+    [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0xf2f5_2010, 0x794c_7630, 0xca45_1a4e];
 
 /// Who an operation runs as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -242,6 +249,8 @@ pub struct PassthroughFs {
     ttl: Duration,
     can_switch: bool,
     may_use_handles: bool,
+    /// Names are found as they are written, and all that are found are listed.
+    lists_all: bool,
     /// Whether `FUSE_PASSTHROUGH` was negotiated, and has not failed since.
     kernel_serves_data: AtomicBool,
     /// Set if the kernel can answer for files without extended attributes.
@@ -298,6 +307,7 @@ impl PassthroughFs {
             ),
             false => None,
         };
+        let lists_all = rustix::fs::fstatfs(&root).is_ok_and(|found| LIST_ALL.contains(&found.f_type));
         let room = usize::try_from(sys::open_files_limit() / 4).unwrap_or(usize::MAX);
         let source_closes_quietly = rustix::fs::fstatfs(&root).is_ok_and(|fs| sys::closes_quietly(&fs));
         Ok(Self {
@@ -319,6 +329,7 @@ impl PassthroughFs {
             options,
             can_switch,
             may_use_handles,
+            lists_all,
             kernel_serves_data: AtomicBool::new(false),
             xattr_free: OnceLock::new(),
             deferred,
@@ -518,6 +529,9 @@ impl Filesystem for PassthroughFs {
             .with_checks_types(true)
             .with_acts_as_caller(true)
             .with_applies_umask(true)
+            .with_lists_all(self.lists_all)
+            // With a lifetime of zero there would be nothing in it.
+            .with_table(if self.ttl.is_zero() { 0 } else { self.options.table })
     }
 
     fn xattr_free(&self, files: XattrFree) {

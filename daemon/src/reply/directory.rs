@@ -13,8 +13,6 @@ use crate::kernel::hooks::Hooks;
 
 /// Size of `struct fuse_dirent` without the name.
 const DIRENT: usize = 24;
-/// Size of `struct fuse_direntplus` without the name.
-const DIRENT_PLUS: usize = 152;
 
 /// Counts a listing's bytes as FUSE lays it out, so that a page has the same length on both roads.
 #[derive(Debug)]
@@ -129,7 +127,8 @@ impl ReplyDirectoryPlus {
         Self { to: To::Kernel(Kernel { hooks, reply }), entries: Vec::new(), room: Room::new(0), told }
     }
 
-    /// A reply to the caller of at most `size` bytes, counted as FUSE would lay the page out.
+    /// A reply to the caller of at most `size` bytes, counted as FUSE would lay the page out without attributes: the caller shows
+    /// its program none.
     pub(crate) fn local(size: usize) -> (Self, Answer<Listing<DirentPlus>>) {
         let (sender, answer) = answer::channel();
         (Self { to: To::Local(sender), entries: Vec::new(), room: Room::new(size), told: None }, answer)
@@ -165,7 +164,7 @@ impl ReplyDirectoryPlus {
                 full
             }
             To::Local(_) => {
-                let fits = self.room.take(DIRENT_PLUS, name);
+                let fits = self.room.take(DIRENT, name);
                 if fits {
                     let entry = Entry { attr: *attr, generation, attr_ttl: *ttl, entry_ttl: *ttl };
                     self.entries.push(DirentPlus { offset, name: name.to_owned(), entry });

@@ -26,7 +26,7 @@ impl Clock {
     }
 
     /// A clock that stands still at a time in nanoseconds.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(super) fn at(nanoseconds: u64) -> Self {
         Self(Some(Expiry::at(nanoseconds)))
     }

@@ -1,0 +1,481 @@
+//! The metadata table: what preloaded programs look up without a round trip, and that it is right.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+
+use finesse_tests::build;
+use finesse_tests::mount::Options;
+use finesse_tests::needs;
+use finesse_tests::road::{Place, Road};
+use finesse_tests::wait::{PATIENCE, eventually};
+use rustix::fs::{XattrFlags, removexattr, setxattr};
+use rustix::process::Signal;
+
+/// A preloaded program that does what it is told, one line at a time, and says what came of it.
+struct Looker {
+    child: Child,
+    orders: ChildStdin,
+    answers: BufReader<ChildStdout>,
+}
+
+/// Python calls: the answer of each is one line.
+const SCRIPT: &str = r"
+import errno, os, sys
+def stat(path, follow=True):
+    s = os.stat(path, follow_symlinks=follow)
+    return f'{s.st_mode:o} {s.st_nlink} {s.st_uid} {s.st_size} {s.st_mtime_ns}'
+def lstat(path):
+    return stat(path, False)
+def exists(path):
+    return str(os.access(path, os.F_OK))
+def read(path):
+    with open(path) as file:
+        return file.read()
+for line in sys.stdin:
+    call, *arguments = line.rstrip('\n').split(' ')
+    call = globals().get(call) or getattr(os, call)
+    arguments = [int(argument[1:], 8) if argument.startswith('%') else argument for argument in arguments]
+    try:
+        answer = call(*arguments)
+    except OSError as error:
+        answer = errno.errorcode[error.errno]
+    print(answer, flush=True)
+";
+
+impl Looker {
+    fn new(place: &Place, wrapper: &[&str]) -> Self {
+        let mut command = place.command_as(&build::command(), wrapper, "/usr/bin/python3");
+        command.current_dir("/").args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (orders, answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Self { child, orders, answers: BufReader::new(answers) }
+    }
+
+    fn does(&mut self, order: &str) -> String {
+        writeln!(self.orders, "{order}").unwrap();
+        let mut line = String::new();
+        self.answers.read_line(&mut line).unwrap();
+        assert!(!line.is_empty(), "{order}: the program has ended");
+        line.trim_end().to_owned()
+    }
+
+    /// The same on a file of the mount.
+    fn looks(&mut self, call: &str, place: &Place, path: &str) -> String {
+        self.does(&format!("{call} {}", place.path().join(path).display()))
+    }
+
+    /// Looks often enough for the answer to be in the table, and returns it.
+    fn learns(&mut self, call: &str, place: &Place, path: &str) -> String {
+        let first = self.looks(call, place, path);
+        for _ in 0..3 {
+            assert_eq!(self.looks(call, place, path), first, "{call} {path}");
+        }
+        first
+    }
+}
+
+impl Drop for Looker {
+    fn drop(&mut self) {
+        // Fails when it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+const ALWAYS: Options<'static> =
+    Options { arguments: &["--cache=always"], count_kernel_requests: false, wrapper: &[] };
+const NOBODY: &[&str] = &["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+const ROOT: &[&str] = &["setpriv"];
+
+fn fill(root: &Path) {
+    fs::set_permissions(root, PermissionsExt::from_mode(0o755)).unwrap();
+    for directory in ["d/sub", "e", "private"] {
+        fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    fs::write(root.join("d/f"), "four").unwrap();
+    fs::write(root.join("d/sub/f"), "below").unwrap();
+    symlink("f", root.join("d/l")).unwrap();
+    fs::set_permissions(root.join("private"), PermissionsExt::from_mode(0o700)).unwrap();
+    fs::write(root.join("private/f"), "hidden").unwrap();
+}
+
+fn place() -> Place {
+    Place::new(Road::Bypass, &ALWAYS, fill)
+}
+
+/// How many calls the table has answered while something was done.
+fn from_table(place: &Place, f: impl FnOnce()) -> u64 {
+    let before = place.mount().account();
+    f();
+    let calls = place.mount().account().since(&before);
+    assert!(calls.to_kernel.is_empty(), "{calls:?}");
+    calls.from_table.values().sum()
+}
+
+#[test]
+fn what_has_been_looked_at_is_looked_up_without_a_round_trip() {
+    let place = place();
+    let mut looker = Looker::new(&place, ROOT);
+    for (call, path) in [
+        ("stat", "d/f"),
+        ("stat", "d/sub/f"),
+        ("stat", "d/sub"),
+        ("lstat", "d/l"),
+        ("readlink", "d/l"),
+        ("exists", "d/f"),
+        ("stat", "absent"),
+        ("lstat", "d/absent/below"),
+        ("exists", "d/absent"),
+        ("read", "d/absent"),
+        ("stat", "."),
+    ] {
+        let native = {
+            let mut native = looker.does(&format!("{call} {}", place.source().join(path).display()));
+            if path == "." && native.starts_with('4') {
+                // The mount's directory is shown as the source's.
+                native = looker.looks(call, &place, path);
+            }
+            native
+        };
+        assert_eq!(looker.learns(call, &place, path), native, "{call} {path}");
+        let hits = from_table(&place, || (0..10).for_each(|_| drop(looker.looks(call, &place, path))));
+        assert_eq!(hits, 10, "{call} {path}");
+    }
+}
+
+#[test]
+fn paths_from_a_working_directory_are_looked_up() {
+    let place = place();
+    let mut looker = Looker::new(&place, ROOT);
+    looker.looks("chdir", &place, "d/sub");
+    for _ in 0..3 {
+        looker.does("stat f");
+    }
+    assert_eq!(from_table(&place, || drop(looker.does("stat f"))), 1);
+    fs::write(place.path().join("d/sub/f"), "longer than before").unwrap();
+    assert_eq!(looker.does("stat f").split(' ').nth(3), Some("18"));
+}
+
+/// What is done by one road, and what to look at then.
+const CHANGES: [(&str, &str); 20] = [
+    ("truncate d/f %7", "d/f"),
+    ("chmod d/f %600", "d/f"),
+    ("unlink d/f", "d/f"),
+    ("mkdir d/f", "d/f"),
+    ("rmdir d/f", "d/f"),
+    ("symlink nowhere d/f", "d/f"),
+    ("rename d/f d/g", "d/f"),
+    ("unlink d/g", "d/g"),
+    ("mknod d/f", "d/f"),
+    ("link d/f d/g", "d/f"),
+    ("chmod d/g %640", "d/f"),
+    ("unlink d/g", "d/f"),
+    ("rename d/f e/f", "e/f"),
+    ("mknod d/f", "d/f"),
+    ("replace d/f e/f", "e/f"),
+    ("rename d/sub e/sub", "d/sub/f"),
+    ("rename e/sub d/sub", "d/sub/f"),
+    ("rename d e/d", "d/sub/f"),
+    ("rename e/d d", "d/sub/f"),
+    ("utime d/sub/f", "d/sub/f"),
+];
+
+#[test]
+fn whatever_changes_on_either_road_is_seen_at_once() {
+    for road in [Road::Kernel, Road::Bypass] {
+        let place = place();
+        let mut looker = Looker::new(&place, ROOT);
+        let mut changer = match road {
+            Road::Bypass => Looker::new(&place, ROOT),
+            _ => {
+                let mut command = place.command_on(Road::Kernel, "/usr/bin/python3");
+                command.current_dir("/").args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped());
+                let mut child = command.spawn().unwrap();
+                let (orders, answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+                Looker { child, orders, answers: BufReader::new(answers) }
+            }
+        };
+        let (mount, source) = (place.path().display(), place.source().display());
+        for (change, path) in CHANGES {
+            for call in ["lstat", "exists", "readlink"] {
+                looker.learns(call, &place, path);
+            }
+            let paths = change.split(' ').map(|word| match word {
+                call @ ("truncate" | "chmod" | "unlink" | "mkdir" | "rmdir" | "symlink" | "rename"
+                | "mknod" | "link" | "replace" | "utime" | "nowhere") => call.to_owned(),
+                number if number.starts_with('%') => number.to_owned(),
+                path => format!("{mount}/{path}"),
+            });
+            let order = paths.collect::<Vec<_>>().join(" ");
+            let done = changer.does(&order);
+            assert_eq!(done, "None", "{change} on the {road}");
+            for call in ["lstat", "exists", "readlink"] {
+                let seen = looker.looks(call, &place, path);
+                let native = looker.does(&format!("{call} {source}/{path}"));
+                assert_eq!(seen, native, "{call} {path} after {change} on the {road}");
+            }
+        }
+        let hits = place.mount().account().from_table.values().sum::<u64>();
+        assert!(hits > 100, "{hits} looked up");
+    }
+}
+
+#[test]
+fn nothing_in_a_private_directory_is_in_the_table() {
+    if !needs::root("nothing_in_a_private_directory_is_in_the_table") {
+        return;
+    }
+    let place = place();
+    let mut looker = Looker::new(&place, ROOT);
+    looker.learns("stat", &place, "private/f");
+    looker.learns("stat", &place, "private/absent");
+    let hits = from_table(&place, || drop(looker.looks("stat", &place, "private/f")));
+    assert_eq!(hits, 0);
+    // Nor what is moved there.
+    looker.learns("stat", &place, "d/sub/f");
+    assert_eq!(from_table(&place, || drop(looker.looks("stat", &place, "d/sub/f"))), 1);
+    fs::rename(place.path().join("d"), place.path().join("private/d")).unwrap();
+    looker.learns("stat", &place, "private/d/sub/f");
+    assert_eq!(from_table(&place, || drop(looker.looks("stat", &place, "private/d/sub/f"))), 0);
+}
+
+/// An access control list that lets everybody in but user 65534 (`struct posix_acl_xattr_header` and `_entry`).
+fn list_without_nobody() -> Vec<u8> {
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in [
+        (0x01u16, 7u16, u32::MAX),
+        (0x02, 0, 65534),
+        (0x04, 7, u32::MAX),
+        (0x10, 7, u32::MAX),
+        (0x20, 7, u32::MAX),
+    ] {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(permissions.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn a_directory_that_is_closed_hides_its_names_at_once() {
+    if !needs::root("a_directory_that_is_closed_hides_its_names_at_once") {
+        return;
+    }
+    let place = place();
+    let mut stranger = Looker::new(&place, NOBODY);
+    let mut root = Looker::new(&place, ROOT);
+    let (mount, private) = (place.path(), place.path().join("private"));
+    let mode = |mode: u32| fs::set_permissions(mount.join("d"), PermissionsExt::from_mode(mode)).unwrap();
+    let ways: [(&str, &dyn Fn(&mut Looker), &dyn Fn(&mut Looker)); 4] = [
+        ("chmod on the kernel road", &|_| mode(0o700), &|_| mode(0o755)),
+        (
+            "chmod on the bypass",
+            &|root| drop(root.does(&format!("chmod {}/d %750", mount.display()))),
+            &|root| drop(root.does(&format!("chmod {}/d %755", mount.display()))),
+        ),
+        (
+            "an access control list",
+            &|_| {
+                let list = list_without_nobody();
+                setxattr(mount.join("d"), "system.posix_acl_access", &list, XattrFlags::empty()).unwrap();
+            },
+            &|_| removexattr(mount.join("d"), "system.posix_acl_access").unwrap(),
+        ),
+        ("a move", &|_| fs::rename(mount.join("d"), private.join("d")).unwrap(), &|_| {
+            fs::rename(private.join("d"), mount.join("d")).unwrap()
+        }),
+    ];
+    for (way, close, open) in ways {
+        for call in ["stat", "exists"] {
+            for path in ["d/f", "d/sub/f", "d/sub/absent"] {
+                stranger.learns(call, &place, path);
+                root.learns(call, &place, path);
+            }
+        }
+        let before = stranger.looks("stat", &place, "d/sub/f");
+        assert_eq!(from_table(&place, || drop(stranger.looks("stat", &place, "d/sub/f"))), 1, "{way}");
+        close(&mut root);
+        let closed = if way == "a move" { "ENOENT" } else { "EACCES" };
+        for path in ["d/f", "d/sub/f", "d/sub/absent"] {
+            assert_eq!(stranger.learns("stat", &place, path), closed, "{path} after {way}");
+            assert_eq!(stranger.learns("exists", &place, path), "False", "{path} after {way}");
+        }
+        if way != "a move" {
+            assert_eq!(root.learns("stat", &place, "d/sub/f"), before, "{way}");
+            assert_eq!(stranger.looks("stat", &place, "d/sub/f"), closed, "{way}, after root has looked");
+        }
+        open(&mut root);
+        assert_eq!(stranger.learns("stat", &place, "d/sub/f"), before, "after {way} was taken back");
+    }
+}
+
+#[test]
+fn files_that_are_written_and_read_unseen_show_how_they_are() {
+    let place = place();
+    let mut looker = Looker::new(&place, ROOT);
+    looker.learns("stat", &place, "d/f");
+    // The kernel has it, perhaps with passthrough.
+    let mut file = fs::OpenOptions::new().append(true).open(place.path().join("d/f")).unwrap();
+    for len in 5..10 {
+        file.write_all(b".").unwrap();
+        assert_eq!(looker.looks("stat", &place, "d/f").split(' ').nth(3).unwrap(), len.to_string());
+    }
+    drop(file);
+    // A client has a descriptor of the source's.
+    let mut writer = Looker::new(&place, ROOT);
+    let fd = writer.does(&format!("open {} %2002", place.path().join("d/f").display()));
+    looker.learns("stat", &place, "d/f");
+    writer.does(&format!("ftruncate %{:o} %144", fd.parse::<u32>().expect("a descriptor")));
+    assert_eq!(looker.looks("stat", &place, "d/f").split(' ').nth(3), Some("100"));
+}
+
+#[test]
+fn what_others_change_in_the_source_is_seen_when_its_time_is_over() {
+    let options = Options { arguments: &["--cache=auto"], ..Options::default() };
+    let place = Place::new(Road::Bypass, &options, fill);
+    let mut looker = Looker::new(&place, ROOT);
+    let hits = from_table(&place, || drop(looker.learns("stat", &place, "d/absent")));
+    assert!(hits > 0, "it is in the table for a second");
+    fs::write(place.source().join("d/absent"), "").unwrap();
+    eventually("the new name is seen", || looker.looks("stat", &place, "d/absent") != "ENOENT");
+}
+
+#[test]
+fn a_table_without_lifetimes_or_size_is_none() {
+    for arguments in [["--cache=never", "-o", "rw"], ["--cache=always", "-o", "table=0"]] {
+        let options = Options { arguments: &arguments, ..Options::default() };
+        let place = Place::new(Road::Bypass, &options, fill);
+        let mut looker = Looker::new(&place, ROOT);
+        assert_eq!(from_table(&place, || drop(looker.learns("stat", &place, "d/f"))), 0, "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_small_table_forgets_and_stays_right() {
+    let options = Options { arguments: &["--cache=always", "-o", "table=1M"], ..Options::default() };
+    let place = Place::new(Road::Bypass, &options, |root| {
+        fill(root);
+        for number in 0..20_000 {
+            fs::write(root.join(format!("e/{number}")), vec![0; number % 7]).unwrap();
+        }
+    });
+    let mut looker = Looker::new(&place, ROOT);
+    for round in 0..2 {
+        for number in (0..20_000).step_by(3) {
+            let size = looker.looks("stat", &place, &format!("e/{number}"));
+            assert_eq!(
+                size.split(' ').nth(3).unwrap(),
+                (number % 7).to_string(),
+                "{number} in round {round}"
+            );
+        }
+    }
+    assert_eq!(looker.learns("stat", &place, "e/absent"), "ENOENT");
+}
+
+#[test]
+fn nobody_believes_the_table_of_a_daemon_that_is_gone() {
+    let place = place();
+    let mut looker = Looker::new(&place, ROOT);
+    let before = looker.learns("stat", &place, "d/f");
+    assert!(before.starts_with("100"), "{before}");
+    place.mount().signal(Signal::KILL);
+    assert!(place.mount().ended(PATIENCE));
+    assert_eq!(looker.looks("stat", &place, "d/f"), "ENOTCONN");
+}
+
+#[test]
+fn a_forked_child_looks_up_by_itself() {
+    let place = place();
+    let script = r"
+import os, sys
+path = sys.argv[1]
+for _ in range(4): os.stat(path)
+if os.fork() == 0:
+    sizes = {os.stat(path).st_size for _ in range(10)}
+    open(sys.argv[2], 'w').close()
+    os._exit(0 if sizes == {4} and os.access(sys.argv[2], os.F_OK) else 1)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))";
+    let mut command = place.command("/usr/bin/python3");
+    let paths = ["d/f", "d/new"].map(|path| place.path().join(path));
+    command.args(["-c", script]).args(paths);
+    let hits = from_table(&place, || assert!(command.status().unwrap().success()));
+    assert!(hits >= 10, "{hits}");
+}
+
+/// Directories with files, for programs that walk.
+fn tree() -> Place {
+    Place::new(Road::Bypass, &ALWAYS, |root| {
+        fill(root);
+        for directory in 0..40 {
+            let directory = root.join(format!("e/{directory:02}"));
+            fs::create_dir(&directory).unwrap();
+            for file in 0..25 {
+                fs::write(directory.join(format!("file{file}")), vec![0; file]).unwrap();
+            }
+        }
+    })
+}
+
+/// Lists everything below `e` and asks for all attributes.
+const WALK: &str = r"
+import os, sys
+count = size = 0
+for top, directories, files in os.walk(sys.argv[1]):
+    directories.sort()
+    for name in files:
+        size += os.lstat(os.path.join(top, name)).st_size
+        count += 1
+print(count, size)";
+
+fn walk(place: &Place) {
+    let mut command = place.command("/usr/bin/python3");
+    let output = command.args(["-c", WALK]).arg(place.path().join("e")).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim_end(), "1000 12000");
+}
+
+#[test]
+fn a_program_that_asks_for_attributes_of_what_it_lists_gets_them_with_the_listing() {
+    let place = tree();
+    let before = place.mount().account();
+    walk(&place);
+    let calls = place.mount().account().since(&before);
+    let (all, looked_up) = (calls.answered["stat"], calls.from_table["stat"]);
+    assert!(all - looked_up < 200, "{looked_up} of {all} without a round trip");
+}
+
+#[test]
+fn what_a_listing_with_attributes_did_not_show_does_not_exist_until_it_is_made() {
+    for road in [Road::Kernel, Road::Bypass] {
+        let place = tree();
+        walk(&place);
+        let mut looker = Looker::new(&place, ROOT);
+        looker.looks("stat", &place, ".");
+        for name in ["absent", "b"] {
+            let path = format!("e/30/{name}");
+            let hits = from_table(&place, || assert_eq!(looker.looks("lstat", &place, &path), "ENOENT"));
+            assert_eq!(hits, 1, "{path} was never looked up");
+            let made = place.path().join(&path);
+            match road {
+                Road::Bypass => assert_eq!(looker.does(&format!("mkdir {}", made.display())), "None"),
+                _ => fs::create_dir(&made).unwrap(),
+            }
+            assert!(looker.looks("lstat", &place, &path).starts_with('4'), "{path} on the {road}");
+            walk_again(&place);
+        }
+        // What leaves the table is not absent.
+        let moved = |name: &str| place.path().join("e").join(name);
+        fs::rename(moved("31/file7"), moved("32/moved")).unwrap();
+        assert!(looker.looks("lstat", &place, "e/32/moved").starts_with("100"));
+        assert_eq!(looker.looks("lstat", &place, "e/31/file7"), "ENOENT");
+        assert!(looker.looks("lstat", &place, "e/31/file8").starts_with("100"));
+    }
+}
+
+fn walk_again(place: &Place) {
+    let mut command = place.command("/usr/bin/python3");
+    assert!(command.args(["-c", WALK]).arg(place.path().join("e")).output().unwrap().status.success());
+}
