@@ -106,7 +106,16 @@ fn are_clean(subjects: &[Subject<'_>], extent: Extent) -> Tally {
     for (seed, subject) in (extent.seed..).zip(subjects) {
         let tally = hunt::hunt(*subject, PARTY, Extent { seed, ..extent });
         let tally = tally.unwrap_or_else(|report| panic!("{report}"));
-        println!("{}: {} changes, {} checks, nothing stale", subject.name, tally.changes(), tally.checks());
+        println!(
+            "{}: {} changes, {} checks, {} calls answered by the table, nothing stale",
+            subject.name,
+            tally.changes(),
+            tally.checks(),
+            tally.from_table
+        );
+        // With lifetimes of zero there is nothing in it.
+        let never = subject.arguments.contains(&"--cache=never");
+        assert_eq!(tally.from_table == 0, never, "the table was looked through: {tally:?}");
         all.add(&tally);
     }
     for (kind, counts) in all.changes.iter().chain(&all.checks) {

@@ -269,7 +269,8 @@ fn a_directory_that_is_closed_hides_its_names_at_once() {
     let mut root = Looker::new(&place, ROOT);
     let (mount, private) = (place.path(), place.path().join("private"));
     let mode = |mode: u32| fs::set_permissions(mount.join("d"), PermissionsExt::from_mode(mode)).unwrap();
-    let ways: [(&str, &dyn Fn(&mut Looker), &dyn Fn(&mut Looker)); 4] = [
+    type Do<'d> = &'d dyn Fn(&mut Looker);
+    let ways: [(&str, Do<'_>, Do<'_>); 4] = [
         ("chmod on the kernel road", &|_| mode(0o700), &|_| mode(0o755)),
         (
             "chmod on the bypass",

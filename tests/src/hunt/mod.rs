@@ -68,6 +68,8 @@ pub struct Tally {
     pub changes: Vec<(String, [u64; 2])>,
     /// Checks, likewise.
     pub checks: Vec<(String, [u64; 2])>,
+    /// Calls that the metadata table answered.
+    pub from_table: u64,
 }
 
 impl Tally {
@@ -88,6 +90,7 @@ impl Tally {
 
     /// Adds another hunt's counts.
     pub fn add(&mut self, other: &Self) {
+        self.from_table += other.from_table;
         for (all, more) in [(&mut self.changes, &other.changes), (&mut self.checks, &other.checks)] {
             for (kind, counts) in more {
                 match all.iter_mut().find(|(known, _)| known == kind) {
@@ -218,11 +221,13 @@ pub fn hunt(subject: Subject<'_>, party: Party<'_>, extent: Extent) -> Result<Ta
     let statuses: Vec<_> = actors.iter_mut().map(|actor| actor.wait().expect("a child")).collect();
     let text = String::from_utf8_lossy(&text).into_owned();
     let tally = Tally::parse(&text).filter(|_| !quiet && statuses.iter().all(|status| status.success()));
-    let tally = tally.ok_or_else(|| {
+    let mut tally = tally.ok_or_else(|| {
         let report = if quiet { "the actors hang" } else { "" };
         format!("{}: {report}{text}\n{statuses:?}\n{}", subject.name, place.mount().log())
     })?;
-    let answered: u64 = place.mount().account().answered.values().sum();
+    let account = place.mount().account();
+    tally.from_table = account.from_table.values().sum();
+    let answered: u64 = account.answered.values().sum();
     assert!(answered > tally.checks() / 10, "the bypass was used: {answered} answers, {tally:?}");
     Ok(tally)
 }
