@@ -653,8 +653,8 @@ impl Changing<'_> {
         let coherence = self.coherence;
         self.over = true;
         let known = coherence.names.end(self.key, self.ticket, Some(coherence.tick()), keeps);
-        // What the kernel has moved to a name for us is there.
-        let lost = !keeps && coherence.moves_lost.load(Ordering::SeqCst);
+        // Also of a name that stands for what the kernel knows: the kernel knows that by another name.
+        let lost = coherence.moves_lost.load(Ordering::SeqCst);
         let named = (known.named || lost) && !mutant::leaves_out("bypass: names");
         if named {
             self.tell(known, file.filter(|_| !keeps && !lost), keeps);

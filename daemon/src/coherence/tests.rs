@@ -102,6 +102,27 @@ fn names_that_do_not_fit_make_every_change_ask_and_get_no_lifetime() {
 }
 
 #[test]
+fn a_name_to_which_the_kernel_has_moved_something_without_room_is_dropped_whatever_takes_its_place() {
+    let coherence = Coherence::with_room(0);
+    let (kernel, device) = rustix::pipe::pipe().unwrap();
+    coherence.attach(device, None);
+    coherence.kernel_moves_to(1, OsStr::new("a"));
+    for known_to_the_kernel in [false, true] {
+        coherence.changing(1, OsStr::new("a"), true).changed(known_to_the_kernel, None);
+    }
+    coherence.detach();
+    let mut told = Vec::new();
+    std::io::Read::read_to_end(&mut std::fs::File::from(kernel), &mut told).unwrap();
+    let mut codes = Vec::new();
+    while let [a, b, c, d, e, f, g, h, ..] = told[..] {
+        codes.push(u32::from_ne_bytes([e, f, g, h]));
+        told.drain(..u32::from_ne_bytes([a, b, c, d]) as usize);
+    }
+    // That there are epochs, and twice FUSE_NOTIFY_INVAL_ENTRY.
+    assert_eq!(codes, [8, 3, 3]);
+}
+
+#[test]
 fn an_access_control_list_makes_the_kernel_hear_of_the_next_change() {
     let coherence = Coherence::new();
     let holds = |ino| shard(&coherence.inodes, ino).lock().known[&ino].attrs != 0;
