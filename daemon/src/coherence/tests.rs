@@ -118,8 +118,9 @@ fn a_name_to_which_the_kernel_has_moved_something_without_room_is_dropped_whatev
         codes.push(u32::from_ne_bytes([e, f, g, h]));
         told.drain(..u32::from_ne_bytes([a, b, c, d]) as usize);
     }
-    // That there are epochs, and twice FUSE_NOTIFY_INVAL_ENTRY.
-    assert_eq!(codes, [8, 3, 3]);
+    // FUSE_NOTIFY_INVAL_ENTRY. What comes before finds out what the kernel can do.
+    assert_eq!(codes[codes.len() - 2..], [3, 3]);
+    assert_eq!(codes.iter().filter(|code| **code == 3).count(), 2);
 }
 
 #[test]

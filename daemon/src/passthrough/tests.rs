@@ -349,14 +349,15 @@ fn a_granted_descriptor_has_the_access_mode_and_flags_of_its_open() {
             libc::O_RDWR | libc::O_NONBLOCK | libc::O_SYNC,
         ] {
             let opened = mirror.open(&root(), id, flags | libc::O_LARGEFILE).unwrap();
-            let grant: OwnedFd = opened.backing.expect("a grant");
+            assert!(opened.grantable);
+            let grant: OwnedFd = mirror.fs.grant(&root(), INodeNo(id), opened.fh).unwrap();
             let got = fcntl_getfl(&grant).unwrap() - OFlags::LARGEFILE;
             assert_eq!(got.bits() as i32, flags, "{}", mirror.label);
             mirror.release(id, opened.fh);
         }
         fs::create_dir(mirror.path("d")).unwrap();
         let dir = mirror.id("d");
-        assert!(mirror.open(&root(), dir, libc::O_RDONLY).unwrap().backing.is_none());
+        assert!(!mirror.open(&root(), dir, libc::O_RDONLY).unwrap().grantable);
         let fifo = ask!(
             mirror.fs,
             mknod(&root(), INodeNo(ROOT), OsStr::new("p"), libc::S_IFIFO | 0o666, 0, 0),
@@ -364,9 +365,10 @@ fn a_granted_descriptor_has_the_access_mode_and_flags_of_its_open() {
         )
         .unwrap();
         // Must not block for want of a writer.
-        assert!(mirror.open(&root(), fifo.attr.ino.0, libc::O_RDONLY).unwrap().backing.is_none());
+        assert!(!mirror.open(&root(), fifo.attr.ino.0, libc::O_RDONLY).unwrap().grantable);
         let created = mirror.create(&root(), ROOT, "new", 0o640, libc::O_RDWR | libc::O_EXCL).unwrap();
-        let grant = created.opened.backing.expect("a grant");
+        let new = created.entry.attr.ino;
+        let grant = mirror.fs.grant(&root(), new, created.opened.fh).unwrap();
         assert_eq!((fcntl_getfl(&grant).unwrap() - OFlags::LARGEFILE).bits() as i32, libc::O_RDWR);
         let again = mirror.create(&root(), ROOT, "new", 0o640, libc::O_RDWR | libc::O_EXCL);
         assert_eq!(again.unwrap_err(), libc::EEXIST);
@@ -378,7 +380,6 @@ fn a_deleted_file_that_is_open_is_still_there() {
     for mirror in mirrors() {
         let created = mirror.create(&root(), ROOT, "f", 0o600, libc::O_RDWR).unwrap();
         let (id, fh) = (created.entry.attr.ino.0, created.opened.fh);
-        drop(created.opened.backing);
         mirror.write(&root(), fh, 0, b"still here").unwrap();
         mirror.unlink(&root(), ROOT, "f").unwrap();
         assert_eq!(mirror.read(fh, 0, 100).unwrap(), b"still here", "{}", mirror.label);
@@ -733,9 +734,7 @@ fn a_daemon_that_cannot_act_as_others_serves_only_its_owner() {
 fn closing_is_not_reported_of_files_that_are_read_where_it_ends_no_lock() {
     let unreported = |grants, cache, flags| {
         let mirror = mirror_in("/tmp", Options { grants, cache, ..Options::default() });
-        fs::write(mirror.path("file"), "contents").unwrap();
-        let opened = mirror.open(&root(), mirror.id("file"), flags).unwrap();
-        opened.flags.contains(FopenFlags::FOPEN_NOFLUSH)
+        mirror.fs.open_flags(flags).contains(FopenFlags::FOPEN_NOFLUSH)
     };
     assert!(unreported(Grants::Never, CachePolicy::Always, libc::O_RDONLY));
     assert!(!unreported(Grants::Never, CachePolicy::Always, libc::O_RDWR), "a write may fail late");
