@@ -341,12 +341,16 @@ impl Client {
         while left != 0 {
             let slot = left.trailing_zeros();
             left &= left - 1;
-            // Of several threads, one takes the mark away, and only then looks: the slot may have been freed and submitted again
-            // since the marks were read.
+            let state = &self.segment.slot(slot).state;
+            if !ring::is_done(state) {
+                continue;
+            }
+            // Of several threads, one takes the mark away.
             if self.unattended.fetch_and(!(1 << slot), Ordering::AcqRel) & (1 << slot) == 0 {
                 continue;
             }
-            if ring::is_done(&self.segment.slot(slot).state) {
+            // Between the look and that, another may have freed the slot, and a third have sent something in it.
+            if ring::is_done(state) {
                 self.used.fetch_and(!(1 << slot), Ordering::Release);
             } else {
                 self.unattended.fetch_or(1 << slot, Ordering::Release);
