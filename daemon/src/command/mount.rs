@@ -46,8 +46,8 @@ Mount options:
   grant=always|large|never     what preloaded programs get when they open a file: a descriptor of the source's
                                file; the same once large transfers make that worth it, which is faster for many
                                small files; or only descriptors of the mount (default: always)
-  transport=auto|classic|uring how the kernel's requests come: through io_uring where the kernel offers it, which is
-                               faster; by reading /dev/fuse; through io_uring or not at all (default: auto)
+  transport=auto|classic|uring how the kernel's requests come: through io_uring where the kernel offers it; by reading
+                               /dev/fuse; through io_uring or not at all (default: classic)
   unlink=immediate|deferred    deferred: an unlink of a preloaded program returns once it is recorded in memory, and the
                                source's file is removed a moment later; who looks at the source itself may see it
                                until then (default: immediate)
@@ -250,7 +250,7 @@ fn configure(
         grant: options.grant.unwrap_or(Grant::Always),
         unlink: options.unlink.unwrap_or(Unlink::Immediate),
         bpf: options.bpf,
-        transport: options.transport.map_or(finesse::Transport::Auto, Into::into),
+        transport: options.transport.map_or(finesse::Transport::Classic, Into::into),
         table: options.table,
         policy: None,
     })

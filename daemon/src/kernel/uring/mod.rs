@@ -5,7 +5,9 @@
 //! so that handing over a request wakes nobody elsewhere. A thread has a ring of its own with one entry in it, and
 //! is not asked for anything while it serves a request; the kernel takes the entry that came back last
 //! (`fuse_uring_ent_avail`), so a thread that is at it goes on and the others sleep. Whenever all threads of a queue are at it, another is
-//! started: neither a file system that takes its time nor a lock that is waited for keeps anybody else waiting.
+//! started, so that neither a file system that takes its time nor a lock that is waited for keeps others waiting. But a request that
+//! comes before the new thread's entry is registered waits for an answer to one of the earlier requests: Linux 6.18 does not give it to
+//! the new entry (`fuse_uring_do_register`).
 //!
 //! Requests that no program waits for (`FORGET`), `INTERRUPT`, and what this process tells the kernel go by the device, which fuser
 //! reads in any case.
@@ -52,9 +54,9 @@ const LAST_REQUEST_WAIT: Duration = Duration::from_secs(10);
 #[non_exhaustive]
 pub enum Transport {
     /// Through rings if the kernel offers them.
-    #[default]
     Auto,
     /// Through the device.
+    #[default]
     Classic,
     /// Through rings; without them there is no session.
     Uring,
