@@ -627,7 +627,7 @@ mod tests {
         let dead = journal(place.path(), 4);
         let mut filling = dead.begin(&owner(&[])).unwrap();
         dead.add(&mut filling, b"a", target(1)).unwrap();
-        for word in &dead.block(filling.block)[..] {
+        for word in dead.block(filling.block) {
             word.store(u64::MAX, Ordering::Relaxed);
         }
         killed(dead);
