@@ -48,8 +48,13 @@ const UNYIELDING: std::ops::RangeInclusive<u32> = 32..=4096;
 const UNATTENDED_MAX: u32 = 8;
 /// How often [`Client::settle`] looks: other threads may send ever more.
 const SETTLE_TURNS: u32 = 10_000;
-/// How often all slots are seen in use by calls that wait, before that counts.
-const FULL: u32 = 4;
+/// Who finds no free slot sleeps once in so many turns.
+const YIELDS_PER_PAUSE: u32 = 64;
+/// For how long.
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000 };
+/// How often all slots are seen in use by calls that wait, before that counts: some may be about to be freed, or marked as such
+/// that nobody waits for, by threads that have no CPU.
+const FULL: u32 = 64;
 /// Bytes of a directory's entry, roughly: `struct linux_dirent64` and a name of ten bytes or so.
 const ENTRY: u32 = 32;
 const NO_GRANT: i32 = -1;
@@ -436,7 +441,12 @@ impl Client {
                     return Err(Fallback::NoSlot);
                 }
                 turns += 1;
-                rustix::thread::sched_yield();
+                if turns.is_multiple_of(YIELDS_PER_PAUSE) {
+                    // Those who yield to each other may keep the daemon waiting for a CPU.
+                    let _ = rustix::thread::nanosleep(&PAUSE);
+                } else {
+                    rustix::thread::sched_yield();
+                }
                 continue;
             }
             let slot = (!used).trailing_zeros();
