@@ -100,7 +100,7 @@ impl Latency {
             return Err("--pin needs two CPUs; use --pin=no".to_owned());
         }
         let backing = self.backing.clone().unwrap_or_else(std::env::temp_dir);
-        let need = Need { inodes: 3 * TREE.files, size: 2 * TREE.files * BLOCK };
+        let need = Need { inodes: 3 * TREE.files, size: BLOCK };
         let place = Place::new(&backing, need)?;
         screen::say(machine::line());
         let mut rows = Vec::new();
