@@ -1,4 +1,4 @@
-//! What may happen between readers, publishers and those who change something, in every order that the memory model allows.
+//! What may happen between publishers and those who change something, in every order that the memory model allows.
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU64;
@@ -58,40 +58,11 @@ fn probe(shared: &Shared, name: &[u8]) -> Walked<Kind> {
     shared.table().probe(1, name, &mut Clock::default())
 }
 
-/// Attributes all of whose fields tell which version they are.
-fn version(number: u64) -> Attr {
-    Attr {
-        ino: 3,
-        size: number,
-        blocks: number,
-        nlink: number as u32,
-        blksize: number as u32,
-        ..Attr::default()
-    }
-}
-
 fn limited(f: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(3);
     builder.max_branches = 10_000;
     builder.check(f);
-}
-
-#[test]
-fn attributes_are_seen_whole() {
-    limited(|| {
-        let shared = Shared::new();
-        shared.table().publish_attr(1, &version(1), Expiry::NEVER, || true);
-        let writer = thread::spawn({
-            let shared = shared.clone();
-            move || shared.table().publish_attr(1, &version(2), Expiry::NEVER, || true)
-        });
-        if let Looked::Found(entry) = shared.table().find_attr(1, 3) {
-            let seen = unpack(&entry.words);
-            assert!(seen == version(1) || seen == version(2), "{seen:?}");
-        }
-        writer.join().unwrap();
-    });
 }
 
 /// A lookup that was answered before a name was made is published while that is acknowledged: nobody who comes after finds
@@ -116,62 +87,6 @@ fn what_changes_while_it_is_published_is_not_seen_after_the_change() {
         assert_ne!(probe(&shared, b"n"), Walked::Absent, "the change is acknowledged here");
         publisher.join().unwrap();
         assert_ne!(probe(&shared, b"n"), Walked::Absent);
-    });
-}
-
-/// As above, for a third party that hears of the change's acknowledgement.
-#[test]
-fn whoever_hears_of_a_change_sees_it() {
-    limited(|| {
-        let shared = Shared::new();
-        let acknowledged = Arc::new(AtomicU64::new(0));
-        let table = shared.table();
-        table.publish_name(
-            &table.key(1, 1, b"n").unwrap(),
-            (0, Kind::Absent),
-            Expiry::NEVER,
-            |_| (),
-            || true,
-        );
-        let mutator = thread::spawn({
-            let (shared, acknowledged) = (shared.clone(), acknowledged.clone());
-            move || {
-                let table = shared.table();
-                shared.change();
-                table.take_name(&table.key(1, 1, b"n").unwrap(), |_| ());
-                acknowledged.store(1, Ordering::Release);
-            }
-        });
-        let heard = acknowledged.load(Ordering::Acquire) == 1;
-        let seen = probe(&shared, b"n");
-        assert!(!heard || seen != Walked::Absent);
-        mutator.join().unwrap();
-    });
-}
-
-/// A file is removed and its node id given to another one: nobody gets the other one's attributes by the first one's name.
-#[test]
-fn a_name_leads_to_no_other_files_attributes() {
-    limited(|| {
-        let shared = Shared::new();
-        let table = shared.table();
-        table.publish_attr(1, &version(1), Expiry::NEVER, || true);
-        table.publish_name(&table.key(1, 1, b"n").unwrap(), (3, Kind::Other), Expiry::NEVER, |_| (), || true);
-        let mutator = thread::spawn({
-            let shared = shared.clone();
-            move || {
-                let table = shared.table();
-                shared.change();
-                table.take_name(&table.key(1, 1, b"n").unwrap(), |_| ());
-                table.publish_attr(1, &version(2), Expiry::NEVER, || true);
-            }
-        });
-        match table.stat(1, b"n", false, &mut Clock::default()) {
-            Walked::Found(attr) => assert_eq!(attr, version(1)),
-            Walked::Absent => panic!("nothing said so"),
-            Walked::Unclear => {}
-        }
-        mutator.join().unwrap();
     });
 }
 
