@@ -121,6 +121,12 @@ fn a_lock_that_many_wait_for_on_one_cpu_is_given_to_all_of_them() {
         let threads = fs::read_dir(format!("/proc/{}/task", place.mount().pid())).unwrap().count();
         threads > WAITERS
     });
+    // Nor do they hold up anybody else.
+    let others = place.bash(
+        "",
+        "for n in $(seq 100); do taskset -c 0 cp f1 copy && taskset -c 0 cmp f1 copy || exit 1; done",
+    );
+    assert!(others.status.success(), "{}", said(&others));
     drop(holder.stdin.take());
     assert_eq!(line(&mut waiters), "all");
     assert!(ends(&mut waiters) && ends(&mut holder));

@@ -54,15 +54,22 @@ impl Instant {
 
     /// The past, whenever it is.
     pub(crate) const EXPIRED: Self = Self(0);
+    /// No time at all.
+    const NEVER: Self = Self(u64::MAX);
+    /// What lasts so long has no end here, so that nobody who finds it needs to look at a clock.
+    const FOR_GOOD: Duration = Duration::from_secs(24 * 60 * 60);
 
     /// The same as the metadata table has it.
     pub(crate) fn expiry(self) -> Expiry {
-        Expiry::at(self.0)
+        if self == Self::NEVER { Expiry::NEVER } else { Expiry::at(self.0) }
     }
 
     pub(crate) fn after(self, ttl: Duration) -> Self {
         if ttl.is_zero() {
             return Self::EXPIRED;
+        }
+        if ttl >= Self::FOR_GOOD {
+            return Self::NEVER;
         }
         Self(self.0.saturating_add(u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX)))
     }

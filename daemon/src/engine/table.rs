@@ -23,7 +23,7 @@ use std::time::SystemTime;
 
 use finesse_ipc::frame::{Attr, ROOT};
 use finesse_ipc::segment::TableMap;
-use finesse_ipc::table::{Expiry, Kind, Table};
+use finesse_ipc::table::{Expiry, Generation, Kind, Table};
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::answer;
@@ -49,28 +49,34 @@ pub(crate) struct Published {
 /// Counts of [`Published::turnover`]; a power of two.
 const STRIPES: usize = 64;
 
-/// A generation of the table, in which some directories are open to everybody.
+/// A generation of the table. Some directories are open to everybody, in all generations between which nothing was taken out because it
+/// might be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Era(u32);
+pub(crate) struct Era(Generation);
 
 /// The era in which a directory was found to be open to everybody, or closed to somebody.
 #[derive(Debug, Default)]
 pub(crate) struct Openness(AtomicU64);
 
 impl Openness {
+    /// Never 0, which says that nothing is known.
+    fn word(era: Era, open: bool) -> u64 {
+        u64::from(era.0.era()) << 2 | u64::from(open) << 1 | 1
+    }
+
     /// Whether everybody may search it and all above it.
     pub(crate) fn is_open(&self, era: Era) -> bool {
-        self.0.load(Ordering::Acquire) == u64::from(era.0)
+        self.0.load(Ordering::Acquire) == Self::word(era, true)
     }
 
     /// Whether it was found that somebody may not.
     pub(crate) fn is_closed(&self, era: Era) -> bool {
-        self.0.load(Ordering::Acquire) == u64::from(era.0) | 1 << 32
+        self.0.load(Ordering::Acquire) == Self::word(era, false)
     }
 
     /// Everybody may, or somebody may not.
     pub(crate) fn set(&self, era: Era, open: bool) {
-        self.0.store(u64::from(era.0) | u64::from(!open) << 32, Ordering::Release);
+        self.0.store(Self::word(era, open), Ordering::Release);
     }
 }
 
@@ -126,7 +132,7 @@ impl Published {
 
     /// The present era.
     pub(crate) fn era(&self) -> Era {
-        Era(self.table().map_or(0, |table| table.generation()))
+        Era(self.table().map(|table| table.generation()).unwrap_or_default())
     }
 
     /// Takes everything out. The change must have been counted.

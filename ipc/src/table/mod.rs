@@ -20,7 +20,10 @@
 //! [`Expiry`]. Readers load every word with acquire ordering and the writer stores with release ordering. So whoever has seen any
 //! word of a later version finds another sequence number, without a fence.
 //!
-//! *Generation.* Every entry carries the table's generation. A new one takes all entries out at once.
+//! *Generation.* Every entry carries the number of the table's [`Generation`]. A new one takes all entries out at once.
+//!
+//! *Growth.* At first only the first sets of each kind are used, so that a few thousand names lie close together: what is looked at is in
+//! the caches, and no page is touched for a single entry. When entries are evicted, a new generation uses four times as many sets.
 //!
 //! *Changes.* What must not be published any more is counted by the daemon before it is taken out. [`Table::publish_name`] and
 //! its like show the tag first, then ask whether anything has been counted, and only then end the write. So either the
@@ -61,6 +64,8 @@ const MAGIC_AT: usize = 0;
 const VERSION_AT: usize = 1;
 const SEED_AT: usize = 2;
 const GENERATION_AT: usize = LINE;
+/// Entries that were evicted in this generation; the daemon's.
+const EVICTED_AT: usize = 3 * LINE;
 /// The word whose lower half is a robust futex that a thread of the daemon's holds (set_robust_list(2)).
 pub const HOLDER_AT: usize = 2 * LINE;
 /// The thread in a futex word (`FUTEX_TID_MASK`): the kernel takes it out when the thread ends.
@@ -69,6 +74,12 @@ const HOLDER: u64 = 0x3fff_ffff;
 const TRIES: u32 = 4;
 /// Sets of names for each set of targets, and of marks.
 const NAMES_PER_RARE: usize = 8;
+/// At least so many sets of targets are used: about 1 MiB of everything.
+const RARE_MIN: usize = 64;
+/// How many times as many sets are used after the table has grown, as a power of two.
+const GROWTH: u32 = 2;
+/// As many evictions per set of names make the table grow: one in so many.
+const SETS_PER_EVICTION: u64 = 8;
 
 const SET_NARROW: usize = LINE + WAYS * NARROW;
 const SET_WIDE: usize = LINE + WAYS * WIDE;
@@ -80,7 +91,12 @@ const CLOCK: usize = 5;
 
 const _: () = {
     assert!(size_of::<Attr>() == 96 && WAYS == 8 && LINE * 8 == 64);
-    assert!(HOLDER_AT < HEADER && SET_NARROW.is_multiple_of(LINE) && SET_WIDE.is_multiple_of(LINE));
+    assert!(
+        HOLDER_AT < HEADER
+            && EVICTED_AT < HEADER
+            && SET_NARROW.is_multiple_of(LINE)
+            && SET_WIDE.is_multiple_of(LINE)
+    );
     assert!(NAME_MAX + 6 == 40 && TARGET_MAX == 104);
 };
 
@@ -95,6 +111,55 @@ impl Expiry {
     /// The last moment that can be told, at or before a time in nanoseconds.
     pub fn at(nanoseconds: u64) -> Self {
         Self(u32::try_from(nanoseconds >> 24).map_or(u32::MAX - 1, |units| units.min(u32::MAX - 1)))
+    }
+}
+
+/// What is in the table at a time: the entries of one number, in so many sets. It tells besides how often everything was taken out
+/// because it might be wrong. The default one is no table's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Generation(u64);
+
+impl Generation {
+    const NUMBER_BITS: u32 = 32;
+    const GROWTHS_BITS: u32 = 4;
+    /// The last number: the table ends with it, because entries of the first ones may still be there.
+    const LAST: u32 = u32::MAX;
+
+    /// The first one, of a table that can grow so many times.
+    fn first(growths: u32) -> Self {
+        Self(1 | u64::from(growths) << Self::NUMBER_BITS)
+    }
+
+    /// The number that its entries carry.
+    #[inline]
+    pub(crate) fn number(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// How many times the table can grow.
+    #[inline]
+    fn growths(self) -> u32 {
+        (self.0 >> Self::NUMBER_BITS) as u32 & ((1 << Self::GROWTHS_BITS) - 1)
+    }
+
+    /// How often everything was taken out because it might be wrong, up to 2^28. Unlike the number it is the same after growth.
+    #[inline]
+    pub fn era(self) -> u32 {
+        (self.0 >> (Self::NUMBER_BITS + Self::GROWTHS_BITS)) as u32
+    }
+
+    /// The next one; `None` if there is none.
+    fn next(self, grown: bool) -> Option<Self> {
+        let number = self.number().checked_add(1).filter(|number| *number < Self::LAST)?;
+        let (growths, era) = match grown {
+            true => (self.growths().checked_sub(1)?, self.era()),
+            false => (self.growths(), self.era() + 1),
+        };
+        if era >> (64 - Self::NUMBER_BITS - Self::GROWTHS_BITS) != 0 {
+            return None;
+        }
+        let above = u64::from(growths) | u64::from(era) << Self::GROWTHS_BITS;
+        Some(Self(u64::from(number) | above << Self::NUMBER_BITS))
     }
 }
 
@@ -132,6 +197,14 @@ struct Sets {
     count: usize,
 }
 
+impl Sets {
+    /// How many sets a generation uses.
+    #[inline]
+    fn used(self, generation: Generation) -> usize {
+        self.count >> (GROWTH * generation.growths())
+    }
+}
+
 /// Where everything lies in a table of a certain size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
@@ -144,6 +217,12 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// How many times a table that is new can grow.
+    fn growths(&self) -> u32 {
+        let times = |growths: &u32| self.marks.count >> (GROWTH * growths) >= RARE_MIN;
+        (1..1 << Generation::GROWTHS_BITS).take_while(times).count() as u32
+    }
+
     /// The shape of a table of so many bytes, which both sides compute alike.
     fn of(bytes: usize, seed: u64) -> Self {
         // For each set of names one of attributes; fewer of the others.
@@ -185,6 +264,7 @@ const MIX: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
 /// How a name is looked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Key {
+    generation: Generation,
     parent: u64,
     /// Generation (4 bytes), length (1 byte), the name, padded with zeros; the last byte, which is the kind's, is 0.
     words: [u64; 5],
@@ -253,8 +333,8 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
 
     /// The generation of what is good.
     #[inline]
-    pub fn generation(&self) -> u32 {
-        self.words[GENERATION_AT].load(Ordering::Acquire) as u32
+    pub fn generation(&self) -> Generation {
+        Generation(self.words[GENERATION_AT].load(Ordering::Acquire))
     }
 
     /// Whether the daemon lives and keeps the table.
@@ -265,12 +345,12 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
 
     /// How a name is looked for in a generation; `None` if it is too long to be in the table, or empty.
     #[inline]
-    pub fn key(&self, generation: u32, parent: u64, name: &[u8]) -> Option<Key> {
+    pub fn key(&self, generation: Generation, parent: u64, name: &[u8]) -> Option<Key> {
         if name.is_empty() {
             return None;
         }
         let mut bytes = [0; 40];
-        bytes[..4].copy_from_slice(&generation.to_le_bytes());
+        bytes[..4].copy_from_slice(&generation.number().to_le_bytes());
         bytes[4] = name.len() as u8;
         bytes.get_mut(5..39)?.get_mut(..name.len())?.copy_from_slice(name);
         let (chunks, _) = bytes.as_chunks::<8>();
@@ -282,28 +362,29 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         for word in &words[..(5 + name.len()).div_ceil(8)] {
             hash = fold(hash ^ word, MIX[1]);
         }
-        Some(Key { parent, words, hash })
+        Some(Key { generation, parent, words, hash })
     }
 
     #[inline]
-    fn hash_of(&self, generation: u32, ino: u64) -> u64 {
-        fold(fold(self.shape.seed ^ ino, MIX[0]) ^ u64::from(generation), MIX[1])
+    fn hash_of(&self, generation: Generation, ino: u64) -> u64 {
+        fold(fold(self.shape.seed ^ ino, MIX[0]) ^ u64::from(generation.number()), MIX[1])
     }
 
     #[inline]
-    fn set(&self, sets: Sets, hash: u64, words: usize) -> &'t [A] {
-        let index = (((hash >> 32) * sets.count as u64) >> 32) as usize;
+    fn set(&self, generation: Generation, sets: Sets, hash: u64, words: usize) -> &'t [A] {
+        let index = (((hash >> 32) * sets.used(generation) as u64) >> 32) as usize;
         &self.words[sets.start + index * words..][..words]
     }
 
     #[inline]
     fn find<const W: usize>(
         &self,
+        generation: Generation,
         sets: Sets,
         hash: u64,
         is_it: impl Fn(&[u64; W]) -> bool,
     ) -> Looked<'t, A, W> {
-        let set = self.set(sets, hash, LINE + WAYS * W);
+        let set = self.set(generation, sets, hash, LINE + WAYS * W);
         let tag = tag(hash);
         for pair in 0..WAYS / 2 {
             let tags = set[pair].load(Ordering::Acquire);
@@ -324,7 +405,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
 
     #[inline]
     fn find_name(&self, key: &Key) -> Looked<'t, A, NARROW> {
-        self.find(self.shape.names, key.hash, |words| is_name(words, key))
+        self.find(key.generation, self.shape.names, key.hash, |words| is_name(words, key))
     }
 
     /// Whether a name is in the table, whatever it stands for.
@@ -333,16 +414,22 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     }
 
     #[inline]
-    fn find_attr(&self, generation: u32, ino: u64) -> Looked<'t, A, WIDE> {
-        self.find(self.shape.attrs, self.hash_of(generation, ino), |words| is_of(words, generation, ino))
+    fn find_attr(&self, generation: Generation, ino: u64) -> Looked<'t, A, WIDE> {
+        self.find(generation, self.shape.attrs, self.hash_of(generation, ino), |words| {
+            is_of(words, generation, ino)
+        })
     }
 
-    fn find_link(&self, generation: u32, ino: u64) -> Looked<'t, A, WIDE> {
-        self.find(self.shape.links, self.hash_of(generation, ino), |words| is_of(words, generation, ino))
+    fn find_link(&self, generation: Generation, ino: u64) -> Looked<'t, A, WIDE> {
+        self.find(generation, self.shape.links, self.hash_of(generation, ino), |words| {
+            is_of(words, generation, ino)
+        })
     }
 
-    fn find_mark(&self, generation: u32, ino: u64) -> Looked<'t, A, NARROW> {
-        self.find(self.shape.marks, self.hash_of(generation, ino), |words| is_of(words, generation, ino))
+    fn find_mark(&self, generation: Generation, ino: u64) -> Looked<'t, A, NARROW> {
+        self.find(generation, self.shape.marks, self.hash_of(generation, ino), |words| {
+            is_of(words, generation, ino)
+        })
     }
 }
 
@@ -373,10 +460,16 @@ fn is_name(words: &[u64; NARROW], key: &Key) -> bool {
     parent == key.parent && [one, two, three, four, last] == key.words
 }
 
+/// Whether an entry, of whatever kind, is one of this generation.
+#[inline]
+fn is_in<const W: usize>(words: &[u64; W], generation: Generation) -> bool {
+    words[2] as u32 == generation.number()
+}
+
 /// Whether an entry that is found by a node id is this one's.
 #[inline]
-fn is_of<const W: usize>(words: &[u64; W], generation: u32, ino: u64) -> bool {
-    words[1] == ino && words[2] as u32 == generation
+fn is_of<const W: usize>(words: &[u64; W], generation: Generation, ino: u64) -> bool {
+    words[1] == ino && is_in(words, generation)
 }
 
 fn halves(low: u32, high: u32) -> u64 {
@@ -384,12 +477,12 @@ fn halves(low: u32, high: u32) -> u64 {
 }
 
 /// Attributes as an entry, all but its first word.
-fn pack(generation: u32, attr: &Attr) -> [u64; WIDE] {
+fn pack(generation: Generation, attr: &Attr) -> [u64; WIDE] {
     let [atime, mtime, ctime] = attr.times;
     let mut words = [0; WIDE];
     words[1..13].copy_from_slice(&[
         attr.ino,
-        u64::from(generation),
+        u64::from(generation.number()),
         attr.size,
         attr.blocks,
         atime.sec.cast_unsigned(),

@@ -29,7 +29,7 @@ impl Shared {
             seed: 1,
         };
         let words: Vec<_> = (0..MODEL_WORDS).map(|_| AtomicU64::new(0)).collect();
-        words[GENERATION_AT].store(1, Ordering::Relaxed);
+        words[GENERATION_AT].store(Generation::first(0).0, Ordering::Relaxed);
         words[HOLDER_AT].store(1, Ordering::Relaxed);
         Arc::new(Self { words, changes: AtomicU64::new(0), shape })
     }
@@ -49,7 +49,7 @@ impl Shared {
 }
 
 /// Words of a header as far as models use it.
-const HEADER_WORDS: usize = 3 * LINE;
+const HEADER_WORDS: usize = 4 * LINE;
 const MODEL_WORDS: usize = HEADER_WORDS + 2 * SET_NARROW + SET_WIDE;
 
 const _: () = assert!(MODEL_WORDS < WORDS);
@@ -76,14 +76,14 @@ fn what_changes_while_it_is_published_is_not_seen_after_the_change() {
             let shared = shared.clone();
             move || {
                 let table = shared.table();
-                let key = table.key(1, 1, b"n").unwrap();
+                let key = table.key(Generation::first(0), 1, b"n").unwrap();
                 let is_current = || shared.is_current(mark);
                 table.publish_name(&key, (0, Kind::Absent), Expiry::NEVER, |_| (), is_current);
             }
         });
         let table = shared.table();
         shared.change();
-        table.take_name(&table.key(1, 1, b"n").unwrap(), |_| ());
+        table.take_name(&table.key(Generation::first(0), 1, b"n").unwrap(), |_| ());
         assert_ne!(probe(&shared, b"n"), Walked::Absent, "the change is acknowledged here");
         publisher.join().unwrap();
         assert_ne!(probe(&shared, b"n"), Walked::Absent);
@@ -97,23 +97,25 @@ fn a_name_that_leaves_a_complete_directory_is_not_absent() {
         let shared = Shared::new();
         let departures = Arc::new(AtomicU64::new(0));
         let table = shared.table();
-        let key = table.key(1, 1, b"n").unwrap();
+        let key = table.key(Generation::first(0), 1, b"n").unwrap();
         table.publish_name(&key, (3, Kind::Other), Expiry::NEVER, |_| (), || true);
         let leaver = thread::spawn({
             let (shared, departures) = (shared.clone(), departures.clone());
             move || {
                 let table = shared.table();
-                let key = table.key(1, 1, b"n").unwrap();
+                let key = table.key(Generation::first(0), 1, b"n").unwrap();
                 // As eviction does: told before it goes.
                 table.take_name(&key, |parent| {
                     departures.fetch_add(1, Ordering::AcqRel);
-                    table.unmark(1, parent);
+                    table.unmark(Generation::first(0), parent);
                 });
             }
         });
         let before = departures.load(Ordering::Acquire);
         if table.holds(&key) {
-            table.mark(1, 1, Expiry::NEVER, || departures.fetch_add(0, Ordering::AcqRel) == before);
+            table.mark(Generation::first(0), 1, Expiry::NEVER, || {
+                departures.fetch_add(0, Ordering::AcqRel) == before
+            });
         }
         assert_ne!(probe(&shared, b"n"), Walked::Absent);
         leaver.join().unwrap();

@@ -4,7 +4,7 @@
 //! Each step is checked once the next one is done: what a name stands for was still that when the next name was looked
 //! up in it, so that a directory that was replaced, or removed and its number given to another one, leads nowhere.
 
-use super::{Entry, Expiry, KIND_SHIFT, Kind, Looked, NARROW, TARGET_MAX, Table, unpack};
+use super::{Entry, Expiry, Generation, KIND_SHIFT, Kind, Looked, NARROW, TARGET_MAX, Table, unpack};
 use crate::frame::Attr;
 use crate::ring::Atomic;
 
@@ -148,7 +148,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     }
 
     #[inline]
-    fn attr(&self, generation: u32, ino: u64, clock: &mut Clock) -> Option<Attr> {
+    fn attr(&self, generation: Generation, ino: u64, clock: &mut Clock) -> Option<Attr> {
         match self.find_attr(generation, ino) {
             Looked::Found(entry) if !clock.is_past(entry.expiry()) => Some(unpack(&entry.words)),
             _ => None,
@@ -157,7 +157,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
 
     /// The last name of a path.
     #[inline]
-    fn last(&self, generation: u32, base: u64, path: &[u8], clock: &mut Clock) -> Walked<Last<'t, A>> {
+    fn last(&self, generation: Generation, base: u64, path: &[u8], clock: &mut Clock) -> Walked<Last<'t, A>> {
         if matches!(path.first(), None | Some(b'/')) || path.last() == Some(&b'/') {
             return Walked::Unclear;
         }
@@ -198,12 +198,15 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
 
     /// Whether a name that was not found does not exist: the directory is complete, and the name is still not there.
     #[cold]
-    fn is_complete(&self, generation: u32, directory: u64, name: &[u8], clock: &mut Clock) -> bool {
+    fn is_complete(&self, generation: Generation, directory: u64, name: &[u8], clock: &mut Clock) -> bool {
         let Looked::Found(mark) = self.find_mark(generation, directory) else { return false };
         if clock.is_past(mark.expiry()) {
             return false;
         }
         let Some(key) = self.key(generation, directory, name) else { return false };
-        matches!(self.find_name(&key), Looked::Missing) && mark.is_unchanged()
+        // Entries of an earlier generation make room without a word.
+        matches!(self.find_name(&key), Looked::Missing)
+            && mark.is_unchanged()
+            && self.generation() == generation
     }
 }

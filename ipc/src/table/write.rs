@@ -4,8 +4,9 @@
 use std::sync::atomic::Ordering;
 
 use super::{
-    CLOCK, Expiry, GENERATION_AT, HOLDER_AT, KIND_SHIFT, Key, Kind, LINE, LOCK, MAGIC, MAGIC_AT, NARROW,
-    SEED_AT, Sets, TARGET_MAX, Table, VERSION_AT, WAYS, WIDE, is_name, is_of, pack, tag,
+    CLOCK, EVICTED_AT, Expiry, GENERATION_AT, Generation, HOLDER_AT, KIND_SHIFT, Key, Kind, LINE, LOCK,
+    MAGIC, MAGIC_AT, NARROW, SEED_AT, SETS_PER_EVICTION, Sets, Shape, TARGET_MAX, Table, VERSION_AT, WAYS,
+    WIDE, is_in, is_name, is_of, pack, tag,
 };
 use crate::frame::Attr;
 use crate::ring::Atomic;
@@ -115,7 +116,8 @@ impl<A: Atomic<u64>> Drop for Locked<'_, A> {
 impl<'t, A: Atomic<u64>> Table<'t, A> {
     /// Makes words that are all 0 a table, of generation 1, that nobody keeps yet.
     pub fn format(words: &'t [A], version: u32, seed: u64) -> Option<Self> {
-        for (at, value) in [(VERSION_AT, u64::from(version)), (SEED_AT, seed), (GENERATION_AT, 1)] {
+        let first = Generation::first(Shape::of(words.len() * 8, seed).growths());
+        for (at, value) in [(VERSION_AT, u64::from(version)), (SEED_AT, seed), (GENERATION_AT, first.0)] {
             words.get(at)?.store(value, Ordering::Relaxed);
         }
         words.get(MAGIC_AT)?.store(MAGIC, Ordering::Release);
@@ -127,23 +129,49 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         self.words[HOLDER_AT].store(thread.into(), Ordering::Release);
     }
 
-    /// Takes everything out at once. What is counted as changed must have been counted before.
+    /// Takes everything out at once. What is counted as changed must have been counted before. After 2^28 times the table ends.
     pub fn renew(&self) {
-        let mut generation = self.words[GENERATION_AT].load(Ordering::Relaxed);
-        loop {
-            let next = u64::from((generation as u32).wrapping_add(1).max(1));
-            let cell = &self.words[GENERATION_AT];
-            match cell.compare_exchange(generation, next, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(found) => generation = found,
-            }
+        let mut now = self.generation();
+        while let Err(found) = self.begin(now, false) {
+            now = found;
         }
     }
 
-    /// Publishes an entry whose first word has the expiry, unless `is_current` says, once it can be found, that something has
+    /// Uses more sets from here on, if there are more and nobody else has begun another generation. Nothing is in them yet.
+    fn grow(&self, now: Generation) {
+        if now.growths() > 0 {
+            // If it fails, another generation has begun anyway.
+            let _ = self.begin(now, true);
+        }
+    }
+
+    /// Begins a generation after `now`; or the one that has begun already.
+    fn begin(&self, now: Generation, grown: bool) -> Result<(), Generation> {
+        let Some(next) = now.next(grown) else {
+            self.keep(0);
+            return Ok(());
+        };
+        let cell = &self.words[GENERATION_AT];
+        cell.compare_exchange(now.0, next.0, Ordering::AcqRel, Ordering::Acquire).map_err(Generation)?;
+        self.words[EVICTED_AT].store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// An entry went for want of room.
+    fn evicted(&self, generation: Generation) {
+        // Some may be lost, which does no harm.
+        let before = self.words[EVICTED_AT].load(Ordering::Relaxed);
+        self.words[EVICTED_AT].store(before + 1, Ordering::Relaxed);
+        if before >= self.shape.names.used(generation) as u64 / SETS_PER_EVICTION {
+            self.grow(generation);
+        }
+    }
+
+    /// Publishes an entry of the present generation whose first word has the expiry, unless `is_current` says, once it can be found, that something has
     /// changed. `leaving` hears of an entry that goes without having become wrong, before it does.
     fn publish<const W: usize>(
         &self,
+        generation: Generation,
         sets: Sets,
         hash: u64,
         words: &[u64; W],
@@ -151,13 +179,23 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         leaving: impl Fn(&[u64; W]),
         is_current: impl FnOnce() -> bool,
     ) -> bool {
-        let set = Locked::new(self.set(sets, hash, LINE + WAYS * W));
+        let set = Locked::new(self.set(generation, sets, hash, LINE + WAYS * W));
+        if self.generation() != generation {
+            return false;
+        }
         let tag = tag(hash);
         let known = set.way_of(tag, is_it);
-        let way = known.or_else(|| (0..WAYS).find(|way| set.tag(*way) == 0)).unwrap_or_else(|| set.victim());
+        // Of another generation, which is over, as nothing was published here meanwhile.
+        let is_free = |way: &usize| set.tag(*way) == 0 || !is_in(&set.words::<W>(*way), generation);
+        let free = || (0..WAYS).find(is_free);
+        let (way, evicts) = match known.or_else(free) {
+            Some(way) => (way, false),
+            None => (set.victim(), true),
+        };
         let number = set.open(way);
-        if set.tag(way) != 0 && known.is_none() {
+        if evicts {
             leaving(&set.words(way));
+            self.evicted(generation);
         }
         set.set_tag(way, tag);
         let before = known.map(|way| set.words::<W>(way));
@@ -180,12 +218,13 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     /// Takes an entry out, if it is there; `leaving` hears of it before.
     fn take<const W: usize>(
         &self,
+        generation: Generation,
         sets: Sets,
         hash: u64,
         is_it: impl Fn(&[u64; W]) -> bool,
         leaving: impl FnOnce(&[u64; W]),
     ) -> bool {
-        let (set, tag) = (self.set(sets, hash, LINE + WAYS * W), tag(hash));
+        let (set, tag) = (self.set(generation, sets, hash, LINE + WAYS * W), tag(hash));
         let has_tag = |cell: &A| {
             let tags = cell.load(Ordering::Acquire);
             tags as u32 == tag || (tags >> 32) as u32 == tag
@@ -219,13 +258,21 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         let last = last | (kind as u64) << KIND_SHIFT;
         let words = [u64::from(expiry.0) << 32, key.parent, one, two, three, four, last, child];
         let leaving = |words: &[u64; NARROW]| leaving(words[1]);
-        self.publish(self.shape.names, key.hash, &words, |words| is_name(words, key), leaving, is_current)
+        self.publish(
+            key.generation,
+            self.shape.names,
+            key.hash,
+            &words,
+            |words| is_name(words, key),
+            leaving,
+            is_current,
+        )
     }
 
     /// Publishes attributes. `is_current` as for [`publish_name`](Self::publish_name).
     pub fn publish_attr(
         &self,
-        generation: u32,
+        generation: Generation,
         attr: &Attr,
         expiry: Expiry,
         is_current: impl FnOnce() -> bool,
@@ -234,13 +281,13 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         words[0] = u64::from(expiry.0) << 32;
         let (hash, is_it) =
             (self.hash_of(generation, attr.ino), |words: &[u64; WIDE]| is_of(words, generation, attr.ino));
-        self.publish(self.shape.attrs, hash, &words, is_it, |_| (), is_current)
+        self.publish(generation, self.shape.attrs, hash, &words, is_it, |_| (), is_current)
     }
 
     /// Publishes a symbolic link's target, if it is no longer than [`TARGET_MAX`].
     pub fn publish_link(
         &self,
-        generation: u32,
+        generation: Generation,
         ino: u64,
         target: &[u8],
         expiry: Expiry,
@@ -252,44 +299,74 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         let mut words = [0; WIDE];
         words[0] = u64::from(expiry.0) << 32;
         words[1] = ino;
-        words[2] = u64::from(generation) | (target.len() as u64) << 32;
+        words[2] = u64::from(generation.number()) | (target.len() as u64) << 32;
         for (word, chunk) in words[3..].iter_mut().zip(bytes.as_chunks::<8>().0) {
             *word = u64::from_le_bytes(*chunk);
         }
         let (hash, is_it) =
             (self.hash_of(generation, ino), |words: &[u64; WIDE]| is_of(words, generation, ino));
-        self.publish(self.shape.links, hash, &words, is_it, |_| (), is_current)
+        self.publish(generation, self.shape.links, hash, &words, is_it, |_| (), is_current)
     }
 
     /// Marks a directory complete: a name that is not in the table does not exist in it. `is_current` must also read and modify a
     /// count of the names that have left.
-    pub fn mark(&self, generation: u32, ino: u64, expiry: Expiry, is_current: impl FnOnce() -> bool) -> bool {
-        let words = [u64::from(expiry.0) << 32, ino, u64::from(generation), 0, 0, 0, 0, 0];
+    pub fn mark(
+        &self,
+        generation: Generation,
+        ino: u64,
+        expiry: Expiry,
+        is_current: impl FnOnce() -> bool,
+    ) -> bool {
+        let words = [u64::from(expiry.0) << 32, ino, u64::from(generation.number()), 0, 0, 0, 0, 0];
         let (hash, is_it) =
             (self.hash_of(generation, ino), |words: &[u64; NARROW]| is_of(words, generation, ino));
-        self.publish(self.shape.marks, hash, &words, is_it, |_| (), is_current)
+        self.publish(generation, self.shape.marks, hash, &words, is_it, |_| (), is_current)
     }
 
     /// Takes a name out. With `leaving` as for [`publish_name`](Self::publish_name), unless it is certain that the name is gone.
     pub fn take_name(&self, key: &Key, leaving: impl FnOnce(u64)) -> bool {
-        self.take(self.shape.names, key.hash, |words| is_name(words, key), |words| leaving(words[1]))
+        self.take(
+            key.generation,
+            self.shape.names,
+            key.hash,
+            |words| is_name(words, key),
+            |words| leaving(words[1]),
+        )
     }
 
     /// Takes attributes out.
-    pub fn take_attr(&self, generation: u32, ino: u64) -> bool {
+    pub fn take_attr(&self, generation: Generation, ino: u64) -> bool {
         let hash = self.hash_of(generation, ino);
-        self.take(self.shape.attrs, hash, |words: &[u64; WIDE]| is_of(words, generation, ino), |_| ())
+        self.take(
+            generation,
+            self.shape.attrs,
+            hash,
+            |words: &[u64; WIDE]| is_of(words, generation, ino),
+            |_| (),
+        )
     }
 
     /// Takes a symbolic link's target out.
-    pub fn take_link(&self, generation: u32, ino: u64) -> bool {
+    pub fn take_link(&self, generation: Generation, ino: u64) -> bool {
         let hash = self.hash_of(generation, ino);
-        self.take(self.shape.links, hash, |words: &[u64; WIDE]| is_of(words, generation, ino), |_| ())
+        self.take(
+            generation,
+            self.shape.links,
+            hash,
+            |words: &[u64; WIDE]| is_of(words, generation, ino),
+            |_| (),
+        )
     }
 
     /// Takes back that a directory is complete.
-    pub fn unmark(&self, generation: u32, ino: u64) -> bool {
+    pub fn unmark(&self, generation: Generation, ino: u64) -> bool {
         let hash = self.hash_of(generation, ino);
-        self.take(self.shape.marks, hash, |words: &[u64; NARROW]| is_of(words, generation, ino), |_| ())
+        self.take(
+            generation,
+            self.shape.marks,
+            hash,
+            |words: &[u64; NARROW]| is_of(words, generation, ino),
+            |_| (),
+        )
     }
 }

@@ -43,6 +43,7 @@ pub(super) mod opcode {
     pub(crate) const BMAP: u32 = 37;
     pub(crate) const IOCTL: u32 = 39;
     pub(crate) const POLL: u32 = 40;
+    pub(crate) const NOTIFY_REPLY: u32 = 41;
     pub(crate) const FALLOCATE: u32 = 43;
     pub(crate) const READDIRPLUS: u32 = 44;
     pub(crate) const RENAME2: u32 = 45;

@@ -75,7 +75,11 @@ pub(super) fn serve<FS: Filesystem>(operations: &Operations<FS>, entry: &Arc<Ent
         SessionACL::RootAndOwner => header.uid == core.owner || header.uid == 0,
         SessionACL::Owner => header.uid == core.owner,
     };
-    let mut ticket = Some(Ticket::new(Arc::clone(entry), !stays(header)));
+    let ticket = Ticket::new(Arc::clone(entry), !stays(header));
+    if header.opcode == opcode::NOTIFY_REPLY {
+        return ticket.send(&[]);
+    }
+    let mut ticket = Some(ticket);
     let result = match allowed || is_of_the_kernel(header.opcode) {
         true => operate(operations, entry, message, &mut ticket),
         false => Err(Errno::EACCES),

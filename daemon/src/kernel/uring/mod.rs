@@ -5,9 +5,9 @@
 //! so that handing over a request wakes nobody elsewhere. A thread has a ring of its own with one entry in it, and
 //! is not asked for anything while it serves a request; the kernel takes the entry that came back last
 //! (`fuse_uring_ent_avail`), so a thread that is at it goes on and the others sleep. Whenever all threads of a queue are at it, another is
-//! started, so that neither a file system that takes its time nor a lock that is waited for keeps others waiting. But a request that
-//! comes before the new thread's entry is registered waits for an answer to one of the earlier requests: Linux 6.18 does not give it to
-//! the new entry (`fuse_uring_do_register`).
+//! started, so that neither a file system that takes its time nor a lock that is waited for keeps others waiting. Linux 6.18 does not
+//! give a request that waits already to an entry that is registered then (`fuse_uring_do_register`), only to one whose request was
+//! answered; so a new thread first has the kernel send a request that means nothing ([`nudge`]), and answers it.
 //!
 //! Requests that no program waits for (`FORGET`), `INTERRUPT`, and what this process tells the kernel go by the device, which fuser
 //! reads in any case.
@@ -22,7 +22,7 @@ mod sys;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -116,6 +116,52 @@ pub(crate) fn notify_poll(device: &Weak<OwnedFd>, handle: PollHandle) -> io::Res
     Ok(())
 }
 
+/// Has the kernel send a request that means nothing, `NOTIFY_REPLY`, on the calling thread's CPU: it asks for nothing of a file's pages
+/// (`FUSE_NOTIFY_RETRIEVE`), which no file system needs to know of.
+///
+/// # Errors
+/// The kernel's: `ENOENT` if it does not know the node id, `EINVAL` if that is no regular file's; `ENODEV` or `ENOTCONN` once
+/// the session has ended.
+fn nudge(device: &OwnedFd, node: u64) -> io::Result<()> {
+    const RETRIEVE: i32 = 5;
+    /// Even, as that of any request, and out of reach of the kernel's own numbers, which count up from 0.
+    const UNIQUE: u64 = 1 << 63;
+    let mut message = [0; 48];
+    message[0..4].copy_from_slice(&48u32.to_ne_bytes());
+    message[4..8].copy_from_slice(&RETRIEVE.to_ne_bytes());
+    message[16..24].copy_from_slice(&UNIQUE.to_ne_bytes());
+    message[24..32].copy_from_slice(&node.to_ne_bytes());
+    rustix::io::write(device.as_fd(), &message)?;
+    Ok(())
+}
+
+/// Node ids of files that were used last, which the kernel knows, most probably.
+#[derive(Debug, Default)]
+struct Used {
+    nodes: [AtomicU64; USED],
+    count: AtomicUsize,
+}
+
+/// How many node ids [`Used`] remembers.
+const USED: usize = 8;
+
+impl Used {
+    /// Notes what a request is about, if that is a file in most cases.
+    fn note(&self, header: &abi::InHeader) {
+        use abi::opcode::{OPEN, SETLK, SETLKW};
+        if matches!(header.opcode, OPEN | SETLK | SETLKW) {
+            let place = self.count.fetch_add(1, Ordering::Relaxed) % USED;
+            self.nodes[place].store(header.nodeid, Ordering::Relaxed);
+        }
+    }
+
+    fn each(&self) -> impl Iterator<Item = u64> {
+        let last = self.count.load(Ordering::Relaxed);
+        let places = (1..=USED).map(move |back| last.wrapping_sub(back) % USED);
+        places.map(|place| self.nodes[place].load(Ordering::Relaxed)).filter(|node| *node != 0)
+    }
+}
+
 /// The rings of a session, whatever its file system. Dropping them ends their threads and waits for them.
 pub(crate) trait Rings: Send {}
 
@@ -128,6 +174,7 @@ struct Queue {
     threads: AtomicUsize,
     /// A thread is being started.
     growing: AtomicBool,
+    used: Used,
 }
 
 /// The threads that have not ended.
@@ -209,8 +256,8 @@ fn try_start<FS: Filesystem>(
             let Some(shared) = weak.upgrade() else { break };
             if let Err(error) = Shared::spawn(&shared, queue, None) {
                 warn!("no further thread for CPU {queue}'s requests: {error}");
+                shared.queues[usize::from(queue)].growing.store(false, Ordering::Release);
             }
-            shared.queues[usize::from(queue)].growing.store(false, Ordering::Release);
         }
     })?;
     info!("requests come through rings of {cpus} CPUs");
@@ -251,20 +298,29 @@ impl<FS: Filesystem> Shared<FS> {
     }
 
     fn work(&self, number: u16, ready: Option<mpsc::Sender<io::Result<()>>>) -> io::Result<()> {
-        sys::pin(number.into());
         let queue = &self.queues[usize::from(number)];
-        let registered = self.register(number);
-        let told =
-            registered.as_ref().map(drop).map_err(|error| io::Error::new(error.kind(), error.to_string()));
-        if let Some(ready) = ready {
-            // Whoever started the session waits for it.
-            let _ = ready.send(told);
+        let registered = sys::pin(number).and_then(|()| self.register(number));
+        if registered.is_ok() {
+            queue.threads.fetch_add(1, Ordering::Relaxed);
+            queue.idle.fetch_add(1, Ordering::AcqRel);
+        }
+        match ready {
+            Some(ready) => {
+                let told = registered.as_ref().map(drop);
+                // Whoever started the session waits for it.
+                let _ = ready.send(told.map_err(|error| io::Error::new(error.kind(), error.to_string())));
+            }
+            None => {
+                // Before the first request comes, with which the next thread may have to be asked for.
+                queue.growing.store(false, Ordering::Release);
+                if registered.is_ok() && !queue.used.each().any(|node| nudge(&self.device, node).is_ok()) {
+                    debug!("CPU {number}: what waits goes on waiting until a request is answered");
+                }
+            }
         }
         // The entry goes last: the kernel may use its memory while there is the ring.
         let (entry, mut ring) = registered?;
         let mut message = Message::new();
-        queue.threads.fetch_add(1, Ordering::Relaxed);
-        queue.idle.fetch_add(1, Ordering::AcqRel);
         loop {
             if let Err(error) = ring.next() {
                 debug!("CPU {number}: {error}");
@@ -274,10 +330,13 @@ impl<FS: Filesystem> Shared<FS> {
                     _ => Err(error),
                 };
             }
-            if queue.idle.fetch_sub(1, Ordering::AcqRel) == 1 {
+            entry.receive(&mut message, dispatch::stays);
+            queue.used.note(&message.header);
+            let idle = queue.idle.fetch_sub(1, Ordering::AcqRel) - 1;
+            // What means nothing keeps no thread.
+            if idle == 0 && message.header.opcode != abi::opcode::NOTIFY_REPLY {
                 self.grow(number, queue);
             }
-            entry.receive(&mut message, dispatch::stays);
             let unique = message.header.unique;
             let served =
                 catch_unwind(AssertUnwindSafe(|| dispatch::serve(&self.operations, &entry, &message)));

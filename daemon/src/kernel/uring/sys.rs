@@ -221,13 +221,25 @@ fn command(operation: u32, queue: u16, unique: u64, address: Option<u64>) -> squ
     opcode::UringCmd80::new(types::Fixed(DEVICE), operation).cmd(bytes).addr(address).build()
 }
 
-/// Keeps the calling thread on one CPU, if it may run there.
-pub(super) fn pin(cpu: usize) {
+/// Keeps the calling thread on one CPU, unless that is offline: no program asks for anything there.
+///
+/// # Errors
+/// The CPU is not this process's to use (`cpuset`).
+pub(super) fn pin(cpu: u16) -> io::Result<()> {
     let mut set = rustix::thread::CpuSet::new();
-    if cpu < rustix::thread::CpuSet::MAX_CPU {
-        set.set(cpu);
-        // Fails for a CPU that is offline or not the daemon's to use; then the kernel chooses.
-        let _ = rustix::thread::sched_setaffinity(None, &set);
+    if usize::from(cpu) >= rustix::thread::CpuSet::MAX_CPU {
+        return Err(io::Error::other(format!(
+            "CPU {cpu}: only {} are known",
+            rustix::thread::CpuSet::MAX_CPU
+        )));
+    }
+    set.set(cpu.into());
+    let Err(error) = rustix::thread::sched_setaffinity(None, &set) else { return Ok(()) };
+    // A CPU that cannot be switched off has no such file.
+    match std::fs::read_to_string(format!("/sys/devices/system/cpu/cpu{cpu}/online")) {
+        Ok(online) if online.trim() == "0" => Ok(()),
+        _ if !std::path::Path::new(&format!("/sys/devices/system/cpu/cpu{cpu}")).exists() => Ok(()),
+        _ => Err(io::Error::other(format!("may not run on CPU {cpu}: {error}"))),
     }
 }
 
