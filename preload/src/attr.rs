@@ -5,6 +5,8 @@
 
 use finesse_ipc::frame::{Attr, Statfs, Time, decode_dev};
 
+use crate::sys::Plain;
+
 /// `FUSE_SUPER_MAGIC`.
 const FUSE_MAGIC: i64 = 0x6573_5546;
 /// `ST_VALID`: the kernel says that it filled in the flags; not for programs.
@@ -42,30 +44,34 @@ fn block_size(blksize: u32) -> u32 {
 
 /// `struct stat`, as `stat` fills it in.
 pub(crate) fn stat(attr: &Attr, mount: &MountFacts) -> libc::stat {
+    libc::stat::filled(|stat| fill_stat(stat, attr, mount))
+}
+
+/// Fills in a `struct stat` of zeros.
+#[inline(always)]
+pub(crate) fn fill_stat(stat: &mut libc::stat, attr: &Attr, mount: &MountFacts) {
     let [atime, mtime, ctime] = attr.times;
     let (rdev_major, rdev_minor) = decode_dev(attr.rdev);
-    zeroed::stat(|stat| {
-        stat.st_dev = dev_t(mount.dev);
-        stat.st_ino = attr.ino;
-        stat.st_mode = attr.mode;
-        stat.st_nlink = attr.nlink.into();
-        stat.st_uid = attr.uid;
-        stat.st_gid = attr.gid;
-        stat.st_rdev = libc::makedev(rdev_major, rdev_minor);
-        stat.st_size = attr.size as i64;
-        stat.st_blksize = block_size(attr.blksize).into();
-        stat.st_blocks = attr.blocks as i64;
-        (stat.st_atime, stat.st_atime_nsec) = (atime.sec, atime.nsec);
-        (stat.st_mtime, stat.st_mtime_nsec) = (mtime.sec, mtime.nsec);
-        (stat.st_ctime, stat.st_ctime_nsec) = (ctime.sec, ctime.nsec);
-    })
+    stat.st_dev = dev_t(mount.dev);
+    stat.st_ino = attr.ino;
+    stat.st_mode = attr.mode;
+    stat.st_nlink = attr.nlink.into();
+    stat.st_uid = attr.uid;
+    stat.st_gid = attr.gid;
+    stat.st_rdev = libc::makedev(rdev_major, rdev_minor);
+    stat.st_size = attr.size as i64;
+    stat.st_blksize = block_size(attr.blksize).into();
+    stat.st_blocks = attr.blocks as i64;
+    (stat.st_atime, stat.st_atime_nsec) = (atime.sec, atime.nsec);
+    (stat.st_mtime, stat.st_mtime_nsec) = (mtime.sec, mtime.nsec);
+    (stat.st_ctime, stat.st_ctime_nsec) = (ctime.sec, ctime.nsec);
 }
 
 /// `struct statx`, as `statx` fills it in.
 pub(crate) fn statx(attr: &Attr, mount: &MountFacts) -> libc::statx {
     let (rdev_major, rdev_minor) = decode_dev(attr.rdev);
     let is_root = attr.ino == finesse_ipc::frame::ROOT;
-    zeroed::statx(|statx| {
+    libc::statx::filled(|statx| {
         statx.stx_mask = mount.mask;
         statx.stx_attributes = if is_root { libc::STATX_ATTR_MOUNT_ROOT as u64 } else { 0 };
         statx.stx_attributes_mask = mount.attributes_mask;
@@ -97,7 +103,7 @@ pub(crate) fn rename_stat(stat: &mut libc::stat, dev: u64, ino: u64) {
 /// time, no attributes and no alignment.
 pub(crate) fn rename_statx(statx: &mut libc::statx, dev: u64, ino: u64, mount: Option<&MountFacts>) {
     let basic = libc::STATX_BASIC_STATS | libc::STATX_MNT_ID;
-    let mut clean = zeroed::statx(|_| {});
+    let mut clean = libc::statx::filled(|_| {});
     clean.stx_mask = statx.stx_mask & mount.map_or(libc::STATX_BASIC_STATS, |mount| mount.mask & basic);
     clean.stx_attributes_mask = mount.map_or(0, |mount| mount.attributes_mask);
     clean.stx_mnt_id = mount.map_or(0, |mount| mount.mount_id);
@@ -121,7 +127,7 @@ pub(crate) fn rename_statx(statx: &mut libc::statx, dev: u64, ino: u64, mount: O
 
 /// `struct statfs` (on 64-bit Linux the same as `statfs64`, whose flags have a name); `flags` is `f_flags` as the kernel reports it for the mount.
 pub(crate) fn statfs(statfs: &Statfs, flags: i64) -> libc::statfs64 {
-    zeroed::statfs64(|out| {
+    libc::statfs64::filled(|out| {
         out.f_type = FUSE_MAGIC;
         out.f_bsize = statfs.bsize.into();
         out.f_blocks = statfs.blocks;
@@ -138,7 +144,7 @@ pub(crate) fn statfs(statfs: &Statfs, flags: i64) -> libc::statfs64 {
 
 /// `struct statvfs`, as glibc makes it from `struct statfs` (`__internal_statvfs`).
 pub(crate) fn statvfs(statfs: &Statfs, flags: i64) -> libc::statvfs {
-    zeroed::statvfs(|out| {
+    libc::statvfs::filled(|out| {
         out.f_bsize = statfs.bsize.into();
         out.f_frsize = if statfs.frsize == 0 { statfs.bsize } else { statfs.frsize }.into();
         out.f_blocks = statfs.blocks;
@@ -150,24 +156,6 @@ pub(crate) fn statvfs(statfs: &Statfs, flags: i64) -> libc::statvfs {
         out.f_namemax = statfs.namelen.into();
         out.f_flag = (flags & !ST_VALID) as u64;
     })
-}
-
-/// Structures of C with private padding, which only zeroed memory can begin.
-mod zeroed {
-    #![allow(unsafe_code)]
-
-    macro_rules! plain {
-        ($($name:ident),*) => { $(
-            pub(super) fn $name(fill: impl FnOnce(&mut libc::$name)) -> libc::$name {
-                // SAFETY: a structure of integers only: all zeroes is a value.
-                let mut value = unsafe { std::mem::zeroed() };
-                fill(&mut value);
-                value
-            }
-        )* };
-    }
-
-    plain!(stat, statx, statfs64, statvfs);
 }
 
 #[cfg(test)]

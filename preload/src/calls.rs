@@ -74,7 +74,7 @@ fn serve_with<T>(
 }
 
 /// As [`serve`], unless the mount's metadata table knows.
-#[inline]
+#[inline(always)]
 fn serve_or_look_up<T>(
     op: Op,
     (dirfd, path): (RawFd, &PathArg),
@@ -86,7 +86,7 @@ fn serve_or_look_up<T>(
 }
 
 /// The same with data besides: an attribute's value.
-#[inline]
+#[inline(always)]
 #[allow(clippy::too_many_arguments)]
 fn exchange<T>(
     op: Op,
@@ -99,8 +99,10 @@ fn exchange<T>(
     read: impl Fn(&Guard, &Call<'_>) -> T,
 ) -> Road<T> {
     for attempt in 0..2 {
-        let Some(target) = locate(dirfd, path) else { return Road::Kernel };
-        if let Some(known) = look_up(&target) {
+        // Used where it is: moving it would cost more than finding it.
+        let located = locate(dirfd, path);
+        let Some(target) = &located else { return Road::Kernel };
+        if let Some(known) = look_up(target) {
             target.mount.client().counters().looked_up(op);
             return Road::Bypass(known);
         }
@@ -117,10 +119,10 @@ fn exchange<T>(
         match filled {
             Ok(call) => match call.reply.outcome() {
                 Outcome::Kernel(Fallback::UnknownBase) if attempt == 0 && target.forget_proof() => {}
-                Outcome::Kernel(reason) => return fell_back(&target, reason),
+                Outcome::Kernel(reason) => return fell_back(target, reason),
                 outcome => return finish(op, &target.mount, outcome, || read(&target.mount, &call)),
             },
-            Err(reason) => return lost(&target, reason),
+            Err(reason) => return lost(target, reason),
         }
     }
     Road::Kernel
@@ -204,9 +206,29 @@ pub(crate) struct Found {
     pub(crate) mount: MountFacts,
 }
 
+/// What becomes of attributes that were found.
+pub(crate) trait Receive {
+    /// What the caller gets.
+    type Made;
+
+    /// Makes it. What the metadata table has is not copied before.
+    fn receive(&self, attr: &Attr, mount: &MountFacts) -> Self::Made;
+}
+
+/// All there is.
+pub(crate) struct All;
+
+impl Receive for All {
+    type Made = Found;
+
+    fn receive(&self, attr: &Attr, mount: &MountFacts) -> Found {
+        Found { attr: *attr, mount: *mount }
+    }
+}
+
 /// `fstatat` and relatives; also `statx`, whose synchronisation flags it knows.
-#[inline]
-pub(crate) fn stat(dirfd: RawFd, path: &PathArg, flags: i32) -> Road<Found> {
+#[inline(always)]
+pub(crate) fn stat<R: Receive>(dirfd: RawFd, path: &PathArg, flags: i32, receiver: R) -> Road<R::Made> {
     let sync = flags & libc::AT_STATX_SYNC_TYPE;
     let known = AT_SYMLINK_NOFOLLOW
         | AT_EMPTY_PATH
@@ -217,7 +239,12 @@ pub(crate) fn stat(dirfd: RawFd, path: &PathArg, flags: i32) -> Road<Found> {
         return decline(dirfd, path, Fallback::Unsupported);
     }
     if flags & AT_EMPTY_PATH != 0 && names_descriptor(path) {
-        return stat_fd(dirfd);
+        return match stat_fd(dirfd) {
+            Road::Bypass(found) => {
+                Road::Bypass(found.map(|found| receiver.receive(&found.attr, &found.mount)))
+            }
+            Road::Kernel => Road::Kernel,
+        };
     }
     let passed = flags & (AT_SYMLINK_NOFOLLOW | libc::AT_STATX_FORCE_SYNC);
     let request = Request { flags: passed as u32, ..Request::default() };
@@ -228,15 +255,15 @@ pub(crate) fn stat(dirfd: RawFd, path: &PathArg, flags: i32) -> Road<Found> {
             return None;
         }
         let table = target.mount.client().table()?;
-        match table.stat(target.base, target.path, follow, &mut Clock::default()) {
-            Walked::Found(attr) => Some(Ok(Found { attr, mount: target.mount.facts() })),
+        let found = |attr: &Attr| receiver.receive(attr, &target.mount.facts());
+        match table.stat(target.base, target.path, follow, &mut Clock::default(), found) {
+            Walked::Found(made) => Some(Ok(made)),
             Walked::Absent => Some(Err(libc::ENOENT)),
             Walked::Unclear => None,
         }
     };
-    serve_or_look_up(Op::Stat, (dirfd, path), request, look_up, |mount, call| Found {
-        attr: call.reply.to_attr(),
-        mount: mount.facts(),
+    serve_or_look_up(Op::Stat, (dirfd, path), request, look_up, |mount, call| {
+        receiver.receive(&call.reply.to_attr(), &mount.facts())
     })
 }
 

@@ -517,6 +517,29 @@ impl Attempt {
     pub(crate) const ALL: [Self; 5] = [Self::Early, Self::Early, Self::Early, Self::Early, Self::Last];
 }
 
+/// Uses a connection that is as good as it was when it was last used; `None` if more must be done to find out ([`try_enter`]).
+#[inline(always)]
+pub(crate) fn enter_now(index: usize) -> Option<Guard> {
+    let mount = ALL.get(index)?;
+    if !process::is_on() || mount.state.load(Ordering::Acquire) != ATTACHED {
+        return None;
+    }
+    let forks = process::forks();
+    if mount.users.fetch_add(1, Ordering::AcqRel) & ALONE == 0
+        && mount.state.load(Ordering::Acquire) == ATTACHED
+        // SAFETY: an attached mount has a client, which is taken away only by somebody who is alone, which nobody
+        // is while we are counted among the users.
+        && let Some(client) = unsafe { mount.client.load(Ordering::Acquire).as_ref() }
+    {
+        let guard = Guard { mount, index, client, forks };
+        let good =
+            !client.is_closed() && client.mount_generation() == mount.generation.load(Ordering::Relaxed);
+        return good.then_some(guard);
+    }
+    mount.users.fetch_sub(1, Ordering::Release);
+    None
+}
+
 /// Uses the connection to the mount that the table of paths has named.
 #[inline]
 pub(crate) fn try_enter(index: usize, attempt: Attempt) -> Entry {

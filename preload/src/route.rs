@@ -68,7 +68,7 @@ impl Target<'_> {
 }
 
 /// Finds out whether a path is on a mount of ours; `None` sends the call to the kernel.
-#[inline]
+#[inline(always)]
 pub(crate) fn locate(dirfd: RawFd, path: &PathArg) -> Option<Target<'_>> {
     let path = path.get()?;
     match path.first() {
@@ -80,24 +80,47 @@ pub(crate) fn locate(dirfd: RawFd, path: &PathArg) -> Option<Target<'_>> {
     }
 }
 
+/// A path that is on no mount of ours may still name an open file of ours (`/proc/self/fd`).
+#[cold]
+fn elsewhere(path: CPath<'_>) -> Option<Target<'_>> {
+    if virtuals::any() {
+        files::named_by(path.bytes());
+    }
+    None
+}
+
+/// Tries what succeeds nearly always, in line.
+#[inline(always)]
 fn locate_below_root(path: CPath<'_>) -> Option<Target<'_>> {
+    let Some((index, rest, version)) = connection::table().find(path) else { return elsewhere(path) };
+    if let Some(mount) = connection::enter_now(index)
+        && connection::table().is_current(version)
+    {
+        let (before, rest) = path.bytes_from(rest);
+        if before + rest.len() <= PATH_MAX {
+            let path = if rest.is_empty() { HERE } else { rest };
+            return Some(Target { mount, base: ROOT, path, start: Start::Root });
+        }
+    }
+    locate_patiently(path)
+}
+
+#[cold]
+#[inline(never)]
+fn locate_patiently(path: CPath<'_>) -> Option<Target<'_>> {
     for attempt in Attempt::ALL {
-        let Some((index, rest, version)) = connection::table().find(path) else {
-            if virtuals::any() {
-                files::named_by(path.bytes());
-            }
-            return None;
-        };
+        let Some((index, rest, version)) = connection::table().find(path) else { return elsewhere(path) };
         match connection::try_enter(index, attempt) {
             // The place of a mount may be another one's in a later list.
             Entry::Inside(_) if !connection::table().is_current(version) => {}
             Entry::Inside(mount) => {
-                if path.len_with(rest) > PATH_MAX {
+                let (before, rest) = path.bytes_from(rest);
+                if before + rest.len() > PATH_MAX {
                     // ENAMETOOLONG, although what remains would fit.
                     mount.client().counters().fell_back(Fallback::BadPath);
                     return None;
                 }
-                let path = if rest.first() == 0 { HERE } else { rest.bytes() };
+                let path = if rest.is_empty() { HERE } else { rest };
                 return Some(Target { mount, base: ROOT, path, start: Start::Root });
             }
             Entry::Relisted => {}

@@ -44,7 +44,7 @@ pub const MAGIC: u64 = u64::from_le_bytes(*b"FINTABLE");
 /// Entries in a set.
 pub const WAYS: usize = 8;
 /// Longest name in the table, in bytes.
-pub const NAME_MAX: usize = 34;
+pub const NAME_MAX: usize = 32;
 /// Longest target of a symbolic link in the table, in bytes.
 pub const TARGET_MAX: usize = (WIDE - 3) * 8;
 /// Smallest table, in bytes.
@@ -70,8 +70,6 @@ const EVICTED_AT: usize = 3 * LINE;
 pub const HOLDER_AT: usize = 2 * LINE;
 /// The thread in a futex word (`FUTEX_TID_MASK`): the kernel takes it out when the thread ends.
 const HOLDER: u64 = 0x3fff_ffff;
-/// How often a reader looks again at an entry that is being written.
-const TRIES: u32 = 4;
 /// Sets of names for each set of targets, and of marks.
 const NAMES_PER_RARE: usize = 8;
 /// At least so many sets of targets are used: about 1 MiB of everything.
@@ -97,7 +95,7 @@ const _: () = {
             && SET_NARROW.is_multiple_of(LINE)
             && SET_WIDE.is_multiple_of(LINE)
     );
-    assert!(NAME_MAX + 6 == 40 && TARGET_MAX == 104);
+    assert!(NAME_MAX == 8 * 4 && TARGET_MAX == 104);
 };
 
 /// When an entry ends: by the coarse monotonic clock, in units of 2^24 ns (17 ms).
@@ -266,38 +264,54 @@ const MIX: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
 pub struct Key {
     generation: Generation,
     parent: u64,
-    /// Generation (4 bytes), length (1 byte), the name, padded with zeros; the last byte, which is the kind's, is 0.
-    words: [u64; 5],
+    /// The generation's number (32 bits) and the name's length (8 bits).
+    head: u64,
+    /// The name, padded with zeros.
+    name: [u64; 4],
     hash: u64,
 }
 
-/// The bits of the last word of a name that are the kind's.
+/// The bits of a name's head that are the kind's.
 const KIND_SHIFT: u32 = 56;
+const KIND: u64 = 0xff << KIND_SHIFT;
 
-/// An entry as it was at one moment.
-#[derive(Debug)]
-struct Entry<'t, A, const W: usize> {
-    cells: &'t [A],
-    words: [u64; W],
+/// Up to eight bytes as a number, the first one lowest. Does without a copy in memory, whose bytes could not be read as a word at once.
+#[inline]
+fn word_of(bytes: &[u8]) -> u64 {
+    let four = |bytes: &[u8; 4]| u64::from(u32::from_le_bytes(*bytes));
+    match (bytes.first_chunk(), bytes.first_chunk(), bytes.last_chunk()) {
+        (Some(all), _, _) => u64::from_le_bytes(*all),
+        // They may overlap.
+        (None, Some(first), Some(last)) => four(first) | four(last) << (8 * (bytes.len() - 4)),
+        _ => bytes.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
+    }
 }
 
-impl<A: Atomic<u64>, const W: usize> Entry<'_, A, W> {
+/// An entry as it was seen: what was read of it held while its seqlock word stays as it is.
+#[derive(Debug)]
+struct Seen<'t, A> {
+    seqlock: &'t A,
+    was: u64,
+}
+
+impl<A: Atomic<u64>> Seen<'_, A> {
     /// Whether nobody has written to it since it was read.
     #[inline]
     fn is_unchanged(&self) -> bool {
-        self.cells.first().is_some_and(|seqlock| seqlock.load(Ordering::Acquire) == self.words[0])
+        self.seqlock.load(Ordering::Acquire) == self.was
     }
 
     #[inline]
     fn expiry(&self) -> Expiry {
-        Expiry((self.words[0] >> 32) as u32)
+        Expiry((self.was >> 32) as u32)
     }
 }
 
 /// What came of looking for an entry.
 #[derive(Debug)]
-enum Looked<'t, A, const W: usize> {
-    Found(Entry<'t, A, W>),
+enum Looked<'t, A, R> {
+    /// What was read of it.
+    Found(Seen<'t, A>, R),
     /// It was not there all the time.
     Missing,
     /// Somebody writes.
@@ -346,23 +360,17 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     /// How a name is looked for in a generation; `None` if it is too long to be in the table, or empty.
     #[inline]
     pub fn key(&self, generation: Generation, parent: u64, name: &[u8]) -> Option<Key> {
-        if name.is_empty() {
+        if name.is_empty() || name.len() > NAME_MAX {
             return None;
         }
-        let mut bytes = [0; 40];
-        bytes[..4].copy_from_slice(&generation.number().to_le_bytes());
-        bytes[4] = name.len() as u8;
-        bytes.get_mut(5..39)?.get_mut(..name.len())?.copy_from_slice(name);
-        let (chunks, _) = bytes.as_chunks::<8>();
-        let mut words = [0; 5];
-        for (word, chunk) in words.iter_mut().zip(chunks) {
-            *word = u64::from_le_bytes(*chunk);
+        let head = u64::from(generation.number()) | (name.len() as u64) << 32;
+        let mut hash = fold(fold(self.shape.seed ^ parent, MIX[0]) ^ head, MIX[1]);
+        let mut words = [0; 4];
+        for (word, part) in words.iter_mut().zip(name.chunks(8)) {
+            *word = word_of(part);
+            hash = fold(hash ^ *word, MIX[1]);
         }
-        let mut hash = fold(self.shape.seed ^ parent, MIX[0]);
-        for word in &words[..(5 + name.len()).div_ceil(8)] {
-            hash = fold(hash ^ word, MIX[1]);
-        }
-        Some(Key { generation, parent, words, hash })
+        Some(Key { generation, parent, head, name: words, hash })
     }
 
     #[inline]
@@ -376,88 +384,102 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         &self.words[sets.start + index * words..][..words]
     }
 
-    #[inline]
-    fn find<const W: usize>(
+    /// Looks for an entry of which `read` makes something, if it is the one.
+    #[inline(always)]
+    fn find<const W: usize, R>(
         &self,
         generation: Generation,
         sets: Sets,
         hash: u64,
-        is_it: impl Fn(&[u64; W]) -> bool,
-    ) -> Looked<'t, A, W> {
+        read: impl Fn(&[A; W]) -> Option<R>,
+    ) -> Looked<'t, A, R> {
         let set = self.set(generation, sets, hash, LINE + WAYS * W);
         let tag = tag(hash);
-        for pair in 0..WAYS / 2 {
-            let tags = set[pair].load(Ordering::Acquire);
-            for (half, found) in [tags as u32, (tags >> 32) as u32].into_iter().enumerate() {
-                if found != tag {
-                    continue;
-                }
-                let cells = &set[LINE + (2 * pair + half) * W..][..W];
-                match read(cells) {
-                    None => return Looked::Unclear,
-                    Some(words) if is_it(&words) => return Looked::Found(Entry { cells, words }),
-                    Some(_) => {}
-                }
+        let mut from = 0;
+        while let Some(way) = way_with(set, tag, from) {
+            from = way + 1;
+            let Some(cells) = set[LINE + way * W..].first_chunk::<W>() else { break };
+            match read_entry(cells, &read) {
+                None => return Looked::Unclear,
+                Some((seen, Some(what))) => return Looked::Found(seen, what),
+                Some((_, None)) => {}
             }
         }
         Looked::Missing
     }
 
+    /// Looks a name up: what it stands for.
     #[inline]
-    fn find_name(&self, key: &Key) -> Looked<'t, A, NARROW> {
-        self.find(key.generation, self.shape.names, key.hash, |words| is_name(words, key))
+    fn find_name(&self, key: &Key) -> Looked<'t, A, (Kind, u64)> {
+        self.find(key.generation, self.shape.names, key.hash, |cells: &[A; NARROW]| {
+            let word = |at: usize| cells[at].load(Ordering::Acquire);
+            let head = word(2);
+            // Without a branch for each word.
+            let mut differ = (word(1) ^ key.parent) | ((head & !KIND) ^ key.head);
+            for (at, part) in key.name.iter().enumerate() {
+                differ |= word(3 + at) ^ part;
+            }
+            (differ == 0).then(|| (Kind::from_bits(head >> KIND_SHIFT), word(7)))
+        })
     }
 
     /// Whether a name is in the table, whatever it stands for.
     pub fn holds(&self, key: &Key) -> bool {
-        matches!(self.find_name(key), Looked::Found(_))
+        matches!(self.find_name(key), Looked::Found(..))
     }
 
-    #[inline]
-    fn find_attr(&self, generation: Generation, ino: u64) -> Looked<'t, A, WIDE> {
-        self.find(generation, self.shape.attrs, self.hash_of(generation, ino), |words| {
-            is_of(words, generation, ino)
+    #[inline(always)]
+    fn find_attr(&self, generation: Generation, ino: u64) -> Looked<'t, A, Attr> {
+        self.find(generation, self.shape.attrs, self.hash_of(generation, ino), |cells: &[A; WIDE]| {
+            is_cell_of(cells, generation, ino).then(|| unpack(cells))
         })
     }
 
-    fn find_link(&self, generation: Generation, ino: u64) -> Looked<'t, A, WIDE> {
-        self.find(generation, self.shape.links, self.hash_of(generation, ino), |words| {
-            is_of(words, generation, ino)
+    fn find_link(&self, generation: Generation, ino: u64) -> Looked<'t, A, [u64; WIDE]> {
+        self.find(generation, self.shape.links, self.hash_of(generation, ino), |cells: &[A; WIDE]| {
+            is_cell_of(cells, generation, ino)
+                .then(|| std::array::from_fn(|at| cells[at].load(Ordering::Acquire)))
         })
     }
 
-    fn find_mark(&self, generation: Generation, ino: u64) -> Looked<'t, A, NARROW> {
-        self.find(generation, self.shape.marks, self.hash_of(generation, ino), |words| {
-            is_of(words, generation, ino)
+    fn find_mark(&self, generation: Generation, ino: u64) -> Looked<'t, A, ()> {
+        self.find(generation, self.shape.marks, self.hash_of(generation, ino), |cells: &[A; NARROW]| {
+            is_cell_of(cells, generation, ino).then_some(())
         })
     }
 }
 
-/// Copies an entry; `None` if somebody goes on writing to it.
-#[inline]
-fn read<A: Atomic<u64>, const W: usize>(cells: &[A]) -> Option<[u64; W]> {
-    for _ in 0..TRIES {
-        let seqlock = cells[0].load(Ordering::Acquire);
-        if seqlock & 1 == 0 {
-            let mut words = [seqlock; W];
-            for (word, cell) in words.iter_mut().zip(cells).skip(1) {
-                *word = cell.load(Ordering::Acquire);
-            }
-            // Not sooner than the loads before it, as they acquire.
-            if cells[0].load(Ordering::Relaxed) == seqlock {
-                return Some(words);
-            }
-        }
-        write::pause();
+/// The first way from one on whose entry has a tag. It is found by branches, which processors foresee, so that they read the entry meanwhile.
+#[inline(always)]
+fn way_with<A: Atomic<u64>>(set: &[A], tag: u32, from: usize) -> Option<usize> {
+    (from..WAYS).find(|way| (set[way / 2].load(Ordering::Acquire) >> (32 * (way % 2))) as u32 == tag)
+}
+
+/// Reads an entry; `None` if somebody writes to it.
+#[inline(always)]
+fn read_entry<'t, A: Atomic<u64>, const W: usize, R>(
+    cells: &'t [A; W],
+    read: impl FnOnce(&[A; W]) -> R,
+) -> Option<(Seen<'t, A>, R)> {
+    let was = cells[0].load(Ordering::Acquire);
+    if was & 1 != 0 {
+        return None;
     }
-    None
+    let what = read(cells);
+    // Not sooner than the loads before it, as they acquire.
+    (cells[0].load(Ordering::Relaxed) == was).then_some((Seen { seqlock: &cells[0], was }, what))
 }
 
 #[inline]
 fn is_name(words: &[u64; NARROW], key: &Key) -> bool {
-    let [_, parent, one, two, three, four, last, _] = *words;
-    let last = last & !(0xff << KIND_SHIFT);
-    parent == key.parent && [one, two, three, four, last] == key.words
+    let [_, parent, head, one, two, three, four, _] = *words;
+    parent == key.parent && head & !KIND == key.head && [one, two, three, four] == key.name
+}
+
+/// [`is_of`] for an entry that may be written meanwhile.
+#[inline]
+fn is_cell_of<A: Atomic<u64>, const W: usize>(cells: &[A; W], generation: Generation, ino: u64) -> bool {
+    cells[1].load(Ordering::Acquire) == ino && cells[2].load(Ordering::Acquire) as u32 == generation.number()
 }
 
 /// Whether an entry, of whatever kind, is one of this generation.
@@ -498,8 +520,9 @@ fn pack(generation: Generation, attr: &Attr) -> [u64; WIDE] {
 }
 
 /// The attributes in an entry.
-#[inline]
-fn unpack(words: &[u64; WIDE]) -> Attr {
+#[inline(always)]
+fn unpack<A: Atomic<u64>>(cells: &[A; WIDE]) -> Attr {
+    let words: [u64; 13] = std::array::from_fn(|at| cells[at].load(Ordering::Acquire));
     let low = |at: usize| words[at] as u32;
     let high = |at: usize| (words[at] >> 32) as u32;
     let time = |at: usize, nsec: u32| Time { sec: words[at].cast_signed(), nsec: nsec.into() };

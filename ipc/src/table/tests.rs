@@ -37,7 +37,7 @@ fn attr(ino: u64) -> Attr {
 }
 
 fn stat(table: &Table<'_, AtomicU64>, path: &str) -> Walked<Attr> {
-    table.stat(1, path.as_bytes(), false, &mut Clock::default())
+    table.stat(1, path.as_bytes(), false, &mut Clock::default(), |attr| *attr)
 }
 
 #[test]
@@ -80,8 +80,16 @@ fn paths_are_walked_and_what_is_unusual_is_left() {
     ] {
         assert_eq!(stat(&table, path), found, "{path}");
     }
-    assert_eq!(table.stat(1, b"d/l", true, &mut Clock::default()), Walked::Unclear, "a link to follow");
-    assert_eq!(table.stat(2, b"f", true, &mut Clock::default()), Walked::Found(attr(3)), "from a base");
+    assert_eq!(
+        table.stat(1, b"d/l", true, &mut Clock::default(), |attr| *attr),
+        Walked::Unclear,
+        "a link to follow"
+    );
+    assert_eq!(
+        table.stat(2, b"f", true, &mut Clock::default(), |attr| *attr),
+        Walked::Found(attr(3)),
+        "from a base"
+    );
     assert_eq!(table.probe(1, b"d/l", &mut Clock::default()), Walked::Found(Kind::Symlink));
 }
 
@@ -252,7 +260,9 @@ fn half_a_million_names_and_attributes_fit_the_default_size() {
         }
     }
     let found = |ino: &u64| {
-        let walked = table.stat(ino / 100, format!("name{ino}").as_bytes(), false, &mut Clock::default());
+        let walked =
+            table
+                .stat(ino / 100, format!("name{ino}").as_bytes(), false, &mut Clock::default(), |attr| *attr);
         walked == Walked::Found(attr(*ino))
     };
     let found = (2..500_002u64).filter(found).count();

@@ -4,7 +4,7 @@
 //! Each step is checked once the next one is done: what a name stands for was still that when the next name was looked
 //! up in it, so that a directory that was replaced, or removed and its number given to another one, leads nowhere.
 
-use super::{Entry, Expiry, Generation, KIND_SHIFT, Kind, Looked, NARROW, TARGET_MAX, Table, unpack};
+use super::{Expiry, Generation, Kind, Looked, Seen, TARGET_MAX, Table};
 use crate::frame::Attr;
 use crate::ring::Atomic;
 
@@ -45,18 +45,9 @@ pub enum Walked<T> {
 
 /// The last name of a path, in the table.
 struct Last<'t, A> {
-    entry: Entry<'t, A, NARROW>,
+    seen: Seen<'t, A>,
     kind: Kind,
-}
-
-impl<A> Last<'_, A> {
-    fn ino(&self) -> u64 {
-        self.entry.words[NARROW - 1]
-    }
-}
-
-fn kind_of<A>(entry: &Entry<'_, A, NARROW>) -> Kind {
-    Kind::from_bits(entry.words[NARROW - 2] >> KIND_SHIFT)
+    ino: u64,
 }
 
 /// Splits the first component off a path, and the slashes behind it.
@@ -69,32 +60,37 @@ fn split_first(path: &[u8]) -> (&[u8], &[u8]) {
 }
 
 impl<'t, A: Atomic<u64>> Table<'t, A> {
-    /// The attributes of what a path leads to from the directory `base`; a last symbolic link is followed if `follow`.
-    #[inline]
-    pub fn stat(&self, base: u64, path: &[u8], follow: bool, clock: &mut Clock) -> Walked<Attr> {
+    /// Makes something of the attributes of what a path leads to from the directory `base`; a last symbolic link is followed if `follow`.
+    #[inline(always)]
+    pub fn stat<T>(
+        &self,
+        base: u64,
+        path: &[u8],
+        follow: bool,
+        clock: &mut Clock,
+        found: impl FnOnce(&Attr) -> T,
+    ) -> Walked<T> {
         if !self.is_kept() {
             return Walked::Unclear;
         }
         let generation = self.generation();
-        if path == b"." && base == crate::frame::ROOT {
+        let (ino, name) = if path == b"." && base == crate::frame::ROOT {
             // It has no name that could change.
-            return match self.attr(generation, base, clock) {
-                Some(attr) => Walked::Found(attr),
-                None => Walked::Unclear,
-            };
-        }
-        let last = match self.last(generation, base, path, clock) {
-            Walked::Found(last) => last,
-            Walked::Absent => return Walked::Absent,
-            Walked::Unclear => return Walked::Unclear,
+            (base, None)
+        } else {
+            match self.last(generation, base, path, clock) {
+                Walked::Found(Last { kind: Kind::Absent, .. }) | Walked::Absent => return Walked::Absent,
+                Walked::Found(Last { kind: Kind::Symlink, .. }) if follow => return Walked::Unclear,
+                Walked::Found(last) => (last.ino, Some(last.seen)),
+                Walked::Unclear => return Walked::Unclear,
+            }
         };
-        match last.kind {
-            Kind::Absent => return Walked::Absent,
-            Kind::Symlink if follow => return Walked::Unclear,
-            Kind::Symlink | Kind::Directory | Kind::Other => {}
-        }
-        match self.attr(generation, last.ino(), clock) {
-            Some(attr) if last.entry.is_unchanged() => Walked::Found(attr),
+        match self.find_attr(generation, ino) {
+            Looked::Found(seen, attr)
+                if !clock.is_past(seen.expiry()) && name.is_none_or(|name| name.is_unchanged()) =>
+            {
+                Walked::Found(found(&attr))
+            }
             _ => Walked::Unclear,
         }
     }
@@ -134,35 +130,27 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
             Kind::Symlink => {}
             Kind::Directory | Kind::Other => return Walked::Unclear,
         }
-        let Looked::Found(link) = self.find_link(generation, last.ino()) else { return Walked::Unclear };
-        if clock.is_past(link.expiry()) || !last.entry.is_unchanged() {
+        let Looked::Found(seen, link) = self.find_link(generation, last.ino) else { return Walked::Unclear };
+        if clock.is_past(seen.expiry()) || !last.seen.is_unchanged() {
             return Walked::Unclear;
         }
-        for (place, word) in buffer.as_chunks_mut::<8>().0.iter_mut().zip(&link.words[3..]) {
+        for (place, word) in buffer.as_chunks_mut::<8>().0.iter_mut().zip(&link[3..]) {
             *place = word.to_le_bytes();
         }
-        match buffer.get(..(link.words[2] >> 32) as usize) {
+        match buffer.get(..(link[2] >> 32) as usize) {
             Some(target) => Walked::Found(target),
             None => Walked::Unclear,
         }
     }
 
-    #[inline]
-    fn attr(&self, generation: Generation, ino: u64, clock: &mut Clock) -> Option<Attr> {
-        match self.find_attr(generation, ino) {
-            Looked::Found(entry) if !clock.is_past(entry.expiry()) => Some(unpack(&entry.words)),
-            _ => None,
-        }
-    }
-
     /// The last name of a path.
-    #[inline]
+    #[inline(always)]
     fn last(&self, generation: Generation, base: u64, path: &[u8], clock: &mut Clock) -> Walked<Last<'t, A>> {
         if matches!(path.first(), None | Some(b'/')) || path.last() == Some(&b'/') {
             return Walked::Unclear;
         }
         let (mut directory, mut rest) = (base, path);
-        let mut above: Option<Entry<'t, A, NARROW>> = None;
+        let mut above: Option<Seen<'t, A>> = None;
         loop {
             let (name, after) = split_first(rest);
             if matches!(name, b"." | b"..") {
@@ -172,26 +160,25 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
                 Some(key) => self.find_name(&key),
                 None => return Walked::Unclear,
             };
-            let entry = match looked {
-                Looked::Found(entry) if !clock.is_past(entry.expiry()) => Some(entry),
+            let known = match looked {
+                Looked::Found(seen, what) if !clock.is_past(seen.expiry()) => Some((seen, what)),
                 Looked::Missing if self.is_complete(generation, directory, name, clock) => None,
                 _ => return Walked::Unclear,
             };
             if above.is_some_and(|above| !above.is_unchanged()) {
                 return Walked::Unclear;
             }
-            let Some(entry) = entry else { return Walked::Absent };
-            let kind = kind_of(&entry);
+            let Some((seen, (kind, ino))) = known else { return Walked::Absent };
             if after.is_empty() {
-                return Walked::Found(Last { entry, kind });
+                return Walked::Found(Last { seen, kind, ino });
             }
             match kind {
                 Kind::Directory => {}
                 Kind::Absent => return Walked::Absent,
                 Kind::Symlink | Kind::Other => return Walked::Unclear,
             }
-            directory = entry.words[NARROW - 1];
-            above = Some(entry);
+            directory = ino;
+            above = Some(seen);
             rest = after;
         }
     }
@@ -199,7 +186,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     /// Whether a name that was not found does not exist: the directory is complete, and the name is still not there.
     #[cold]
     fn is_complete(&self, generation: Generation, directory: u64, name: &[u8], clock: &mut Clock) -> bool {
-        let Looked::Found(mark) = self.find_mark(generation, directory) else { return false };
+        let Looked::Found(mark, ()) = self.find_mark(generation, directory) else { return false };
         if clock.is_past(mark.expiry()) {
             return false;
         }

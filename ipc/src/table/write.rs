@@ -12,8 +12,7 @@ use crate::frame::Attr;
 use crate::ring::Atomic;
 
 /// Lets whoever writes get on.
-#[inline]
-pub(super) fn pause() {
+fn pause() {
     #[cfg(all(loom, test))]
     loom::thread::yield_now();
     #[cfg(not(all(loom, test)))]
@@ -254,9 +253,9 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         leaving: impl Fn(u64),
         is_current: impl FnOnce() -> bool,
     ) -> bool {
-        let [one, two, three, four, last] = key.words;
-        let last = last | (kind as u64) << KIND_SHIFT;
-        let words = [u64::from(expiry.0) << 32, key.parent, one, two, three, four, last, child];
+        let [one, two, three, four] = key.name;
+        let head = key.head | (kind as u64) << KIND_SHIFT;
+        let words = [u64::from(expiry.0) << 32, key.parent, head, one, two, three, four, child];
         let leaving = |words: &[u64; NARROW]| leaving(words[1]);
         self.publish(
             key.generation,

@@ -2,12 +2,13 @@
 
 use std::ffi::{c_int, c_long, c_uint};
 
+use finesse_ipc::frame::Attr;
 use libc::{AT_EACCESS, AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW};
 
 use super::promote::{itself, with};
 use super::{fail, hook, take, take_with};
-use crate::attr;
-use crate::calls::{self, Found, Road};
+use crate::attr::{self, MountFacts};
+use crate::calls::{self, All, Found, Receive, Road};
 use crate::connection::is_own;
 use crate::files;
 use crate::next::StatOut;
@@ -26,14 +27,26 @@ pub(super) fn stat_at(
     if flags & AT_EMPTY_PATH != 0 && calls::names_descriptor(&path) {
         return stat_open(dirfd, out, next);
     }
-    if out.is_suspicious() {
+    if out.is_unusual() {
         return next();
     }
     // `fstatat` has no synchronisation flags.
     if flags & libc::AT_STATX_SYNC_TYPE != 0 {
         return next();
     }
-    answer(calls::stat(dirfd, &path, flags), out, next)
+    take(calls::stat(dirfd, &path, flags, Put(out)), next)
+}
+
+/// Puts a `struct stat` where the program wants it.
+struct Put(StatOut);
+
+impl Receive for Put {
+    type Made = ();
+
+    #[inline(always)]
+    fn receive(&self, attr: &Attr, mount: &MountFacts) {
+        self.0.fill(|stat| attr::fill_stat(stat, attr, mount));
+    }
 }
 
 fn answer(road: Road<Found>, out: StatOut, next: impl FnOnce() -> c_int) -> c_int {
@@ -145,7 +158,7 @@ pub(super) fn statx_at(
                 out.put(attr::statx(&found.attr, &found.mount));
                 0
             };
-            if let road @ Road::Bypass(_) = calls::stat(dirfd, &path, flags) {
+            if let road @ Road::Bypass(_) = calls::stat(dirfd, &path, flags, All) {
                 return take_with(road, served, next);
             }
         }
@@ -173,7 +186,7 @@ pub(super) fn statx_at(
         out.put(attr::statx(&found.attr, &found.mount));
         0
     };
-    take_with(calls::stat(dirfd, &path, flags), served, next)
+    take_with(calls::stat(dirfd, &path, flags, All), served, next)
 }
 
 hook! {

@@ -84,9 +84,10 @@ impl<'p> CPath<'p> {
         Some(Self { start: rest, ..self })
     }
 
-    /// The length of the path of which `rest` is a suffix.
-    pub(crate) fn len_with(self, rest: Self) -> usize {
-        rest.start.addr().get() - self.start.addr().get() + rest.bytes().len()
+    /// The bytes of a suffix, and how many come before it.
+    #[inline]
+    pub(crate) fn bytes_from(self, rest: Self) -> (usize, &'p [u8]) {
+        (rest.start.addr().get() - self.start.addr().get(), rest.bytes())
     }
 
     /// The path's bytes.
@@ -96,6 +97,30 @@ impl<'p> CPath<'p> {
         unsafe { CStr::from_ptr(self.start.as_ptr().cast()) }.to_bytes()
     }
 }
+
+/// A structure of C that is made of integers, with private padding perhaps: only zeroed memory can begin it.
+///
+/// # Safety
+/// Zeros must be a value.
+pub(crate) unsafe trait Plain: Sized {
+    /// The value of which `fill` makes what it is to be from zeros.
+    #[inline(always)]
+    fn filled(fill: impl FnOnce(&mut Self)) -> Self {
+        // SAFETY: the trait's contract.
+        let mut value = unsafe { std::mem::zeroed() };
+        fill(&mut value);
+        value
+    }
+}
+
+// SAFETY: integers only.
+unsafe impl Plain for libc::stat {}
+// SAFETY: as above.
+unsafe impl Plain for libc::statx {}
+// SAFETY: as above.
+unsafe impl Plain for libc::statfs64 {}
+// SAFETY: as above.
+unsafe impl Plain for libc::statvfs {}
 
 /// Where a hooked function shall put its result. Like [`PathArg`], only ever an argument.
 #[derive(Debug)]
@@ -138,6 +163,28 @@ impl<T> Out<T> {
             // SAFETY: the hooked function's contract: a place for a T. Unaligned, because x86 programs get
             // away with it.
             unsafe { self.0.write_unaligned(value) }
+        }
+    }
+
+    /// Whether a result cannot be [filled in](Self::fill) there: the pointer looks bad, or is not aligned, which only the kernel
+    /// does not mind.
+    #[inline]
+    pub(crate) fn is_unusual(self) -> bool {
+        self.is_suspicious() || !self.0.is_aligned()
+    }
+
+    /// Makes the result there, of zeros. Does nothing where that [cannot be](Self::is_unusual).
+    #[inline(always)]
+    pub(crate) fn fill(self, fill: impl FnOnce(&mut T))
+    where
+        T: Plain,
+    {
+        if !self.is_unusual() {
+            // SAFETY: the hooked function's contract: a place for a T, which nobody else uses meanwhile; zeros are a T (`Plain`).
+            unsafe {
+                self.0.write_bytes(0, 1);
+                fill(&mut *self.0);
+            }
         }
     }
 
