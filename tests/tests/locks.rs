@@ -734,7 +734,7 @@ fn transactions(place: &Place) -> [u64; 3] {
     numbers.try_into().unwrap()
 }
 
-/// Journals and mounts. In WAL mode the files must be granted, or unmodified programs may find them too short.
+/// Journals and mounts. In WAL mode the files must be granted, as SQLite changes one of them through mappings of several programs.
 const DATABASES: [(&str, &[&str]); 4] =
     [("wal", MOUNTS[0]), ("delete", MOUNTS[0]), ("delete", MOUNTS[1]), ("delete", MOUNTS[2])];
 

@@ -31,9 +31,8 @@ struct Session {
     script: &'static str,
     /// What must be installed.
     programs: &'static [&'static str],
-    /// A script that runs at the same time in the same directory, never preloaded; only where files are granted: the kernel
-    /// may take a file that grows on the bypass for shorter than it is (`fuse_change_attributes_common`, which ignores a size that
-    /// was on its way during a notification).
+    /// A script that runs at the same time in the same directory, never preloaded; only where files are granted: what two roads
+    /// change in one page of a file, one of them through a mapping, may be lost.
     other: Option<&'static str>,
     /// Whether its programs are too large to be asked for in every run.
     large: bool,

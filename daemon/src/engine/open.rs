@@ -69,7 +69,9 @@ impl<FS: Filesystem> Engine<FS> {
         if flags & libc::O_CREAT != 0 && call.path.last() == Some(&b'/') {
             return kernel(Fallback::KernelByChoice);
         }
-        if exclusive && let Some(created) = self.create_at_once(call, giving, output)? {
+        if flags & libc::O_CREAT != 0
+            && let Some(created) = self.create_at_once(call, exclusive, giving, output)?
+        {
             return Ok(created);
         }
         for _ in 0..LOOKS {
@@ -84,7 +86,7 @@ impl<FS: Filesystem> Engine<FS> {
                 Last::There(_) if exclusive => return fail(libc::EEXIST),
                 Last::There(node) => return self.open_existing(call, &node, giving, output),
                 Last::Missing(directory, name) if flags & libc::O_CREAT != 0 => {
-                    match self.create(call, &directory, &name, giving, output) {
+                    match self.create(call, &directory, &name, flags, giving, output) {
                         // Somebody else has made it meanwhile.
                         Err(Stop::Errno(libc::EEXIST)) if !exclusive => {}
                         created => return created,
@@ -96,11 +98,12 @@ impl<FS: Filesystem> Engine<FS> {
         kernel(Fallback::KernelByChoice)
     }
 
-    /// `O_EXCL`: whether the name exists is not looked up where the file system finds it, and everything that comes before it in
-    /// order, by itself. `None` if it has to be, or need not be asked.
+    /// Whether the name exists is not looked up before where the file system finds it, and everything that comes before it in order, by
+    /// itself: it is asked for `O_EXCL`. `None` if the name has to be looked up, or is known.
     fn create_at_once(
         &self,
         call: &Call<'_>,
+        exclusive: bool,
         giving: Giving,
         output: &mut Output,
     ) -> Result<Option<Reply>, Stop> {
@@ -109,12 +112,23 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let parent = match self.parent_of(call) {
             Err(Stop::Errno(libc::ENOENT | libc::ENOTDIR)) => return kernel(Fallback::KernelByChoice),
+            Err(_) if !exclusive => return Ok(None),
             parent => parent?,
         };
-        if matches!(self.cache.lookup(&parent.directory, parent.name), Known::Inode(..)) {
+        let is_known = match self.cache.lookup(&parent.directory, parent.name) {
+            Known::Inode(..) => true,
+            // Nothing needs to be looked up.
+            Known::Nothing => !exclusive,
+            Known::Unknown => false,
+        };
+        if is_known || self.core.read_only && !exclusive {
             return Ok(None);
         }
-        self.create(call, &parent.directory, parent.name, giving, output).map(Some)
+        let flags = call.frame.flags as i32 | libc::O_EXCL;
+        match self.create(call, &parent.directory, parent.name, flags, giving, output) {
+            Err(Stop::Errno(libc::EEXIST)) if !exclusive => Ok(None),
+            created => created.map(Some),
+        }
     }
 
     fn open_existing(&self, call: &Call<'_>, node: &Node, giving: Giving, output: &mut Output) -> Served {
@@ -205,6 +219,7 @@ impl<FS: Filesystem> Engine<FS> {
         call: &Call<'_>,
         directory: &Arc<Inode>,
         name: &OsStr,
+        flags: i32,
         giving: Giving,
         output: &mut Output,
     ) -> Served {
@@ -216,7 +231,7 @@ impl<FS: Filesystem> Engine<FS> {
             self.permit_grant_of(call.context, directory, name)?;
         }
         self.may_create(call.context, &call.request, directory)?;
-        let flags = call.frame.flags as i32 & !libc::O_NOCTTY;
+        let flags = flags & !libc::O_NOCTTY;
         let mode = self.masked(call, directory)? & 0o7777 | libc::S_IFREG;
         let changing = self.cache.changing(directory, name);
         let mark = self.cache.mark();

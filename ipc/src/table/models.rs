@@ -122,3 +122,77 @@ fn a_name_that_leaves_a_complete_directory_is_not_absent() {
         assert_ne!(probe(&shared, b"n"), Walked::Absent);
     });
 }
+
+/// A reader, in a thread of its own, beside whatever `write` does; what it finds must be one of these. It is made to find each of them
+/// in some order.
+fn read_beside(
+    write: fn(&Table<'_, AtomicU64>),
+    read: fn(&Shared) -> Option<(Kind, u64)>,
+    allowed: &'static [Option<(Kind, u64)>],
+) {
+    let seen = std::sync::Arc::new(std::sync::Mutex::new(std::collections::HashSet::new()));
+    let all = seen.clone();
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(2);
+    builder.max_branches = 10_000;
+    builder.check(move || {
+        let shared = Shared::new();
+        publish(&shared.table(), b"n", (3, Kind::Other));
+        let reader = thread::spawn({
+            let shared = shared.clone();
+            move || read(&shared)
+        });
+        write(&shared.table());
+        let found = reader.join().unwrap();
+        assert!(allowed.contains(&found), "{found:?}");
+        seen.lock().unwrap().insert(found.map(|(_, child)| child));
+    });
+    assert_eq!(all.lock().unwrap().len(), allowed.len(), "some order was not tried");
+}
+
+fn publish(table: &Table<'_, AtomicU64>, name: &[u8], (child, kind): (u64, Kind)) {
+    let key = table.key(table.generation(), 1, name).unwrap();
+    table.publish_name(&key, (child, kind), Expiry::NEVER, |_| (), || true);
+}
+
+fn look_up(shared: &Shared) -> Option<(Kind, u64)> {
+    let table = shared.table();
+    match table.find_name(&table.key(table.generation(), 1, b"n").unwrap()) {
+        Looked::Found(_, found) => Some(found),
+        Looked::Missing | Looked::Unclear => None,
+    }
+}
+
+/// What a name stands for changes: a reader sees the one or the other, or nothing certain.
+#[test]
+fn an_entry_is_read_as_it_was_at_one_moment() {
+    let write = |table: &Table<'_, AtomicU64>| publish(table, b"n", (4, Kind::Directory));
+    read_beside(write, look_up, &[None, Some((Kind::Other, 3)), Some((Kind::Directory, 4))]);
+}
+
+/// An entry makes room for one of a new generation, in the same place: a reader takes neither for the other.
+#[test]
+fn an_entry_of_another_generation_is_not_taken_for_its_successor() {
+    let write = |table: &Table<'_, AtomicU64>| {
+        table.renew();
+        publish(table, b"n", (4, Kind::Directory));
+    };
+    read_beside(write, look_up, &[None, Some((Kind::Other, 3)), Some((Kind::Directory, 4))]);
+}
+
+/// A name goes to make room in a new generation, while a reader of the earlier one knows that its directory was complete: it does
+/// not take that for its absence.
+#[test]
+fn a_name_that_makes_room_for_a_new_generation_is_not_absent() {
+    let write = |table: &Table<'_, AtomicU64>| {
+        table.mark(table.generation(), 1, Expiry::NEVER, || true);
+        table.renew();
+        publish(table, b"n", (3, Kind::Other));
+    };
+    let read = |shared: &Shared| match probe(shared, b"n") {
+        Walked::Absent => Some((Kind::Absent, 0)),
+        Walked::Found(kind) => Some((kind, 3)),
+        Walked::Unclear => None,
+    };
+    read_beside(write, read, &[None, Some((Kind::Other, 3))]);
+}
