@@ -147,6 +147,29 @@ fn what_has_been_looked_at_is_looked_up_without_a_round_trip() {
 }
 
 #[test]
+fn what_a_program_has_made_is_looked_up_without_a_round_trip() {
+    let place = place();
+    let mut looker = Looker::new(&place, ROOT);
+    // So that everybody is known to be able to search it.
+    looker.looks("stat", &place, "d/f");
+    assert_eq!(looker.looks("mkdir", &place, "d/made"), "None");
+    assert_eq!(from_table(&place, || assert_eq!(looker.looks("exists", &place, "d/made"), "True")), 1);
+    let target = looker.does(&format!("symlink f {}", place.path().join("d/link").display()));
+    assert_eq!(target, "None");
+    assert_eq!(
+        from_table(&place, || assert!(looker.looks("lstat", &place, "d/link").starts_with("120777 1"))),
+        1
+    );
+    let new = looker.looks("lstat", &place, "d/link");
+    assert_eq!(new, looker.does(&format!("lstat {}", place.source().join("d/link").display())));
+    // What is gone again is gone.
+    assert_eq!(looker.looks("unlink", &place, "d/link"), "None");
+    assert_eq!(looker.looks("lstat", &place, "d/link"), "ENOENT");
+    assert_eq!(looker.looks("rmdir", &place, "d/made"), "None");
+    assert_eq!(looker.looks("exists", &place, "d/made"), "False");
+}
+
+#[test]
 fn paths_from_a_working_directory_are_looked_up() {
     let place = place();
     let mut looker = Looker::new(&place, ROOT);

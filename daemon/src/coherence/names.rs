@@ -17,12 +17,12 @@
 //! What the kernel learns from then on until the name is gone, the change is told when it [ends](Names::end).
 
 use std::ffi::OsStr;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hashbrown::HashTable;
 use hashbrown::hash_table::Entry;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use parking_lot::{Mutex, MutexGuard};
 
 use super::Padded;
@@ -166,7 +166,7 @@ impl Shard {
 
 /// The names of one mount that the kernel may have cached.
 pub(super) struct Names {
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     /// The most fingerprints in one shard.
     room: usize,
     shards: Box<[Padded<Mutex<Shard>>]>,
@@ -178,7 +178,7 @@ impl Names {
     /// No names, and room for so many in each of the 256 shards.
     pub(super) fn new(room: usize) -> Self {
         let shards = (0..1 << SHARD_BITS).map(|_| Padded::default()).collect();
-        Self { hasher: RandomState::new(), room, shards, age: AtomicU64::new(0) }
+        Self { hasher: DefaultHashBuilder::default(), room, shards, age: AtomicU64::new(0) }
     }
 
     pub(super) fn key(&self, parent: u64, name: &OsStr) -> Key {

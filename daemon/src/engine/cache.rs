@@ -355,9 +355,9 @@ impl Cache {
         self.table.as_ref()
     }
 
-    /// Something changed: what lookups under way bring may be old.
-    fn bump(&self) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
+    /// Something changed: what lookups under way bring may be old. What the count was before.
+    fn bump(&self) -> u64 {
+        self.changes.fetch_add(1, Ordering::SeqCst)
     }
 
     /// Lets go of the file system.
@@ -547,19 +547,20 @@ impl Cache {
     }
 
     /// Forgets a name and its inode's attributes, and returns the inode.
-    fn forget_name(&self, directory: &Inode, name: &OsStr) -> Option<Arc<Inode>> {
-        let inode = self.take_name(directory, name);
+    fn forget_name(&self, directory: &Inode, name: &OsStr) -> (Option<Arc<Inode>>, u64) {
+        let (inode, counted) = self.take_name(directory, name);
         if inode.is_none() && !mutant::leaves_out("cache: hard links") {
             self.unlinks.fetch_add(1, Ordering::AcqRel);
         }
-        inode
+        (inode, counted)
     }
 
-    fn take_name(&self, directory: &Inode, name: &OsStr) -> Option<Arc<Inode>> {
-        self.bump();
+    /// The inode, and what the count of changes was before.
+    fn take_name(&self, directory: &Inode, name: &OsStr) -> (Option<Arc<Inode>>, u64) {
+        let counted = self.bump();
         let key = KeyRef { directory: directory.instance, name: name.as_bytes() };
         if mutant::leaves_out("cache: names") {
-            return None;
+            return (None, counted);
         }
         let removed = self.dentry_shard(&key).lock().remove(&key).map(Dentry::removed);
         let inode = removed.and_then(|dentry| dentry.inode);
@@ -570,7 +571,7 @@ impl Cache {
             inode.changed();
             self.publishes_no_more(inode.ino);
         }
-        inode
+        (inode, counted)
     }
 
     /// The attributes of an inode have changed, which has been counted.
@@ -601,12 +602,31 @@ impl Cache {
         self.forget_atime(directory);
     }
 
-    /// A client has changed an inode's attributes, or may have.
-    pub(crate) fn forget_attr(&self, inode: &Inode) {
-        self.bump();
+    /// A client has changed an inode's attributes, or may have. What the count of changes was before.
+    pub(crate) fn forget_attr(&self, inode: &Inode) -> u64 {
+        let counted = self.bump();
         inode.changed();
         self.publishes_no_more(inode.ino);
         self.coherence.changed_attr(inode.ino);
+        counted
+    }
+
+    /// A client has made a name, for which the file system was asked at `mark`: [settles](Changing::settle) that, and forgets the
+    /// directory's attributes. The mark at which what the file system has answered is known: a later one, if nothing else has
+    /// changed since then.
+    pub(crate) fn made<T>(
+        &self,
+        changing: Changing<'_>,
+        directory: &Inode,
+        answer: &Result<T, fuser::Errno>,
+        mark: u64,
+    ) -> u64 {
+        let settled = changing.settle(answer, None, false);
+        let counted = self.forget_attr(directory);
+        match settled.counted {
+            Some(first) if first == mark && counted == mark + 1 => mark + 2,
+            _ => mark,
+        }
     }
 
     /// As [`forget_attr`](Self::forget_attr), for an inode that is known by its number only.
@@ -640,10 +660,10 @@ impl Changing<'_> {
         child: Option<&Arc<Inode>>,
         in_the_kernel: bool,
     ) -> Settled {
-        let cached = self.cache.forget_name(self.directory, self.name);
+        let (cached, counted) = self.cache.forget_name(self.directory, self.name);
         let error = answer.as_ref().err();
         if error.is_some_and(|errno| is_refusal(*errno)) {
-            return Settled { cached, told: None };
+            return Settled { cached, told: None, counted: None };
         }
         // Before the name goes, and with it perhaps the inode: the kernel could only say then that it has none, and whether it
         // never had or is about to let go, its FORGET tells.
@@ -658,7 +678,8 @@ impl Changing<'_> {
         if let Some(ino) = told {
             self.cache.attr(ino);
         }
-        Settled { cached, told }
+        let alone = cached.is_none() && child.is_none() && told.is_none();
+        Settled { cached, told, counted: alone.then_some(counted) }
     }
 }
 
@@ -668,6 +689,8 @@ pub(crate) struct Settled {
     pub(crate) cached: Option<Arc<Inode>>,
     /// The inode that the kernel got by this name while it changed.
     pub(crate) told: Option<u64>,
+    /// What the count of changes was before, if this was counted once.
+    counted: Option<u64>,
 }
 
 /// Whether an error says for sure that no name has changed. A file system over a network may have acted before it failed.
@@ -718,7 +741,7 @@ impl Invalidate for Cache {
         }
         match self.known(parent) {
             Some(directory) => {
-                if let Some(inode) = self.forget_name(&directory, name) {
+                if let Some(inode) = self.forget_name(&directory, name).0 {
                     self.shared.part(inode);
                 }
                 self.shared.part(directory);
@@ -743,7 +766,9 @@ impl Invalidate for Cache {
                 inode.changed();
                 self.shared.part(inode);
             }
-            None => self.bump(),
+            None => {
+                self.bump();
+            }
         }
         self.publishes_no_more(ino);
     }
@@ -755,7 +780,9 @@ impl Invalidate for Cache {
                 inode.accessed();
                 self.shared.part(inode);
             }
-            None => self.bump(),
+            None => {
+                self.bump();
+            }
         }
         self.publishes_no_more(ino);
     }

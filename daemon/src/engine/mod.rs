@@ -33,7 +33,7 @@ pub(crate) mod watch;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use fuser::RequestId;
 use hashbrown::{HashMap, HashSet};
@@ -152,6 +152,32 @@ impl Context {
     }
 }
 
+/// Inodes on which something else is mounted. Nearly always there are none, which costs a load to find out.
+#[derive(Default)]
+struct Covered {
+    any: AtomicBool,
+    inodes: RwLock<HashSet<u64>>,
+}
+
+impl Covered {
+    fn is_empty(&self) -> bool {
+        !self.any.load(Ordering::Acquire)
+    }
+
+    fn contains(&self, ino: u64) -> bool {
+        !self.is_empty() && self.inodes.read().contains(&ino)
+    }
+
+    /// Whether they are others than before.
+    fn replace(&self, inodes: HashSet<u64>) -> bool {
+        let mut now = self.inodes.write();
+        let differ = *now != inodes;
+        self.any.store(!inodes.is_empty(), Ordering::Release);
+        *now = inodes;
+        differ
+    }
+}
+
 /// The engine of one mount.
 pub(crate) struct Engine<FS: Filesystem> {
     core: Arc<Core<FS>>,
@@ -162,7 +188,7 @@ pub(crate) struct Engine<FS: Filesystem> {
     /// A security module that labels files is on: it answers for `security.*` in the file system's place.
     security_modules: bool,
     /// Inodes on which something else is mounted, in the daemon's mount namespace.
-    covered: RwLock<HashSet<u64>>,
+    covered: Covered,
     /// The mount table, to be polled, and whether it named something below our mount when it last changed.
     mounts: Option<OwnedFd>,
     below: Mutex<bool>,
@@ -208,7 +234,7 @@ impl<FS: Filesystem> Engine<FS> {
             checks,
             root,
             security_modules,
-            covered: RwLock::default(),
+            covered: Covered::default(),
             mounts: rustix::fs::open("/proc/self/mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .ok(),
             below: Mutex::default(),
@@ -261,8 +287,7 @@ impl<FS: Filesystem> Engine<FS> {
             .filter_map(|path| self.resolve(&context, &request, finesse_ipc::frame::ROOT, path, true).ok())
             .map(|node| node.inode.ino)
             .collect();
-        let before = std::mem::replace(&mut *self.covered.write(), resolved);
-        if *self.covered.read() != before {
+        if self.covered.replace(resolved) {
             // What a covered name stands for is not what is seen there.
             self.cache.closed(None);
         }
@@ -291,8 +316,7 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     fn is_covered(&self, ino: u64) -> bool {
-        let covered = self.covered.read();
-        !covered.is_empty() && covered.contains(&ino)
+        self.covered.contains(ino)
     }
 
     /// Makes a directory, shown to be the client's by its descriptor, usable as a base.

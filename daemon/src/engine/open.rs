@@ -107,7 +107,7 @@ impl<FS: Filesystem> Engine<FS> {
         giving: Giving,
         output: &mut Output,
     ) -> Result<Option<Reply>, Stop> {
-        if self.judges_types() || self.core.guard.is_some() || !self.covered.read().is_empty() {
+        if self.judges_types() || self.core.guard.is_some() || !self.covered.is_empty() {
             return Ok(None);
         }
         let parent = match self.parent_of(call) {
@@ -240,8 +240,7 @@ impl<FS: Filesystem> Engine<FS> {
         self.core.fs.create(&call.request, above, name, mode, call.frame.umask, flags, reply);
         let created = answer.wait();
         // The negative entry that led here is no more; the directory's times have changed.
-        changing.settle(&created, None, false);
-        self.cache.forget_attr(directory);
+        let mark = self.cache.made(changing, directory, &created, mark);
         let created = created?;
         let Some(node) = self.learned(directory, name, &created.entry, mark) else { return fail(libc::EIO) };
         // It has one name, so nothing stands against it.

@@ -246,7 +246,7 @@ impl<FS: Filesystem> Engine<FS> {
         let changing = self.cache.changing(&parent.directory, parent.name);
         // The child matters if the file system does not check its type, if permissions depend on it, if
         // something may be mounted on it, or if it, or another name of it, may be cached.
-        let must_know = self.judges_types() || !self.covered.read().is_empty() || changing.needs_inode();
+        let must_know = self.judges_types() || !self.covered.is_empty() || changing.needs_inode();
         let mut child = None;
         if must_know {
             let there = self.child(call.context, &call.request, &parent.directory, parent.name)?;
@@ -322,7 +322,7 @@ impl<FS: Filesystem> Engine<FS> {
         };
         let entering = self.cache.moving_to(&to.directory, to.name);
         let must_know = self.judges_types()
-            || !self.covered.read().is_empty()
+            || !self.covered.is_empty()
             || leaving.needs_inode()
             || entering.needs_inode();
         let (mut moved, mut replaced) = (None, None);
@@ -506,9 +506,8 @@ impl<FS: Filesystem> Engine<FS> {
         mark: u64,
     ) -> Served {
         let made = answer.wait();
-        changing.settle(&made, None, false);
-        self.cache.forget_attr(&parent.directory);
-        // Takes over the reference; the name itself is remembered by the next lookup.
+        let mark = self.cache.made(changing, &parent.directory, &made, mark);
+        // Takes over the reference.
         match self.learned(&parent.directory, parent.name, &made?, mark) {
             Some(_) => Ok(Reply::ok()),
             None => fail(libc::EIO),
