@@ -22,8 +22,8 @@ struct Preloaded {
 
 /// Answers a line per command: its result, or the errno's name. `see` tells everything that a name shows.
 const HELPER: &str = r#"
-import errno, os, sys
-held = {}
+import errno, mmap, os, sys
+held, maps = {}, {}
 def see(path):
     try: s = os.lstat(path)
     except FileNotFoundError: return "nothing"
@@ -46,7 +46,7 @@ def storm(directory, count):
             try: step()
             except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError): pass
 def hold(path, flags):
-    held[path] = os.open(path, {"r": os.O_RDONLY, "a": os.O_RDWR | os.O_APPEND | os.O_CREAT}[flags], 0o600)
+    held[path] = os.open(path, {"r": os.O_RDONLY, "a": os.O_RDWR | os.O_APPEND | os.O_CREAT, "w": os.O_RDWR}[flags], 0o600)
 commands = {
     "see": see, "write": write, "append": append, "truncate": lambda p, n: os.truncate(p, int(n)),
     "rename": os.rename, "unlink": os.unlink, "chmod": lambda p, m: os.chmod(p, int(m, 8)),
@@ -55,7 +55,9 @@ commands = {
     "storm": storm, "hold": hold, "put": lambda p, data: os.write(held[p], data.encode()) and None,
     "cut": lambda p, n: os.ftruncate(held[p], int(n)), "fchmod": lambda p, m: os.fchmod(held[p], int(m, 8)),
     "futime": lambda p, s: os.utime(held[p], (int(s), int(s))),
-    "drop": lambda p: os.close(held.pop(p)),
+    "drop": lambda p: os.close(held.pop(p)), "set": lambda p, data: os.pwrite(held[p], data.encode(), 0) and None,
+    "map": lambda p: maps.update({p: mmap.mmap(os.open(p, os.O_RDWR), 4096)}),
+    "mapped": lambda p, n: maps[p][:int(n)].decode(),
     "chdir": os.chdir, "above": lambda: os.stat("..").st_ino, "links": lambda p: os.lstat(p).st_nlink,
 }
 for line in sys.stdin:
@@ -67,8 +69,13 @@ for line in sys.stdin:
 
 impl Preloaded {
     fn new(place: &Place) -> Self {
+        Self::on(Road::Bypass, place)
+    }
+
+    /// One that takes this road.
+    fn on(road: Road, place: &Place) -> Self {
         let mut child = place
-            .command("/usr/bin/python3")
+            .command_on(road, "/usr/bin/python3")
             .args(["-c", HELPER])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -572,6 +579,40 @@ fn what_grows_on_the_bypass_can_be_read_to_its_end_through_the_kernel() {
         assert!(writer.wait().unwrap().success());
         let calls = place.mount().account();
         assert!(calls.answered.get("write").is_some_and(|count| *count >= 6000), "{calls:?}");
+    }
+}
+
+/// A file that the kernel has open for direct input and output, because it was open on the bypass before, and mapped, is not granted for
+/// writing, however often it is written to.
+#[test]
+fn a_mapping_shows_whatever_is_written_on_the_bypass() {
+    for arguments in [&["--cache=always", "-o", "grant=large"], &["--cache=auto", "-o", "grant=large"]] {
+        let place = Place::new(Road::Bypass, &Options { arguments, ..Options::default() }, |root| {
+            fs::write(root.join("file"), [b'-'; 4096]).unwrap();
+        });
+        // When another one opens it on the bypass, if at all: before anything is written, or when that is granted.
+        for second in [None, Some(100), Some(130)] {
+            let (mut writer, mut other) = (Preloaded::new(&place), Preloaded::on(Road::Kernel, &place));
+            let mut beside = Preloaded::new(&place);
+            let file = place.path().join("file");
+            let name = file.to_str().unwrap();
+            writer.tell(&["hold", name, "w"]);
+            let mut mapped = false;
+            for number in 100..160 {
+                if second == Some(number) {
+                    beside.tell(&["hold", name, "w"]);
+                }
+                if second.is_none_or(|second| second == number) && !mapped {
+                    other.tell(&["map", name]);
+                    mapped = true;
+                }
+                let text = number.to_string();
+                writer.tell(&["set", name, &text]);
+                if mapped {
+                    assert_eq!(other.ask(&["mapped", name, "3"]), text, "{arguments:?}, {second:?}");
+                }
+            }
+        }
     }
 }
 

@@ -16,7 +16,7 @@ pub(crate) struct Opens {
     /// Since it had none, some were opened in cached mode: the page cache may hold contents.
     pub(crate) cached: bool,
     /// Since it had none, some were opened for direct input and output. The page cache holds what is mapped.
-    pub(super) direct: bool,
+    pub(crate) direct: bool,
     /// Since it had none, some were opened with kernel passthrough.
     pub(crate) passthrough: bool,
     /// Some of those can write, which nobody hears of.
@@ -33,7 +33,7 @@ pub(crate) struct Opens {
     /// Since it had none, some were opened to be executed: nobody may write (`deny_write_access`).
     pub(crate) executed: bool,
     /// How many files bypass clients have open virtually.
-    pub(super) virtuals: u32,
+    pub(crate) virtuals: u32,
     /// How many of them can write.
     pub(crate) virtual_writers: u32,
 }

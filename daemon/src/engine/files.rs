@@ -622,7 +622,9 @@ impl<FS: Filesystem> Engine<FS> {
         {
             return Ok(None);
         }
-        if file.writes() && self.before_writable_grant(&file.inode).is_err() {
+        // Of others that have it open virtually the one hears what is noted here, or is seen here ([`Engine::open_existing`]).
+        let is_shared = || self.core.coherence.kernel_opens(file.inode.ino).virtuals > 1;
+        if file.writes() && (is_shared() || self.before_writable_grant(&file.inode).is_err() || is_shared()) {
             return Ok(None);
         }
         let backing = match &file.backing {
