@@ -944,6 +944,20 @@ static mode_t type_in_twin(unsigned way, const char *name)
     return s.st_mode & S_IFMT;
 }
 
+/* Whether it is a fifo that a change would open. Whether somebody reads from that decides what comes of it, and whoever looks at it opens it
+   to read. */
+static int leads_to_fifo(const struct change *c)
+{
+    char buffer[PATH_MAX];
+    struct stat s;
+    return !fstatat(base_of(TWIN, c->way), path_of(TWIN, c->way, name_of(c->way, c->name), buffer), &s, 0) && S_ISFIFO(s.st_mode);
+}
+
+static int opens_to_write(enum kind kind)
+{
+    return kind == WRITE || kind == APPEND || kind == PWRITE || kind == TRUNCATE || kind == MAPPED_WRITE || kind == ALLOCATE || kind == COPY;
+}
+
 /* Whether a change has something to change, in most cases. */
 static int is_promising(const struct change *c)
 {
@@ -1060,6 +1074,8 @@ static void make_changes(int leaf)
         for (int tries = 0; tries < 8 && !is_promising(&c); tries++)
             c = draw(leaf);
         if (is_held_kind(c.kind) && held[c.slot % FILES][MOUNT] < 0)
+            continue;
+        if (opens_to_write(c.kind) && leads_to_fifo(&c))
             continue;
         note_names(&c);
         doing = TITLES[c.kind];
