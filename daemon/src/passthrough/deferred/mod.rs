@@ -1,6 +1,6 @@
 //! Unlinks that are acknowledged first and done later.
 //!
-//! An unlink of the bypass is acknowledged once it is certain that the name is there and may be removed, and the [`journal`]
+//! An unlink of the bypass is acknowledged once it is known that the name is there and may be removed ([`listing`]), and the [`journal`]
 //! says so. From then on the name is hidden; [`workers`] remove it from the source. Whoever comes by something that is not done yet has it
 //! done at once: the name itself, its inode, the attributes or the removal of its directory, the file system's free space. So nothing but
 //! a look at the source can tell a deferred unlink from another.
@@ -10,7 +10,7 @@
 //! not certain to succeed.
 //!
 //! *Races.* Whoever changes a name by itself announces it ([`Change`]) before it looks whether the name waits; an unlink that is about to be
-//! deferred looks for such announcements after it has hidden the name, under the lock of the directory. So one of the two sees the other.
+//! deferred looks for such announcements once it counts as waiting, under the lock of the directory. So one of the two sees the other.
 //! The same goes for directories whose permissions change, or that are removed ([`Hold`]).
 
 #![deny(unsafe_code)]
@@ -849,6 +849,10 @@ impl Shared {
             let directories: Vec<_> = self.directories.lock().values().cloned().collect();
             directories.iter().for_each(|directory| drop(directory.inner.lock()));
             self.settle_all();
+            // The thread may act as whoever had something removed, and the journal is the daemon's.
+            if let Err(errno) = credentials::become_daemon() {
+                tracing::error!("cannot act as the daemon: {errno}");
+            }
             self.journal.remove();
             self.stop();
         }
