@@ -215,7 +215,7 @@ os.rename("{source}/new", "{source}/d0/f1999")
     }
 }
 
-/// A daemon is killed with thousands waiting: the next one finishes them, and nothing else.
+/// A daemon is killed with thousands waiting, most of which it knew by listing: the next one finishes them, and nothing else.
 #[test]
 fn a_killed_daemon_loses_no_acknowledged_unlink() {
     if !needs::root("a_killed_daemon_loses_no_acknowledged_unlink") {

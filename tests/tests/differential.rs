@@ -26,15 +26,17 @@ use proptest::test_runner::{Config, RngAlgorithm, RngSeed, TestRng, TestRunner};
 /// Longest search for the smallest script.
 const SHRINKING: Duration = Duration::from_secs(90);
 
-/// The passthrough with each way to decide which descriptors it grants and how long it is believed, and the file system in
-/// memory.
-const SUBJECTS: [Subject; 6] = [
+/// The passthrough with each way to decide which descriptors it grants and how long it is believed, also where unlinks are deferred, and
+/// the file system in memory.
+const SUBJECTS: [Subject; 8] = [
     ALWAYS,
     NEVER,
     LARGE,
     Subject::Memory,
     Subject::Passthrough(&["--cache=always", "-o", "grant=never"]),
     Subject::Passthrough(&["--cache=never"]),
+    Subject::Passthrough(&["--cache=always", "-o", "unlink=deferred"]),
+    Subject::Passthrough(&["--cache=always", "-o", "unlink=deferred,grant=never"]),
 ];
 const ALWAYS: Subject = Subject::Passthrough(&[]);
 /// Descriptors are virtual until it pays to have them granted.

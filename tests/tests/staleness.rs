@@ -23,7 +23,7 @@ const fn crowded(name: &'static str, wrapper: &'static [&'static str], epochs: b
     Subject { name, memory: false, arguments: &["--cache=always"], wrapper, epochs }
 }
 
-const SUBJECTS: [Subject<'static>; 8] = [
+const SUBJECTS: [Subject<'static>; 10] = [
     passthrough("cache=always", &["--cache=always"]),
     passthrough("cache=always, grant=never", &["--cache=always", "-o", "grant=never"]),
     passthrough("cache=always, grant=large", &["--cache=always", "-o", "grant=large"]),
@@ -32,6 +32,11 @@ const SUBJECTS: [Subject<'static>; 8] = [
     Subject { name: "in memory", memory: true, arguments: &[], wrapper: &[], epochs: false },
     crowded("room for few names", &["env", "FINESSE_MUTANT=room for names"], true),
     crowded("room for few names, no epochs", &["env", "FINESSE_MUTANT=room for names,epochs"], false),
+    passthrough("cache=always, unlink=deferred", &["--cache=always", "-o", "unlink=deferred"]),
+    passthrough(
+        "cache=always, unlink=deferred, grant=never",
+        &["--cache=always", "-o", "unlink=deferred,grant=never"],
+    ),
 ];
 
 /// A part of the daemon that keeps the roads coherent. Left out, something stale is seen.

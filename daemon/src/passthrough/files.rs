@@ -67,6 +67,8 @@ pub(super) fn is_writable(flags: i32) -> bool {
 
 impl PassthroughFs {
     pub(super) fn open_file(&self, req: &Request, id: u64, flags: i32) -> Result<Opened> {
+        // Before it is settled, so that its removal is not deferred after that.
+        self.grants(req, id);
         self.settle(id);
         let wanted = backing_flags(req.road(), flags);
         // Before the check of the file's type, nothing may block: it could have become a FIFO.
@@ -218,6 +220,8 @@ impl PassthroughFs {
             return Err(Errno::STALE);
         }
         let (id, generation) = self.remember_open(parent, &fd, name, &stat, true)?;
+        // While the name changes nobody defers its removal.
+        self.grants(req, id);
         let entry = Entry { attr: attributes::of(&stat, id), generation: Generation(generation) };
         Ok((
             entry,

@@ -66,6 +66,10 @@ impl PassthroughFs {
             .get(fh)
             .map(|file| file.id)
             .or_else(|_| self.streams.get(fh).map(|stream| stream.id))?;
+        // Flags can forbid the removal of a file.
+        if let (Some(deferred), Direction::Set) = (&self.deferred, command.direction) {
+            deferred.keeps(id);
+        }
         self.settle(id);
         let _hold = self.deferred.as_ref().map(|deferred| deferred.hold(id));
         self.act(req, rights)?;

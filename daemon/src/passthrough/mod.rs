@@ -398,11 +398,12 @@ impl PassthroughFs {
     }
 
     /// A client gets a descriptor of the source's file, if it gets any.
-    fn grants(&self, id: u64) {
+    fn grants(&self, req: &Request, id: u64) {
         if let Some(deferred) = &self.deferred
+            && req.road() == Road::Bypass
             && self.options.grants != Grants::Never
         {
-            deferred.granted(id);
+            deferred.keeps(id);
         }
     }
 
@@ -726,7 +727,6 @@ impl Filesystem for PassthroughFs {
         }
         let regular = opened.regular.is_some();
         self.xattrs_change_unseen(ino.0);
-        self.grants(ino.0);
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
         let flags = self.open_flags(flags.0) | self.quiet_flags(ino.0);
@@ -915,7 +915,6 @@ impl Filesystem for PassthroughFs {
             };
         }
         self.xattrs_change_unseen(attr.ino.0);
-        self.grants(attr.ino.0);
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
         let flags = self.open_flags(flags) | self.quiet_flags(attr.ino.0);

@@ -24,10 +24,10 @@ macro_rules! ask {
     }};
 }
 
-type Answer<T> = Result<T, i32>;
+pub(super) type Answer<T> = Result<T, i32>;
 
-struct Mirror {
-    fs: PassthroughFs,
+pub(super) struct Mirror {
+    pub(super) fs: PassthroughFs,
     source: tempfile::TempDir,
     label: String,
 }
@@ -43,7 +43,7 @@ fn options() -> Options {
     Options { cache: CachePolicy::Never, ..Options::default() }
 }
 
-fn mirror_in(place: &str, options: Options) -> Mirror {
+pub(super) fn mirror_in(place: &str, options: Options) -> Mirror {
     let source = tempfile::Builder::new().prefix("finesse-pass-").tempdir_in(place).unwrap();
     fs::set_permissions(source.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let label = format!(
@@ -67,23 +67,23 @@ fn mirrors() -> Vec<Mirror> {
     mirrors
 }
 
-fn caller(uid: u32, gid: u32, groups: &[u32]) -> Request {
+pub(super) fn caller(uid: u32, gid: u32, groups: &[u32]) -> Request {
     let caps = if uid == 0 { u64::MAX } else { 0 };
     let client = Credentials { uid, gid, groups: groups.into(), pid: std::process::id(), caps };
     Request::for_client(RequestId(1), Arc::new(client))
 }
 
-fn root() -> Request {
+pub(super) fn root() -> Request {
     caller(credentials::daemon_uid(), rustix::process::getegid().as_raw(), &[])
 }
 
 /// For what the test does on the source itself: the file system leaves a thread as its last operation needed
 /// it.
-fn become_root() {
+pub(super) fn become_root() {
     credentials::become_daemon().unwrap();
 }
 
-fn needs_root(what: &str) -> bool {
+pub(super) fn needs_root(what: &str) -> bool {
     let able = credentials::can_switch();
     if !able {
         eprintln!("needs root: {what}");
@@ -92,28 +92,35 @@ fn needs_root(what: &str) -> bool {
 }
 
 impl Mirror {
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.source.path().join(name)
     }
 
-    fn lookup(&self, req: &Request, parent: u64, name: &str) -> Answer<FileAttr> {
+    pub(super) fn lookup(&self, req: &Request, parent: u64, name: &str) -> Answer<FileAttr> {
         ask!(self.fs, lookup(req, INodeNo(parent), OsStr::new(name)), ReplyEntry)
             .map(|entry: Entry| entry.attr)
     }
 
-    fn id(&self, path: &str) -> u64 {
+    pub(super) fn id(&self, path: &str) -> u64 {
         path.split('/').fold(ROOT, |parent, name| self.lookup(&root(), parent, name).unwrap().ino.0)
     }
 
-    fn getattr(&self, id: u64) -> Answer<FileAttr> {
+    pub(super) fn getattr(&self, id: u64) -> Answer<FileAttr> {
         ask!(self.fs, getattr(&root(), INodeNo(id), None), ReplyAttr).map(|answer| answer.attr)
     }
 
-    fn open(&self, req: &Request, id: u64, flags: i32) -> Answer<Opened> {
+    pub(super) fn open(&self, req: &Request, id: u64, flags: i32) -> Answer<Opened> {
         ask!(self.fs, open(req, INodeNo(id), OpenFlags(flags)), ReplyOpen)
     }
 
-    fn create(&self, req: &Request, parent: u64, name: &str, mode: u32, flags: i32) -> Answer<Created> {
+    pub(super) fn create(
+        &self,
+        req: &Request,
+        parent: u64,
+        name: &str,
+        mode: u32,
+        flags: i32,
+    ) -> Answer<Created> {
         ask!(self.fs, create(req, INodeNo(parent), OsStr::new(name), mode, 0, flags), ReplyCreate)
     }
 
@@ -122,7 +129,7 @@ impl Mirror {
             .map(|entry: Entry| entry.attr)
     }
 
-    fn unlink(&self, req: &Request, parent: u64, name: &str) -> Answer<()> {
+    pub(super) fn unlink(&self, req: &Request, parent: u64, name: &str) -> Answer<()> {
         ask!(self.fs, unlink(req, INodeNo(parent), OsStr::new(name)), ReplyEmpty)
     }
 
@@ -130,7 +137,7 @@ impl Mirror {
         ask!(self.fs, rmdir(req, INodeNo(parent), OsStr::new(name)), ReplyEmpty)
     }
 
-    fn rename(&self, from: (u64, &str), to: (u64, &str), flags: RenameFlags) -> Answer<()> {
+    pub(super) fn rename(&self, from: (u64, &str), to: (u64, &str), flags: RenameFlags) -> Answer<()> {
         ask!(
             self.fs,
             rename(&root(), INodeNo(from.0), OsStr::new(from.1), INodeNo(to.0), OsStr::new(to.1), flags),
@@ -151,7 +158,7 @@ impl Mirror {
         ask!(self.fs, release(&root(), INodeNo(id), fh, OpenFlags(0), None, false), ReplyEmpty).unwrap();
     }
 
-    fn chmod(&self, req: &Request, id: u64, mode: u32) -> Answer<FileAttr> {
+    pub(super) fn chmod(&self, req: &Request, id: u64, mode: u32) -> Answer<FileAttr> {
         ask!(
             self.fs,
             setattr(
@@ -176,7 +183,7 @@ impl Mirror {
     }
 
     /// All entries, read through replies of `size` bytes.
-    fn list(&self, id: u64, size: usize) -> Vec<Dirent> {
+    pub(super) fn list(&self, id: u64, size: usize) -> Vec<Dirent> {
         let fh = ask!(self.fs, opendir(&root(), INodeNo(id), OpenFlags(0)), ReplyOpen).unwrap().fh;
         let mut all: Vec<Dirent> = Vec::new();
         loop {

@@ -1,6 +1,6 @@
 //! Unlinks that are acknowledged first and done later.
 //!
-//! An unlink of the bypass is acknowledged once it is certain that the name is there and may be removed, and the [`journal`]
+//! An unlink of the bypass is acknowledged once it is known that the name is there and may be removed ([`listing`]), and the [`journal`]
 //! says so. From then on the name is hidden; [`workers`] remove it from the source. Whoever comes by something that is not done yet has it
 //! done at once: the name itself, its inode, the attributes or the removal of its directory, the file system's free space. So nothing but
 //! a look at the source can tell a deferred unlink from another.
@@ -10,15 +10,20 @@
 //! not certain to succeed.
 //!
 //! *Races.* Whoever changes a name by itself announces it ([`Change`]) before it looks whether the name waits; an unlink that is about to be
-//! deferred looks for such announcements after it has hidden the name, under the lock of the directory. So one of the two sees the other.
+//! deferred looks for such announcements once it counts as waiting, under the lock of the directory. So one of the two sees the other.
 //! The same goes for directories whose permissions change, or that are removed ([`Hold`]).
 
 #![deny(unsafe_code)]
 
 mod journal;
+mod known;
+mod listing;
 mod recovery;
+#[cfg(test)]
+mod tests;
 mod workers;
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -34,6 +39,8 @@ use rustix::io::{Errno, Result};
 use rustix::time::ClockId;
 
 use self::journal::{Birth, Filling, Full, Identity, Journal, Locator, Owner, Place, Target, fits};
+use self::known::{Known, Names};
+use self::listing::Looks;
 use super::inodes::{ProcPath, stat_at, stat_of};
 use super::{PassthroughFs, Rights, attributes, credentials, sys};
 use crate::{Notifier, Request, Road};
@@ -61,16 +68,6 @@ pub struct DeferredCounts {
     pub failed: u64,
 }
 
-/// A name that is known to be there, or not to be shown.
-enum Name {
-    Waits {
-        place: Place,
-        node: u64,
-    },
-    /// Removed while somebody lists the directory, who may have read the name before.
-    Done,
-}
-
 /// A caller who may remove names from the directory.
 struct Caller {
     identity: Identity,
@@ -90,11 +87,14 @@ struct Block {
 
 #[derive(Default)]
 struct Inner {
-    names: HashMap<Box<[u8]>, Name>,
+    names: Names,
+    looks: Looks,
     waiting: usize,
     listers: usize,
     blocks: HashMap<u32, Block>,
     callers: Vec<Caller>,
+    /// Whoever has it looks for another one of the same directory.
+    retired: bool,
 }
 
 struct Directory {
@@ -106,6 +106,14 @@ struct Directory {
     settled: Condvar,
 }
 
+/// What is about to change.
+#[derive(Default)]
+struct Announced {
+    names: Vec<(u64, Box<[u8]>)>,
+    /// Directories; 0 for all.
+    held: Vec<u64>,
+}
+
 struct Shared {
     journal: Journal,
     can_switch: bool,
@@ -113,9 +121,17 @@ struct Shared {
     root: Arc<OwnedFd>,
     directories: Mutex<HashMap<u64, Arc<Directory>>>,
     /// Nodes of files whose names wait: directory and record.
-    inodes: Mutex<HashMap<u64, u64>>,
-    busy: Mutex<Vec<(u64, Box<[u8]>)>>,
-    held: Mutex<Vec<u64>>,
+    inodes: Mutex<HashMap<u64, (u64, Place)>>,
+    announced: Mutex<Announced>,
+    /// How many announcements there are.
+    announcements: AtomicUsize,
+    /// Directories with lists, the oldest first, and how many there are.
+    lists: Mutex<VecDeque<Arc<Directory>>>,
+    list_count: AtomicUsize,
+    /// About how much memory the lists take.
+    listed: AtomicUsize,
+    /// Names that were looked at to be acknowledged.
+    looked_at: AtomicU64,
     granted: Mutex<HashSet<u64>>,
     waiting: AtomicUsize,
     acknowledged: AtomicU64,
@@ -190,8 +206,12 @@ impl Deferred {
             root: Arc::clone(root),
             directories: Mutex::default(),
             inodes: Mutex::default(),
-            busy: Mutex::default(),
-            held: Mutex::default(),
+            announced: Mutex::default(),
+            announcements: AtomicUsize::new(0),
+            lists: Mutex::default(),
+            list_count: AtomicUsize::new(0),
+            listed: AtomicUsize::new(0),
+            looked_at: AtomicU64::new(0),
             granted: Mutex::default(),
             waiting: AtomicUsize::new(0),
             acknowledged: AtomicU64::new(0),
@@ -222,8 +242,15 @@ impl Deferred {
         }
     }
 
-    /// A client gets a descriptor of the source's file, which shows by itself how many links the file has.
-    pub(super) fn granted(&self, node: u64) {
+    /// How many names were looked at to be acknowledged, rather than known.
+    #[cfg(test)]
+    pub(super) fn looked_at(&self) -> u64 {
+        self.shared.looked_at.load(Ordering::Relaxed)
+    }
+
+    /// From now on the file's removal is not deferred: a client gets a descriptor of the source's file, which shows by itself how many
+    /// links it has, or the file may become one that cannot be removed. To be said before it is settled.
+    pub(super) fn keeps(&self, node: u64) {
         let mut granted = self.shared.granted.lock();
         if granted.len() < GRANTS_MAX {
             granted.insert(node);
@@ -251,18 +278,22 @@ impl Deferred {
             return false;
         }
         shared.settle_directory(node);
-        let Some(directory) = shared.inodes.lock().get(&node).copied() else { return false };
+        let Some((directory, record)) = shared.inodes.lock().get(&node).copied() else { return false };
         let Some(directory) = shared.known(directory) else { return false };
-        let name = {
+        let mut name = Vec::new();
+        {
             let inner = directory.inner.lock();
-            inner.names.iter().find_map(|(name, known)| match known {
-                Name::Waits { node: stood_for, .. } if *stood_for == node => Some(name.clone()),
-                _ => None,
-            })
-        };
-        if let Some(name) = name {
-            shared.settle_name(&directory, &name);
+            // It may be done meanwhile, and the block given back or another's.
+            if !inner.blocks.contains_key(&record.block) {
+                return true;
+            }
+            shared.journal.read(record, &mut name);
+            let waits = |known| matches!(known, Known::Waits { place, node: other } if place == record && other == node);
+            if !inner.names.get(&name).is_some_and(waits) {
+                return true;
+            }
         }
+        shared.settle_name(&directory, &name);
         true
     }
 
@@ -278,13 +309,10 @@ impl Deferred {
     /// A name is about to change by other means. To be called before the thread takes the caller's identity.
     pub(super) fn changes(&self, directory: u64, name: &OsStr) -> Change<'_> {
         let name: Box<[u8]> = name.as_bytes().into();
-        self.shared.busy.lock().push((directory, name.clone()));
+        self.shared.announce(|announced| announced.names.push((directory, name.clone())));
         if let Some(known) = self.shared.known(directory) {
             self.shared.settle_name(&known, &name);
-            let mut inner = known.inner.lock();
-            if matches!(inner.names.get(&name), Some(Name::Done)) {
-                inner.names.remove(&name);
-            }
+            known.inner.lock().names.forget(&name, |known| known == Known::Done);
         }
         Change { shared: &self.shared, directory, name }
     }
@@ -292,23 +320,29 @@ impl Deferred {
     /// A directory's permissions are about to change, or it is about to go: nothing waits in it, and nothing is deferred
     /// there meanwhile.
     pub(super) fn hold(&self, directory: u64) -> Hold<'_> {
-        self.shared.held.lock().push(directory);
+        self.shared.announce(|announced| announced.held.push(directory));
         self.shared.settle_directory(directory);
         Hold { shared: &self.shared, directory }
     }
 
     /// As [`hold`](Self::hold), for all directories.
     pub(super) fn hold_all(&self) -> Hold<'_> {
-        self.shared.held.lock().push(0);
+        self.shared.announce(|announced| announced.held.push(0));
         self.shared.settle_all();
         Hold { shared: &self.shared, directory: 0 }
     }
 
     /// Somebody lists a directory; `None` if nothing can be hidden in it.
     pub(super) fn lists(&self, directory: u64) -> Option<Listing> {
-        let directory = self.shared.known(directory)?;
-        directory.inner.lock().listers += 1;
-        Some(Listing { directory })
+        loop {
+            let directory = self.shared.known(directory)?;
+            let mut inner = directory.inner.lock();
+            if !inner.retired {
+                inner.listers += 1;
+                drop(inner);
+                return Some(Listing { directory });
+            }
+        }
     }
 
     /// Defers an unlink, if that can be done so that nobody notices. The thread acts as the caller.
@@ -357,12 +391,20 @@ pub(super) struct Change<'d> {
 
 impl Drop for Change<'_> {
     fn drop(&mut self) {
-        let mut busy = self.shared.busy.lock();
-        if let Some(index) =
-            busy.iter().position(|(directory, name)| *directory == self.directory && *name == self.name)
+        let shared = self.shared;
+        // What was listed before the change, or meanwhile, is not believed, and nobody believes it before this is over.
+        if shared.list_count.load(Ordering::SeqCst) > 0
+            && let Some(directory) = shared.known(self.directory)
         {
-            busy.swap_remove(index);
+            shared.forget_listed(&directory, &mut directory.inner.lock(), &self.name);
         }
+        shared.withdraw(|announced| {
+            let same =
+                |(directory, name): &(u64, Box<[u8]>)| *directory == self.directory && *name == self.name;
+            if let Some(index) = announced.names.iter().position(same) {
+                announced.names.swap_remove(index);
+            }
+        });
     }
 }
 
@@ -379,12 +421,15 @@ impl Drop for Hold<'_> {
             id => self.shared.known(id),
         };
         if let Some(directory) = changed {
-            directory.inner.lock().callers.iter_mut().for_each(|caller| caller.until = 0);
+            let mut inner = directory.inner.lock();
+            inner.callers.iter_mut().for_each(|caller| caller.until = 0);
+            self.shared.end_list(&directory, &mut inner);
         }
-        let mut held = self.shared.held.lock();
-        if let Some(index) = held.iter().position(|id| *id == self.directory) {
-            held.swap_remove(index);
-        }
+        self.shared.withdraw(|announced| {
+            if let Some(index) = announced.held.iter().position(|id| *id == self.directory) {
+                announced.held.swap_remove(index);
+            }
+        });
     }
 }
 
@@ -396,7 +441,7 @@ pub(super) struct Listing {
 impl Listing {
     /// Whether the name has been removed.
     pub(super) fn hides(&self, name: &OsStr) -> bool {
-        self.directory.inner.lock().names.contains_key(name.as_bytes())
+        self.directory.inner.lock().names.hides(name.as_bytes())
     }
 }
 
@@ -405,7 +450,7 @@ impl Drop for Listing {
         let mut inner = self.directory.inner.lock();
         inner.listers -= 1;
         if inner.listers == 0 {
-            inner.names.retain(|_, name| !matches!(name, Name::Done));
+            inner.names.retain(|known| known != Known::Done);
         }
     }
 }
@@ -423,12 +468,12 @@ impl Shared {
                 return Some(Arc::clone(directory));
             }
             // Opened anew, or another one of that number.
-            if !directory.is_unused() {
+            if !self.retire(directory) {
                 return None;
             }
         }
         if directories.len() >= DIRECTORIES_MAX {
-            directories.retain(|_, directory| !directory.is_unused());
+            directories.retain(|_, directory| !self.retire(directory));
             if directories.len() >= DIRECTORIES_MAX {
                 return None;
             }
@@ -466,8 +511,7 @@ impl Shared {
     }
 
     /// Whether the source has so much room that nobody can miss what is not free yet.
-    fn has_room(&self) -> bool {
-        let now = now();
+    fn has_room(&self, now: u64) -> bool {
         if now.saturating_sub(self.room_looked_at.load(Ordering::Relaxed)) >= SPACE_LOOK {
             self.room_looked_at.store(now, Ordering::Relaxed);
             let room = fstatvfs(&self.root).is_ok_and(|fs| {
@@ -478,7 +522,39 @@ impl Shared {
         self.has_room.load(Ordering::Relaxed)
     }
 
-    fn is_granted(&self, node: u64) -> bool {
+    /// Whether nothing waits in a directory; then nothing will in this state of it.
+    fn retire(&self, directory: &Directory) -> bool {
+        let mut inner = directory.inner.lock();
+        let unused = inner.waiting == 0 && inner.listers == 0 && inner.blocks.is_empty();
+        if unused {
+            inner.retired = true;
+            self.end_list(directory, &mut inner);
+        }
+        unused
+    }
+
+    fn announce(&self, announcement: impl FnOnce(&mut Announced)) {
+        // Before whoever announces it looks at anything.
+        self.announcements.fetch_add(1, Ordering::SeqCst);
+        announcement(&mut self.announced.lock());
+    }
+
+    fn withdraw(&self, announcement: impl FnOnce(&mut Announced)) {
+        announcement(&mut self.announced.lock());
+        self.announcements.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether the name, or its directory, is about to change.
+    fn is_announced(&self, directory: u64, name: &[u8]) -> bool {
+        if self.announcements.load(Ordering::SeqCst) == 0 {
+            return false;
+        }
+        let announced = self.announced.lock();
+        announced.names.iter().any(|(id, busy)| *id == directory && **busy == *name)
+            || announced.held.iter().any(|id| *id == directory || *id == 0)
+    }
+
+    fn is_kept(&self, node: u64) -> bool {
         let granted = self.granted.lock();
         granted.len() >= GRANTS_MAX || granted.contains(&node)
     }
@@ -491,19 +567,19 @@ impl Shared {
         name: &OsStr,
     ) -> Verdict {
         let Some(client) = req.credentials() else { return Verdict::AtOnce };
-        if !self.has_room() {
+        let now = now();
+        if !self.has_room(now) {
             return Verdict::AtOnce;
         }
         let mut guard = directory.inner.lock();
         let inner = &mut *guard;
-        if inner.names.contains_key(name.as_bytes()) {
+        if inner.retired {
             return Verdict::AtOnce;
         }
         let same = |caller: &Caller| {
             let identity = &caller.identity;
             identity.uid == client.uid && identity.gid == client.gid && identity.groups == client.groups
         };
-        let now = now();
         let known = inner.callers.iter().position(same);
         let caller = match known {
             Some(index) if inner.callers[index].until > now => index,
@@ -526,17 +602,47 @@ impl Shared {
                 }
             }
         };
-        let Ok(stat) = stat_at(&directory.fd, name) else { return Verdict::AtOnce };
-        let fixed = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
-        if attributes::is_directory(&stat) || stat.stx_attributes.intersects(fixed) {
-            return Verdict::AtOnce;
+        self.check_list(directory, inner, now);
+        let mut known = inner.names.get(name.as_bytes());
+        if known.is_none() {
+            match self.list_on(fs, req, directory, inner, now) {
+                Ok(true) => known = inner.names.get(name.as_bytes()),
+                Ok(false) => {}
+                Err(_) => return Verdict::AtOnce,
+            }
         }
-        let Ok(Ok(node)) = fs.ids.of(&stat) else { return Verdict::AtOnce };
-        if !fs.ids.is_beside_root(node) || self.is_granted(node) {
-            return Verdict::AtOnce;
+        let (node, target) = match known {
+            Some(Known::Waits { .. } | Known::Done) => return Verdict::AtOnce,
+            Some(Known::Listed(inode)) => {
+                let Ok(node) = fs.ids.beside(directory.id, inode) else { return Verdict::AtOnce };
+                (node, Target { inode, birth: Birth::Before(inner.looks.latest()) })
+            }
+            None => {
+                self.looked_at.fetch_add(1, Ordering::Relaxed);
+                let Ok(stat) = stat_at(&directory.fd, name) else { return Verdict::AtOnce };
+                let fixed = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+                if attributes::is_directory(&stat) || stat.stx_attributes.intersects(fixed) {
+                    return Verdict::AtOnce;
+                }
+                let Ok(Ok(node)) = fs.ids.of(&stat) else { return Verdict::AtOnce };
+                if !fs.ids.is_beside_root(node) {
+                    return Verdict::AtOnce;
+                }
+                let born = attributes::born(&stat);
+                inner.looks.saw(born);
+                (node, Target { inode: stat.stx_ino, birth: Birth::At(born) })
+            }
+        };
+        // It counts before it is looked whether somebody is about to change the name, the directory or the file.
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        let verdict = self.record(directory, inner, caller, name.as_bytes(), node, target);
+        match verdict {
+            Verdict::Taken => {
+                self.acknowledged.fetch_add(1, Ordering::Relaxed);
+            }
+            Verdict::AtOnce | Verdict::Full => self.one_less_waits(),
         }
-        let target = Target { inode: stat.stx_ino, birth: Birth::At(attributes::born(&stat)) };
-        self.record(directory, inner, caller, name.as_bytes(), node, target)
+        verdict
     }
 
     fn record(
@@ -548,33 +654,26 @@ impl Shared {
         node: u64,
         target: Target,
     ) -> Verdict {
-        {
-            let mut inodes = self.inodes.lock();
-            if inodes.contains_key(&node) {
-                return Verdict::AtOnce;
-            }
-            inodes.insert(node, directory.id);
+        let mut inodes = self.inodes.lock();
+        let hashbrown::hash_map::Entry::Vacant(entry) = inodes.entry(node) else { return Verdict::AtOnce };
+        if self.is_announced(directory.id, name) || self.is_kept(node) || self.ended.load(Ordering::SeqCst) {
+            return Verdict::AtOnce;
         }
-        // Hidden before it is looked whether somebody is about to change the name or the directory.
-        let is_busy = self.busy.lock().iter().any(|(id, busy)| *id == directory.id && **busy == *name)
-            || self.held.lock().iter().any(|id| *id == directory.id || *id == 0)
-            || self.ended.load(Ordering::SeqCst);
-        let place = match is_busy {
-            true => Err(Verdict::AtOnce),
-            false => self.add(directory, inner, caller, name, target).map_err(|Full| Verdict::Full),
-        };
-        match place {
-            Ok(place) => {
-                inner.names.insert(name.into(), Name::Waits { place, node });
-                inner.waiting += 1;
-                self.waiting.fetch_add(1, Ordering::SeqCst);
-                self.acknowledged.fetch_add(1, Ordering::Relaxed);
-                Verdict::Taken
-            }
-            Err(verdict) => {
-                self.inodes.lock().remove(&node);
-                verdict
-            }
+        let Ok(place) = self.add(directory, inner, caller, name, target) else { return Verdict::Full };
+        entry.insert((directory.id, place));
+        drop(inodes);
+        if matches!(inner.names.set(name, Known::Waits { place, node }), Some(Known::Listed(_))) {
+            inner.looks.used();
+            self.end_used_up(directory, inner);
+        }
+        inner.waiting += 1;
+        Verdict::Taken
+    }
+
+    fn one_less_waits(&self) {
+        if self.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let _queue = self.queue.lock();
+            self.idle.notify_all();
         }
     }
 
@@ -620,15 +719,14 @@ impl Shared {
     /// Removes a name that waits, or waits until somebody else has.
     fn settle_name(&self, directory: &Arc<Directory>, name: &[u8]) {
         let mut inner = directory.inner.lock();
-        let Some(Name::Waits { place, .. }) = inner.names.get(name) else { return };
-        let mine = *place;
+        let Some(Known::Waits { place: mine, .. }) = inner.names.get(name) else { return };
         if self.journal.take(mine) {
             let owner = self.journal.owner(mine.block);
             drop(inner);
-            self.perform(directory, owner.as_ref(), mine);
+            self.perform(directory, owner.as_ref(), mine, &mut Vec::new());
             return;
         }
-        let waits = |inner: &Inner| matches!(inner.names.get(name), Some(Name::Waits { place, .. }) if *place == mine);
+        let waits = |inner: &Inner| matches!(inner.names.get(name), Some(Known::Waits { place, .. }) if place == mine);
         while waits(&inner) {
             directory.settled.wait(&mut inner);
         }
@@ -668,13 +766,14 @@ impl Shared {
         }
         let owner = self.journal.owner(block);
         let mut whole = true;
+        let mut name = Vec::new();
         for (index, (place, open)) in self.journal.records(block).enumerate() {
             if index % 32 == 31 && pauses() {
                 whole = false;
                 break;
             }
             if open && self.journal.take(place) {
-                self.perform(directory, owner.as_ref(), place);
+                self.perform(directory, owner.as_ref(), place, &mut name);
             }
         }
         let mut inner = directory.inner.lock();
@@ -686,16 +785,15 @@ impl Shared {
     }
 
     /// Does what a record says that this thread has taken.
-    fn perform(&self, directory: &Arc<Directory>, owner: Option<&Owner>, place: Place) {
-        let mut name = Vec::new();
-        let target = self.journal.read(place, &mut name);
+    fn perform(&self, directory: &Arc<Directory>, owner: Option<&Owner>, place: Place, name: &mut Vec<u8>) {
+        let target = self.journal.read(place, name);
         let removed = match owner {
             Some(owner) => assume(self.can_switch, &owner.identity)
                 .map_err(Failure::Refused)
-                .and_then(|()| remove(&*directory.fd, OsStr::from_bytes(&name), target)),
+                .and_then(|()| remove(&*directory.fd, OsStr::from_bytes(name), target)),
             None => Err(Failure::Refused(Errno::IO)),
         };
-        self.over(directory, place, &name, removed);
+        self.over(directory, place, name, removed);
     }
 
     fn over(
@@ -707,13 +805,16 @@ impl Shared {
     ) {
         let mut inner = directory.inner.lock();
         self.journal.done(place);
-        if let Some(Name::Waits { node, .. }) = inner.names.get(name) {
-            self.inodes.lock().remove(node);
+        let known = match inner.listers > 0 && removed.is_ok() {
+            true => inner.names.set(name, Known::Done),
+            false => inner.names.forget(name, |_| true),
+        };
+        if let Some(Known::Waits { node, .. }) = known {
+            self.inodes.lock().remove(&node);
         }
-        if inner.listers > 0 && removed.is_ok() {
-            inner.names.insert(name.into(), Name::Done);
-        } else {
-            inner.names.remove(name);
+        if removed.is_err() {
+            // Perhaps others cannot be removed, either.
+            self.avoid_list(directory, &mut inner);
         }
         if let Some(block) = inner.blocks.get_mut(&place.block) {
             block.left -= 1;
@@ -736,10 +837,7 @@ impl Shared {
             }
         }
         directory.settled.notify_all();
-        if self.waiting.fetch_sub(1, Ordering::SeqCst) == 1 {
-            let _queue = self.queue.lock();
-            self.idle.notify_all();
-        }
+        self.one_less_waits();
     }
 
     /// Does everything, and defers nothing any more.
@@ -751,6 +849,10 @@ impl Shared {
             let directories: Vec<_> = self.directories.lock().values().cloned().collect();
             directories.iter().for_each(|directory| drop(directory.inner.lock()));
             self.settle_all();
+            // The thread may act as whoever had something removed, and the journal is the daemon's.
+            if let Err(errno) = credentials::become_daemon() {
+                tracing::error!("cannot act as the daemon: {errno}");
+            }
             self.journal.remove();
             self.stop();
         }
@@ -760,11 +862,6 @@ impl Shared {
 impl Directory {
     fn owner(&self, identity: &Identity) -> Owner {
         Owner { inode: self.inode, locator: self.locator.clone(), identity: identity.clone() }
-    }
-
-    fn is_unused(&self) -> bool {
-        let inner = self.inner.lock();
-        inner.waiting == 0 && inner.listers == 0 && inner.blocks.is_empty()
     }
 }
 
