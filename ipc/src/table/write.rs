@@ -11,6 +11,9 @@ use super::{
 use crate::frame::Attr;
 use crate::ring::Atomic;
 
+/// Where an entry belongs: the generation, the sets, and its hash.
+type Place = (Generation, Sets, u64);
+
 /// Lets whoever writes get on.
 fn pause() {
     #[cfg(all(loom, test))]
@@ -170,9 +173,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     /// changed. `leaving` hears of an entry that goes without having become wrong, before it does.
     fn publish<const W: usize>(
         &self,
-        generation: Generation,
-        sets: Sets,
-        hash: u64,
+        (generation, sets, hash): Place,
         words: &[u64; W],
         is_it: impl Fn(&[u64; W]) -> bool,
         leaving: impl Fn(&[u64; W]),
@@ -217,9 +218,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     /// Takes an entry out, if it is there; `leaving` hears of it before.
     fn take<const W: usize>(
         &self,
-        generation: Generation,
-        sets: Sets,
-        hash: u64,
+        (generation, sets, hash): Place,
         is_it: impl Fn(&[u64; W]) -> bool,
         leaving: impl FnOnce(&[u64; W]),
     ) -> bool {
@@ -258,9 +257,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         let words = [u64::from(expiry.0) << 32, key.parent, head, one, two, three, four, child];
         let leaving = |words: &[u64; NARROW]| leaving(words[1]);
         self.publish(
-            key.generation,
-            self.shape.names,
-            key.hash,
+            (key.generation, self.shape.names, key.hash),
             &words,
             |words| is_name(words, key),
             leaving,
@@ -280,7 +277,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         words[0] = u64::from(expiry.0) << 32;
         let (hash, is_it) =
             (self.hash_of(generation, attr.ino), |words: &[u64; WIDE]| is_of(words, generation, attr.ino));
-        self.publish(generation, self.shape.attrs, hash, &words, is_it, |_| (), is_current)
+        self.publish((generation, self.shape.attrs, hash), &words, is_it, |_| (), is_current)
     }
 
     /// Publishes a symbolic link's target, if it is no longer than [`TARGET_MAX`].
@@ -304,7 +301,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         }
         let (hash, is_it) =
             (self.hash_of(generation, ino), |words: &[u64; WIDE]| is_of(words, generation, ino));
-        self.publish(generation, self.shape.links, hash, &words, is_it, |_| (), is_current)
+        self.publish((generation, self.shape.links, hash), &words, is_it, |_| (), is_current)
     }
 
     /// Marks a directory complete: a name that is not in the table does not exist in it. `is_current` must also read and modify a
@@ -319,15 +316,13 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         let words = [u64::from(expiry.0) << 32, ino, u64::from(generation.number()), 0, 0, 0, 0, 0];
         let (hash, is_it) =
             (self.hash_of(generation, ino), |words: &[u64; NARROW]| is_of(words, generation, ino));
-        self.publish(generation, self.shape.marks, hash, &words, is_it, |_| (), is_current)
+        self.publish((generation, self.shape.marks, hash), &words, is_it, |_| (), is_current)
     }
 
     /// Takes a name out. With `leaving` as for [`publish_name`](Self::publish_name), unless it is certain that the name is gone.
     pub fn take_name(&self, key: &Key, leaving: impl FnOnce(u64)) -> bool {
         self.take(
-            key.generation,
-            self.shape.names,
-            key.hash,
+            (key.generation, self.shape.names, key.hash),
             |words| is_name(words, key),
             |words| leaving(words[1]),
         )
@@ -337,9 +332,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     pub fn take_attr(&self, generation: Generation, ino: u64) -> bool {
         let hash = self.hash_of(generation, ino);
         self.take(
-            generation,
-            self.shape.attrs,
-            hash,
+            (generation, self.shape.attrs, hash),
             |words: &[u64; WIDE]| is_of(words, generation, ino),
             |_| (),
         )
@@ -349,9 +342,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     pub fn take_link(&self, generation: Generation, ino: u64) -> bool {
         let hash = self.hash_of(generation, ino);
         self.take(
-            generation,
-            self.shape.links,
-            hash,
+            (generation, self.shape.links, hash),
             |words: &[u64; WIDE]| is_of(words, generation, ino),
             |_| (),
         )
@@ -361,9 +352,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     pub fn unmark(&self, generation: Generation, ino: u64) -> bool {
         let hash = self.hash_of(generation, ino);
         self.take(
-            generation,
-            self.shape.marks,
-            hash,
+            (generation, self.shape.marks, hash),
             |words: &[u64; NARROW]| is_of(words, generation, ino),
             |_| (),
         )
