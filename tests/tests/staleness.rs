@@ -33,11 +33,17 @@ const SUBJECTS: [Subject<'static>; 10] = [
     crowded("room for few names", &["env", "FINESSE_MUTANT=room for names"], true),
     crowded("room for few names, no epochs", &["env", "FINESSE_MUTANT=room for names,epochs"], false),
     passthrough("cache=always, unlink=deferred", &["--cache=always", "-o", "unlink=deferred"]),
-    passthrough(
+    DEFERRED,
+];
+
+/// Names are known by listing from the first unlink in a directory on.
+const DEFERRED: Subject<'static> = Subject {
+    wrapper: &["env", "FINESSE_MUTANT=deferred: looks"],
+    ..passthrough(
         "cache=always, unlink=deferred, grant=never",
         &["--cache=always", "-o", "unlink=deferred,grant=never"],
-    ),
-];
+    )
+};
 
 /// A part of the daemon that keeps the roads coherent. Left out, something stale is seen.
 #[derive(Clone, Copy, Debug)]

@@ -50,7 +50,8 @@ Mount options:
                                /dev/fuse; through io_uring or not at all (default: classic)
   unlink=immediate|deferred    deferred: an unlink of a preloaded program returns once it is recorded in memory, and the
                                source's file is removed a moment later; who looks at the source itself may see it
-                               until then (default: immediate)
+                               until then. `finesse umount` waits for that; umount(8) returns before, and the daemon
+                               ends when it is done (default: immediate)
   bpf                          load BPF programs that help with programs on the kernel road, as far as the
                                kernel allows (needs root): `finesse status` then shows what they ask for, and the kernel
                                answers for files without extended attributes or ACLs by itself
