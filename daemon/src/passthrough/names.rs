@@ -38,13 +38,17 @@ impl PassthroughFs {
         self.deferred.as_ref().map(|deferred| deferred.changes(parent, name))
     }
 
-    /// Has the inode that `stat` describes settled, so that its attributes are those after all that was acknowledged. Whether
-    /// anything was done for that; then the thread acts as somebody else.
-    pub(super) fn settle_found(&self, stat: &Statx) -> bool {
-        match (&self.deferred, self.ids.of(stat)) {
-            (Some(deferred), Ok(Ok(id))) => deferred.settle_inode(id),
-            _ => false,
+    /// Looks at a name, so that its attributes are those after all that was acknowledged before. The thread acts as the caller of
+    /// `req`, with checked rights, before and afterwards.
+    pub(super) fn settled_stat(&self, req: &Request, dir: impl AsFd, name: &OsStr) -> Result<Statx> {
+        let Some(deferred) = &self.deferred else { return stat_at(&dir, name) };
+        let before = deferred.moment();
+        let stat = stat_at(&dir, name)?;
+        if let Ok(Ok(id)) = self.ids.of(&stat) {
+            deferred.settle_inode(id);
         }
+        self.act(req, Rights::Checked)?;
+        if deferred.moment() == before { Ok(stat) } else { stat_at(&dir, name) }
     }
 
     /// Keeps unlinks from being deferred in the directory `name`, if it is one.
@@ -65,11 +69,7 @@ impl PassthroughFs {
             deferred.settle_name(parent, name);
         }
         let dir = self.parent(req, parent, name, Rights::Checked)?;
-        let mut stat = stat_at(&dir, name)?;
-        if self.settle_found(&stat) {
-            self.act(req, Rights::Checked)?;
-            stat = stat_at(&dir, name)?;
-        }
+        let stat = self.settled_stat(req, &dir, name)?;
         self.entry(parent, &dir, name, &stat, false)
     }
 

@@ -145,12 +145,7 @@ impl PassthroughFs {
                 // The kernel takes no reference for these two (`fuse_direntplus_link`).
                 return Ok(add(entry, &unreferenced(entry.id), 0));
             }
-            let found = stat_at(stream, entry.name);
-            let settled = found.as_ref().is_ok_and(|stat| self.settle_found(stat));
-            if settled {
-                self.act(req, Rights::Checked)?;
-            }
-            let stat = match if settled { stat_at(stream, entry.name) } else { found } {
+            let stat = match self.settled_stat(req, stream, entry.name) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => return Ok(Offer::Taken),
                 Err(_) => return Ok(add(entry, &unreferenced(0), 0)),

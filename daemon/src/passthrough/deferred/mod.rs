@@ -135,6 +135,8 @@ struct Shared {
     granted: Mutex<HashSet<u64>>,
     waiting: AtomicUsize,
     acknowledged: AtomicU64,
+    /// Removals that were tried, counted before anybody hears that nothing waits.
+    tried: AtomicU64,
     done: AtomicU64,
     failed: AtomicU64,
     ended: AtomicBool,
@@ -215,6 +217,7 @@ impl Deferred {
             granted: Mutex::default(),
             waiting: AtomicUsize::new(0),
             acknowledged: AtomicU64::new(0),
+            tried: AtomicU64::new(0),
             done: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             ended: AtomicBool::new(false),
@@ -271,30 +274,34 @@ impl Deferred {
         waited
     }
 
-    /// If the inode's name waits, or names in it, they are removed. Whether there were any; the thread then acts as somebody else.
-    pub(super) fn settle_inode(&self, node: u64) -> bool {
+    /// How many removals have been tried: what was looked at before one more of them may have changed.
+    pub(super) fn moment(&self) -> u64 {
+        self.shared.tried.load(Ordering::SeqCst)
+    }
+
+    /// If the inode's name waits, or names in it, they are removed. The thread may act as somebody else afterwards.
+    pub(super) fn settle_inode(&self, node: u64) {
         let shared = &self.shared;
         if shared.waiting.load(Ordering::SeqCst) == 0 {
-            return false;
+            return;
         }
         shared.settle_directory(node);
-        let Some((directory, record)) = shared.inodes.lock().get(&node).copied() else { return false };
-        let Some(directory) = shared.known(directory) else { return false };
+        let Some((directory, record)) = shared.inodes.lock().get(&node).copied() else { return };
+        let Some(directory) = shared.known(directory) else { return };
         let mut name = Vec::new();
         {
             let inner = directory.inner.lock();
             // It may be done meanwhile, and the block given back or another's.
             if !inner.blocks.contains_key(&record.block) {
-                return true;
+                return;
             }
             shared.journal.read(record, &mut name);
             let waits = |known| matches!(known, Known::Waits { place, node: other } if place == record && other == node);
             if !inner.names.get(&name).is_some_and(waits) {
-                return true;
+                return;
             }
         }
         shared.settle_name(&directory, &name);
-        true
     }
 
     /// If the name waits, it is removed. The thread may act as somebody else afterwards.
@@ -804,6 +811,7 @@ impl Shared {
         name: &[u8],
         removed: std::result::Result<(), Failure>,
     ) {
+        self.tried.fetch_add(1, Ordering::SeqCst);
         let mut inner = directory.inner.lock();
         self.journal.done(place);
         let known = match inner.listers > 0 && removed.is_ok() {

@@ -92,6 +92,25 @@ fn is_listed(mirror: &Mirror, directory: u64, name: &str) -> bool {
 }
 
 #[test]
+fn a_directory_that_is_looked_up_is_as_after_all_that_was_acknowledged() {
+    for mirror in mirrors() {
+        let directory = fill(&mirror, "d", 1000);
+        for file in 0..300 {
+            unlink(&mirror, directory, file..file + 1);
+            let entry = mirror.fs.lookup_entry(&root(), ROOT, OsStr::new("d")).unwrap();
+            let now = stat_of(fs::File::open(mirror.path("d")).unwrap()).unwrap();
+            let changed = entry.attr.ctime.duration_since(std::time::UNIX_EPOCH).unwrap();
+            let expected = (now.stx_size, now.stx_ctime.tv_sec.cast_unsigned(), now.stx_ctime.tv_nsec);
+            assert_eq!(
+                (entry.attr.size, changed.as_secs(), changed.subsec_nanos()),
+                expected,
+                "after {file}"
+            );
+        }
+    }
+}
+
+#[test]
 fn names_known_by_listing_are_not_looked_at() {
     for mirror in mirrors() {
         let directory = fill(&mirror, "d", 1000);
