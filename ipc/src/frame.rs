@@ -332,6 +332,8 @@ pub const REPLY_GRANTABLE: u32 = 8;
 pub const NOT_VIRTUAL: u64 = 1;
 /// [`Request::mode`] of [`Op::Promote`]: the granted descriptor has arrived, and the file's number ends.
 pub const PROMOTED: u32 = 1;
+/// [`Request::mode`] of [`Op::Promote`]: only a granted descriptor is of use, to transfer more cheaply; otherwise `EAGAIN`.
+pub const IF_GRANTED: u32 = 2;
 /// [`Reply::flags`] of [`Op::ReadDir`]: no entry follows those in the data buffer.
 pub const REPLY_END: u32 = 16;
 

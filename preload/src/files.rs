@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use finesse_ipc::client::Call;
 use finesse_ipc::frame::{
-    BY_FILE, Fallback, OWN_OFFSET, Op, Outcome, PROMOTED, REPLY_GRANT, Request, Statfs, Time,
+    BY_FILE, Fallback, IF_GRANTED, OWN_OFFSET, Op, Outcome, PROMOTED, REPLY_GRANT, Request, Statfs, Time,
 };
 use finesse_ipc::layout::DATA_BYTES;
 use rustix::fs::OFlags;
@@ -42,7 +42,7 @@ fn on<T>(fd: RawFd, serve: impl Fn(&Pin) -> Step<T>) -> Road<T> {
         match serve(&pin) {
             Step::Done(result) => return Road::Bypass(result),
             Step::Again => sys::pause(0),
-            Step::Kernel => match promote_pinned(&pin) {
+            Step::Kernel => match promote_pinned(&pin, NEEDED) {
                 Ok(()) => return Road::Kernel,
                 Err(Unpromoted::Again) => sys::pause(0),
                 Err(Unpromoted::Errno(errno)) => return Road::Bypass(Err(errno)),
@@ -181,7 +181,7 @@ fn transfer(
         let Some(total) = buffers.total() else { return Step::Kernel };
         let total = total.min(TRANSFER_MAX);
         if pin.pays(total) {
-            return match promote_pinned(pin) {
+            return match promote_pinned(pin, IF_GRANTED) {
                 Ok(()) | Err(Unpromoted::Again) => Step::Again,
                 Err(Unpromoted::Errno(_)) => {
                     pin.stays();
@@ -703,13 +703,16 @@ pub(crate) fn promote_what_can_be() {
     let _ = promote_all();
 }
 
-fn promote_pinned(pin: &Pin) -> Result<(), Unpromoted> {
-    pin.alone(|| promote_alone(pin)).unwrap_or(Err(Unpromoted::Again))
+/// A kernel descriptor must be had, whichever.
+const NEEDED: u32 = 0;
+
+fn promote_pinned(pin: &Pin, mode: u32) -> Result<(), Unpromoted> {
+    pin.alone(|| promote_alone(pin, mode)).unwrap_or(Err(Unpromoted::Again))
 }
 
 /// Makes a kernel description of one that nobody else uses at this moment.
-fn promote_alone(pin: &Pin) -> Result<(), Unpromoted> {
-    let promoted = take_over(pin).map_err(Unpromoted::Errno)?;
+fn promote_alone(pin: &Pin, mode: u32) -> Result<(), Unpromoted> {
+    let promoted = take_over(pin, mode).map_err(Unpromoted::Errno)?;
     let Some(fd) = promoted.file.fd() else { return Err(Unpromoted::Errno(libc::EBADF)) };
     for (number, token) in FDS.virtuals(0) {
         if token != pin.token() {
@@ -742,18 +745,18 @@ struct Promoted {
 }
 
 /// Promotion needs a number for a moment. A program that has used up all of its own lends it ours.
-fn take_over(pin: &Pin) -> Result<Promoted, i32> {
+fn take_over(pin: &Pin, mode: u32) -> Result<Promoted, i32> {
     let mount = pin.connection().ok_or(libc::ENOTCONN)?;
-    match take_over_once(pin, &mount) {
-        Err(libc::EMFILE) if mount.spare_number() => take_over_once(pin, &mount),
+    match take_over_once(pin, &mount, mode) {
+        Err(libc::EMFILE) if mount.spare_number() => take_over_once(pin, &mount, mode),
         promoted => promoted,
     }
 }
 
-fn take_over_once(pin: &Pin, mount: &Guard) -> Result<Promoted, i32> {
+fn take_over_once(pin: &Pin, mount: &Guard, mode: u32) -> Result<Promoted, i32> {
     // A file that was closed would stand against a lease, for example, if it was open in the daemon still.
     mount.client().settle();
-    let request = Request { base: pin.file().into(), ..Request::default() };
+    let request = Request { base: pin.file().into(), mode, ..Request::default() };
     let call = virtuals::ask(mount, Op::Promote, &request).map_err(|_| libc::ENOTCONN)?;
     match call.reply.outcome() {
         Outcome::Ok => {}

@@ -590,28 +590,15 @@ fn a_mapping_shows_whatever_is_written_on_the_bypass() {
         let place = Place::new(Road::Bypass, &Options { arguments, ..Options::default() }, |root| {
             fs::write(root.join("file"), [b'-'; 4096]).unwrap();
         });
-        // When another one opens it on the bypass, if at all: before anything is written, or when that is granted.
-        for second in [None, Some(100), Some(130)] {
-            let (mut writer, mut other) = (Preloaded::new(&place), Preloaded::on(Road::Kernel, &place));
-            let mut beside = Preloaded::new(&place);
-            let file = place.path().join("file");
-            let name = file.to_str().unwrap();
-            writer.tell(&["hold", name, "w"]);
-            let mut mapped = false;
-            for number in 100..160 {
-                if second == Some(number) {
-                    beside.tell(&["hold", name, "w"]);
-                }
-                if second.is_none_or(|second| second == number) && !mapped {
-                    other.tell(&["map", name]);
-                    mapped = true;
-                }
-                let text = number.to_string();
-                writer.tell(&["set", name, &text]);
-                if mapped {
-                    assert_eq!(other.ask(&["mapped", name, "3"]), text, "{arguments:?}, {second:?}");
-                }
-            }
+        let (mut writer, mut other) = (Preloaded::new(&place), Preloaded::on(Road::Kernel, &place));
+        let file = place.path().join("file");
+        let name = file.to_str().unwrap();
+        writer.tell(&["hold", name, "w"]);
+        other.tell(&["map", name]);
+        for number in 100..160 {
+            let text = number.to_string();
+            writer.tell(&["set", name, &text]);
+            assert_eq!(other.ask(&["mapped", name, "3"]), text, "{arguments:?}");
         }
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Opens {
     /// Since it had none, some were opened to be executed: nobody may write (`deny_write_access`).
     pub(crate) executed: bool,
     /// How many files bypass clients have open virtually.
-    pub(crate) virtuals: u32,
+    pub(super) virtuals: u32,
     /// How many of them can write.
     pub(crate) virtual_writers: u32,
 }

@@ -585,11 +585,20 @@ impl<FS: Filesystem> Engine<FS> {
             return Ok(Reply::ok());
         }
         let offset = *file.offset.lock();
+        let if_granted = call.frame.mode == frame::IF_GRANTED;
+        // What the kernel has open for direct input and output it may have mapped: that has pages, which would not show what is written
+        // by a granted descriptor. What is written here they do.
+        if if_granted && file.writes() && self.core.coherence.kernel_opens(file.inode.ino).direct {
+            return fail(libc::EAGAIN);
+        }
         if let Some(backing) = self.backing_to_grant(call, &file, offset)? {
             output.grant = Some(backing);
             let mut reply = Reply::attr(Attr { ino: file.inode.ino, ..Attr::default() });
             reply.flags |= frame::REPLY_GRANT;
             return Ok(reply);
+        }
+        if if_granted {
+            return fail(libc::EAGAIN);
         }
         let mut token = file.token.lock();
         let name = match *token {
@@ -622,9 +631,7 @@ impl<FS: Filesystem> Engine<FS> {
         {
             return Ok(None);
         }
-        // Of others that have it open virtually the one hears what is noted here, or is seen here ([`Engine::open_existing`]).
-        let is_shared = || self.core.coherence.kernel_opens(file.inode.ino).virtuals > 1;
-        if file.writes() && (is_shared() || self.before_writable_grant(&file.inode).is_err() || is_shared()) {
+        if file.writes() && self.before_writable_grant(&file.inode).is_err() {
             return Ok(None);
         }
         let backing = match &file.backing {

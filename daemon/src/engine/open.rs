@@ -133,13 +133,6 @@ impl<FS: Filesystem> Engine<FS> {
 
     fn open_existing(&self, call: &Call<'_>, node: &Node, giving: Giving, output: &mut Output) -> Served {
         let flags = call.frame.flags as i32;
-        let written_elsewhere = || self.core.coherence.is_granted_write(node.inode.ino);
-        let giving = match giving {
-            // What is open virtually keeps the kernel from opening the file with passthrough: what it maps then would not show what
-            // is written by granted descriptors.
-            Giving::OnRequest if written_elsewhere() => Giving::AtOnce,
-            giving => giving,
-        };
         match node.inode.kind {
             FileType::RegularFile => {}
             FileType::Directory => return kernel(Fallback::OpenDirectory),
@@ -178,10 +171,6 @@ impl<FS: Filesystem> Engine<FS> {
             Giving::AtOnce => None,
             Giving::OnRequest | Giving::Never => Some(self.virtual_open(&node.inode, writes)?),
         };
-        if giving == Giving::OnRequest && written_elsewhere() {
-            // Since a moment ago.
-            return kernel(Fallback::KernelHasItOpen);
-        }
         let ino = INodeNo(node.inode.ino);
         let passed = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_NOCTTY | libc::O_TRUNC);
         let (reply, answer) = ReplyOpen::local();
@@ -288,9 +277,7 @@ impl<FS: Filesystem> Engine<FS> {
     pub(super) fn before_writable_grant(&self, inode: &Inode) -> Result<(), Stop> {
         self.core.coherence.note_granted_write(inode.ino);
         self.cache.forget_attr(inode);
-        // A mapping of what is open for direct input and output has pages, too.
-        let opens = self.core.coherence.kernel_opens(inode.ino);
-        if opens.cached || opens.direct {
+        if self.core.coherence.kernel_opens(inode.ino).cached {
             return kernel(Fallback::KernelHasItOpen);
         }
         Ok(())
