@@ -81,7 +81,6 @@ pub(crate) fn locate(dirfd: RawFd, path: &PathArg) -> Option<Target<'_>> {
 }
 
 /// A path that is on no mount of ours may still name an open file of ours (`/proc/self/fd`).
-#[cold]
 fn elsewhere(path: CPath<'_>) -> Option<Target<'_>> {
     if virtuals::any() {
         files::named_by(path.bytes());
