@@ -134,8 +134,9 @@ impl Place {
 
 fn mount_tmpfs(at: &Path, need: Need) -> Outcome<Private> {
     memory_suffices(need)?;
+    // The directory above is private. This one is the mount's root, and what not everybody may search is not in the table.
     let options =
-        format!("mode=700,size={},nr_inodes={}", need.bytes().saturating_add(RESERVE), need.inodes + 1024);
+        format!("mode=755,size={},nr_inodes={}", need.bytes().saturating_add(RESERVE), need.inodes + 1024);
     let options = std::ffi::CString::new(options).map_err(|error| error.to_string())?;
     rustix::mount::mount("finesse-bench", at, "tmpfs", MountFlags::empty(), &*options).map_err(|errno| {
         format!("--backing tmpfs: {errno}; only root can mount one, give a directory instead")

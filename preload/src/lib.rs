@@ -69,6 +69,7 @@
 //! | `realpath` | what a path leads to | asks for each prefix |
 //! | `surface` | what becomes of every function | |
 //! | `next` | | the next definitions |
+//! | `unwind` | | loads the unwinder |
 //! | `sys` | | the edge to C and the kernel |
 
 #![deny(unsafe_code)]
@@ -93,6 +94,8 @@ mod streams;
 pub mod surface;
 mod sys;
 mod temporary;
+#[cfg(all(not(test), target_arch = "x86_64"))]
+mod unwind;
 mod virtuals;
 mod watch;
 

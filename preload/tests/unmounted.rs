@@ -102,6 +102,22 @@ fn a_thread_is_cancelled_inside_a_hook() {
     }
 }
 
+/// The unwinder is loaded when something unwinds, not into every program.
+#[test]
+fn no_other_library_is_loaded_with_it() {
+    let loaded = |preloaded: bool| {
+        let mut command = Command::new("true");
+        command.env_remove("LD_PRELOAD").env("LD_TRACE_LOADED_OBJECTS", "1");
+        if preloaded {
+            command.env("LD_PRELOAD", library());
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().lines().count()
+    };
+    assert_eq!(loaded(true), loaded(false) + 1);
+}
+
 #[test]
 fn every_way_to_start_a_program_keeps_the_library_and_the_arguments() {
     let directory = tempfile::tempdir().unwrap();

@@ -776,7 +776,7 @@ impl Shared {
         let mut whole = true;
         let mut name = Vec::new();
         for (index, (place, open)) in self.journal.records(block).enumerate() {
-            if index % 32 == 31 && pauses() {
+            if index % workers::LOOKS_AFTER == workers::LOOKS_AFTER - 1 && pauses() {
                 whole = false;
                 break;
             }

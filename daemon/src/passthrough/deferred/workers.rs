@@ -17,6 +17,10 @@ use super::{Directory, Shared};
 const QUIET: Duration = Duration::from_millis(1);
 /// So few within that time are none.
 const FEW: u64 = 50;
+/// Nor are so few while a worker removes as many as it does between two looks ([`LOOKS_AFTER`]).
+const FEW_MEANWHILE: u64 = 4;
+/// After so many records a worker looks whether unlinks come again.
+pub(super) const LOOKS_AFTER: usize = 32;
 /// Most workers.
 const WORKERS_MAX: usize = 8;
 /// When the journal was full, unlinks wait until one of so many blocks is free.
@@ -83,7 +87,7 @@ impl Shared {
             let pauses = || {
                 let acknowledged = self.acknowledged.load(Ordering::Relaxed);
                 let come = acknowledged - std::mem::replace(&mut before, acknowledged);
-                if always || come < FEW {
+                if always || come <= FEW_MEANWHILE {
                     return false;
                 }
                 let mut queue = self.queue.lock();
