@@ -362,7 +362,10 @@ impl Worker {
         while !self.pool.stopping.load(Ordering::SeqCst) {
             self.pool.parked.fetch_add(1, Ordering::SeqCst);
             events.clear();
-            let woken = epoll::wait(&self.pool.doorbells, spare_capacity(&mut events), Some(&SURPLUS_STAYS));
+            // Of surplus workers those go that wait last.
+            let is_surplus = self.pool.alive.load(Ordering::SeqCst) > WORKERS;
+            let stays = is_surplus.then_some(&SURPLUS_STAYS);
+            let woken = epoll::wait(&self.pool.doorbells, spare_capacity(&mut events), stays);
             self.pool.parked.fetch_sub(1, Ordering::SeqCst);
             match woken {
                 Ok(0) if self.may_leave() => return,
