@@ -223,9 +223,10 @@ impl Target {
         });
         let verdicts: Vec<_> = in_groups.collect();
         if verdicts.is_empty() {
+            let unit = if matches!(self.measure, Measure::Value) { Unit::Bytes } else { Unit::Nanoseconds };
             return vec![Verdict {
                 what: self.what.to_owned(),
-                target: self.target(Unit::Nanoseconds),
+                target: self.target(unit),
                 measured: "not measured".to_owned(),
                 met: None,
             }];
@@ -331,5 +332,6 @@ mod tests {
         assert_eq!(verdict(&[], "stat by round trip").target, "1.5 times faster than native");
         assert_eq!(verdict(&[], "create, write").target, "at most 1.20 × native");
         assert_eq!(verdict(&[], "idle: context switches of the daemon").target, "none");
+        assert_eq!(verdict(&[], "memory for each known inode").target, "at most 250 B");
     }
 }
