@@ -374,7 +374,9 @@ impl Plan {
                     // It closes files late, and has no room for more then.
                     Err(why) if way == Way::BINDFS => {
                         screen::go_on()?;
-                        leave_out(&format!("{}: {} @{}", way.name, kind.title(), kind.threads), &why);
+                        // What the program said.
+                        let why = why.rsplit_once(": ").map_or(&*why, |(_, why)| why);
+                        leave_out(&format!("{}: {} @{}", way.name, kind.title(), kind.threads), why);
                     }
                     Err(why) => return Err(why),
                 }

@@ -78,9 +78,11 @@ extern "C" fn load() {
     // SAFETY: a C string; libgcc_s may be loaded at any time.
     let library = unsafe { libc::dlopen(c"libgcc_s.so.1".as_ptr(), FLAGS) };
     for (slot, name) in SLOTS.iter().zip(NAMES) {
-        // SAFETY: a library that is never closed, or null, in which nothing is found that should be.
-        let address =
-            if library.is_null() { library } else { unsafe { libc::dlsym(library, name.as_ptr()) } };
+        let mut address = library;
+        if !library.is_null() {
+            // SAFETY: a library that is never closed, and a C string.
+            address = unsafe { libc::dlsym(library, name.as_ptr()) };
+        }
         if address.is_null() {
             // SAFETY: a number and a text.
             unsafe { libc::write(libc::STDERR_FILENO, LACKS.as_ptr().cast(), LACKS.len()) };
