@@ -268,8 +268,8 @@ static long copy(int tree, const struct change *c, int to)
 
 /*
  * The kernel counts a FUSE file's links down once the removal of a name has been answered, though others may have asked for
- * the count meanwhile. The file has no links then in its eyes, and gets none, until its attributes are asked for again. So
- * says every FUSE file system whose names may be cached.
+ * the count meanwhile. The file has no links then in its eyes, and gets none, until its attributes are asked for again.
+ * ARCHITECTURE.md has more.
  */
 static long make_link(int tree, int base, const char *path, const char *other)
 {
