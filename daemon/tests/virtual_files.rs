@@ -940,6 +940,31 @@ fn a_file_that_the_kernel_may_have_unwritten_pages_of_is_left_to_it() {
 }
 
 #[test]
+fn who_opens_a_file_while_the_kernel_appends_to_it_appends_behind() {
+    let memory = Memory::new();
+    let mount = Mount::new(Fs(memory.clone()));
+    let path = mount.path().join("log");
+    let client = mount.client();
+    open(&client, "log", libc::O_RDWR | libc::O_CREAT).close().unwrap();
+    let mut kernel = OpenOptions::new().append(true).open(&path).unwrap();
+    memory.hold_writes.store(true, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        scope.spawn(|| kernel.write_all(b"kernel|").unwrap());
+        eventually("the kernel's write is under way", || memory.writes.load(Ordering::SeqCst) == 1);
+        // Nobody had the file open on the bypass when it began.
+        scope.spawn(|| open(&client, "log", libc::O_WRONLY | libc::O_APPEND).write(b"client").unwrap());
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let begun = memory.writes.load(Ordering::SeqCst);
+        // Before anything can fail, or the threads would never end.
+        memory.hold_writes.store(false, Ordering::SeqCst);
+        assert_eq!(begun, 1, "it waits for its turn");
+    });
+    assert_eq!(memory.contents("log"), b"kernel|client");
+    drop(kernel);
+    mount.end();
+}
+
+#[test]
 fn writers_on_both_roads_append_without_overwriting_each_other() {
     const RECORDS: usize = 500;
     let memory = Memory::new();

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 
 use crate::account::Account;
 use crate::build;
+use crate::wait::eventually;
 
 /// How a mount is made.
 #[derive(Clone, Debug, Default)]
@@ -122,6 +123,21 @@ impl Mount {
     /// Sends the daemon a signal.
     pub fn signal(&self, signal: Signal) {
         rustix::process::pidfd_send_signal(&self.daemon, signal).expect("the daemon lives");
+    }
+
+    /// Stops the daemon until it gets [`Signal::CONT`], and waits until none of its threads goes on.
+    ///
+    /// # Panics
+    /// They go on.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        eventually("all threads of the daemon are stopped", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid())).expect("the daemon lives");
+            tasks.flatten().all(|task| {
+                let stat = std::fs::read_to_string(task.path().join("stat"));
+                stat.is_ok_and(|stat| stat.rsplit(") ").next().is_some_and(|state| state.starts_with('T')))
+            })
+        });
     }
 
     /// Waits until the daemon has ended; whether it did in time.

@@ -150,7 +150,7 @@ except OSError as e: print(errno.errorcode[e.errno])
     );
     assert_eq!(program.line(), "ready");
     // A daemon that is stopped answers nobody.
-    place.mount().signal(Signal::STOP);
+    place.mount().stop();
     std::io::Write::write_all(program.0.stdin.as_mut().unwrap(), b"go\n").unwrap();
     assert_eq!(program.line(), "asking");
     eventually("the program sleeps, waiting for the daemon", || {
@@ -273,7 +273,7 @@ while True:
         eventually("all take the bypass", || place.mount().account().clients >= programs.len());
         if round == 0 {
             // All of them are waiting for an answer when they die.
-            place.mount().signal(Signal::STOP);
+            place.mount().stop();
         }
         for program in &mut programs {
             program.0.kill().unwrap();
@@ -361,7 +361,7 @@ fn mounts_that_hang_keep_nobody_waiting_who_does_not_use_them() {
     let healthy = place();
     let before = hung[0].mount().account();
     for place in &hung {
-        place.mount().signal(Signal::STOP);
+        place.mount().stop();
     }
     // Each of them for itself would take three seconds, here and there.
     let start = Instant::now();

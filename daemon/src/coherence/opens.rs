@@ -281,13 +281,19 @@ impl Coherence {
         }
     }
 
-    /// Whose turn it is to write at the end of a file that the kernel has open, if the kernel may be wrong about where
-    /// that is: bypass clients write to it, or have.
+    /// Whose turn it is to write at the end of a file that the kernel has open directly. `None` if no bypass client can
+    /// write to it, as long as the kernel has it open.
     pub(crate) fn append_turn(&self, ino: u64) -> Option<Turn> {
         let mut shard = shard(&self.opens, ino).lock();
-        let open = shard.get_mut(&ino)?;
-        let moves = open.opens.virtual_writers > 0 || open.opens.resized;
-        moves.then(|| Arc::clone(open.turn.get_or_insert_default()))
+        let open = shard.get_mut(&ino).filter(|open| !open.opens.cached_writer)?;
+        Some(Arc::clone(open.turn.get_or_insert_default()))
+    }
+
+    /// Whether the kernel may be wrong about where a file ends that it has open: bypass clients write to it, or have.
+    /// Asked in one's turn: a client may begin to write at any time.
+    pub(crate) fn moves_end(&self, ino: u64) -> bool {
+        let opens = self.kernel_opens(ino);
+        opens.virtual_writers > 0 || opens.resized
     }
 
     /// Whether the kernel has the file open in a way that changes it unseen: for writing, with passthrough.

@@ -296,18 +296,23 @@ fn the_kernel_is_not_asked_for_a_files_end_that_the_bypass_moves() {
     let coherence = Arc::new(Coherence::new());
     coherence.opened(5, OpenMode::Direct, true);
     coherence.opened(6, OpenMode::Direct, true);
-    assert!(coherence.append_turn(5).is_none());
+    let turn = coherence.append_turn(5).unwrap();
+    assert!(!coherence.moves_end(5));
     let reader = coherence.open_virtually(5, false).unwrap();
-    assert!(coherence.append_turn(5).is_none());
+    assert!(!coherence.moves_end(5));
     let writer = coherence.open_virtually(5, true).unwrap();
-    assert!(Arc::ptr_eq(&coherence.append_turn(5).unwrap(), writer.turn()), "they take turns");
+    assert!(Arc::ptr_eq(&turn, writer.turn()), "they take turns, whoever came first");
+    assert!(coherence.moves_end(5));
     drop((reader, writer));
-    assert!(coherence.append_turn(5).is_none(), "nothing was written");
+    assert!(!coherence.moves_end(5), "nothing was written");
     coherence.bypass_wrote(5, 0, b"x").unwrap();
-    assert!(coherence.append_turn(5).is_some() && coherence.append_turn(6).is_none());
+    assert!(coherence.moves_end(5) && !coherence.moves_end(6));
     coherence.released(5);
     coherence.opened(5, OpenMode::Direct, true);
-    assert!(coherence.append_turn(5).is_none(), "who opens it anew knows where it ends");
+    assert!(!coherence.moves_end(5), "who opens it anew knows where it ends");
+    // Nobody else writes to what the kernel writes to through its page cache.
+    coherence.opened(7, OpenMode::Cached, true);
+    assert!(coherence.append_turn(7).is_none() && coherence.open_virtually(7, true).is_none());
 }
 
 #[test]

@@ -269,9 +269,9 @@ impl<FS: Filesystem> Operations<FS> {
         self.core().hidden.drop_name(token, &self.core().coherence);
     }
 
-    /// A write to the end of a file whose end only the file system knows, as bypass clients write to it, too: the
-    /// kernel's offset is ignored. The kernel has the file open for direct input and output then, so no page of its
-    /// cache is meant.
+    /// A write to the end of a file that bypass clients may write to, too: if they do, only the file system knows where
+    /// it ends, and the kernel's `offset` is ignored. The kernel has the file open for direct input and output then, so
+    /// no page of its cache is meant.
     #[allow(clippy::too_many_arguments)]
     fn append(
         &self,
@@ -279,13 +279,15 @@ impl<FS: Filesystem> Operations<FS> {
         req: &Request,
         ino: INodeNo,
         fh: FileHandle,
+        offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
         flags: OpenFlags,
         lock_owner: Option<LockOwner>,
     ) -> Result<u32, Errno> {
         let _turn = turn.lock();
-        let end = self.attr_of(req, ino, fh)?.attr.size;
+        let moves = self.core().coherence.moves_end(ino.0);
+        let end = if moves { self.attr_of(req, ino, fh)?.attr.size } else { offset };
         let (reply, answer) = ReplyWrite::local();
         self.fs().write(req, ino, fh, end, data, write_flags, flags, lock_owner, reply);
         answer.wait()
@@ -576,7 +578,7 @@ impl<FS: Filesystem> Operations<FS> {
             && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE)
             && let Some(turn) = self.core().coherence.append_turn(ino.0)
         {
-            let written = self.append(&turn, req, ino, fh, data, write_flags, flags, lock_owner);
+            let written = self.append(&turn, req, ino, fh, offset, data, write_flags, flags, lock_owner);
             return match written {
                 Ok(count) => reply.written(count),
                 Err(error) => reply.error(error),

@@ -45,6 +45,10 @@ pub struct Memory {
     state: Mutex<State>,
     /// `read` calls.
     pub reads: AtomicU64,
+    /// `write` calls that have begun.
+    pub writes: AtomicU64,
+    /// `write` does not write as long as this is set.
+    pub hold_writes: AtomicBool,
     /// `fsync` calls.
     pub syncs: AtomicU64,
     /// `flush` answers EDQUOT.
@@ -332,6 +336,10 @@ impl Filesystem for Fs {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        self.0.writes.fetch_add(1, Ordering::SeqCst);
+        while self.0.hold_writes.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let mut state = self.0.state.lock();
         let node = state.nodes.get_mut(&ino.0).unwrap();
         if offset > 1 << 30 {
