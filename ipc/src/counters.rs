@@ -40,7 +40,12 @@ impl Counters {
     /// Counts a call that was left to the kernel.
     #[inline]
     pub fn fell_back(&self, reason: Fallback) {
-        self.cells[OPS + reason as usize].fetch_add(1, Ordering::Relaxed);
+        self.fell_back_before(reason, 1);
+    }
+
+    /// Counts calls that were left to the kernel before there were counters.
+    pub fn fell_back_before(&self, reason: Fallback, calls: u64) {
+        self.cells[OPS + reason as usize].fetch_add(calls, Ordering::Relaxed);
     }
 
     /// How many calls were served without the kernel, by this operation.

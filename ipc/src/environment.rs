@@ -4,6 +4,7 @@
 //! | --- | --- | --- |
 //! | [`MOUNTS`] | `finesse run`, kept by the preload library | the mounts it may find, so that no program need read `/proc/self/mountinfo` |
 //! | [`DESCRIPTORS`] | the preload library, at exec | files granted to the program before, whose descriptors stay open |
+//! | [`CONNECT_AFTER`] | the user, kept by the preload library | how many calls on a mount the kernel serves before a process connects to its daemon |
 //! | [`DEBUG`] | the user | if set, the preload library says on standard error why it does not use a mount |
 //!
 //! [`MOUNTS`] is a list of entries separated by `:`, each of which is
@@ -21,6 +22,12 @@ use std::path::Path;
 pub const MOUNTS: &CStr = c"FINESSE_MOUNTS";
 /// The list of granted descriptors' files.
 pub const DESCRIPTORS: &CStr = c"FINESSE_FDS";
+/// How many calls on a mount the kernel serves before a process connects to its daemon: decimal; [`CONNECT_AFTER_DEFAULT`]
+/// if absent or malformed.
+pub const CONNECT_AFTER: &CStr = c"FINESSE_CONNECT_AFTER";
+/// About as many calls as it takes until the bypass has saved the time that connecting takes. So a process loses at
+/// most as much again, however many calls it makes.
+pub const CONNECT_AFTER_DEFAULT: u32 = 16;
 /// Asks for a line on standard error when a mount is not used.
 pub const DEBUG: &CStr = c"FINESSE_DEBUG";
 /// The dynamic linker's list of libraries to preload.
@@ -30,6 +37,12 @@ pub const PRELOAD: &CStr = c"LD_PRELOAD";
 pub const MOUNT_PATH_MAX: usize = 1023;
 /// Longest abstract socket name, in bytes (`sun_path` without its leading NUL).
 pub const SOCKET_MAX: usize = 107;
+
+/// A value of [`CONNECT_AFTER`].
+pub fn connect_after(value: Option<&[u8]>) -> u32 {
+    let given = value.and_then(decimal).and_then(|number| u32::try_from(number).ok());
+    given.unwrap_or(CONNECT_AFTER_DEFAULT)
+}
 
 /// One entry of [`MOUNTS`], still escaped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,6 +226,17 @@ fn number(digits: &[u8], radix: u32) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_user_says_when_to_connect() {
+        assert_eq!(connect_after(None), CONNECT_AFTER_DEFAULT);
+        for (value, calls) in [("0", 0), ("7", 7), ("4294967295", u32::MAX)] {
+            assert_eq!(connect_after(Some(value.as_bytes())), calls);
+        }
+        for value in ["", "-1", "x", "4294967296", "1 "] {
+            assert_eq!(connect_after(Some(value.as_bytes())), CONNECT_AFTER_DEFAULT, "{value}");
+        }
+    }
 
     #[test]
     fn mounts_survive_the_environment_whatever_their_names() {

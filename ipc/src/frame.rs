@@ -180,7 +180,8 @@ numbered! {
         NoSlot = "no-slot",
         /// The daemon is gone or ended the connection.
         Disconnected = "disconnected",
-        /// No connection could be made.
+        /// The process had not connected yet: the kernel serves its first calls
+        /// ([`crate::environment::CONNECT_AFTER`]).
         NotConnected = "not-connected",
         /// The kernel's answer is wanted for what it does besides: executing, watching, locking.
         KernelByChoice = "kernel-by-choice",

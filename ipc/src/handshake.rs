@@ -50,7 +50,7 @@ pub enum Ask<'a> {
 /// What the daemon tells a client.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// Carries the segment's memfd, the doorbell's eventfd, and the memfd of the mount's metadata table, if it has one.
+    /// Carries the segment's memfd, the doorbell's pipe, and the memfd of the mount's metadata table, if it has one.
     Welcome(Welcome),
     /// The connection is refused; the client stays on the kernel road.
     Refused(Refusal),

@@ -340,7 +340,8 @@ pub(crate) fn fstatfs(fd: RawFd) -> Road<(Statfs, i64)> {
         return road;
     }
     let Some((dev, _)) = granted(fd) else { return Road::Kernel };
-    let Some(mount) = connection::by_dev((libc::major(dev), libc::minor(dev))).and_then(connection::enter)
+    let Some(mount) =
+        connection::by_dev((libc::major(dev), libc::minor(dev))).and_then(connection::enter_at_once)
     else {
         return Road::Kernel;
     };
@@ -662,8 +663,8 @@ pub(crate) fn attributes_changed(fd: RawFd) {
     let request = Request { base: ino, ..Request::default() };
     for _ in 0..ATTEMPTS {
         let Some(index) = connection::by_dev((libc::major(dev), libc::minor(dev))) else { return };
-        let told =
-            connection::enter(index).map(|mount| mount.client().call(Op::Changed, &request, &[], &[]).err());
+        let told = connection::enter_at_once(index)
+            .map(|mount| mount.client().call(Op::Changed, &request, &[], &[]).err());
         match told {
             // A daemon that is gone has nothing cached.
             Some(None | Some(Fallback::Disconnected)) => return,

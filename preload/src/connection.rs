@@ -77,6 +77,8 @@ pub(crate) struct Mount {
     same_ids: AtomicBool,
     /// The connection's descriptors; -1 if there is none.
     own: [AtomicI32; 2],
+    /// Calls that the kernel has served because the process had not connected yet; [`NO_MORE`] when it has, or must.
+    unconnected: AtomicU32,
     /// The last file that was opened was opened virtually.
     opens_virtually: AtomicBool,
     /// The hidden directory, which the mount's path need not lead to for ever.
@@ -89,6 +91,8 @@ pub(crate) struct Mount {
     hinted: AtomicU64,
 }
 
+/// [`Mount::unconnected`]: a call is no reason to wait any more.
+const NO_MORE: u32 = u32::MAX;
 /// No generation was handed down.
 const NOT_HINTED: u64 = u64::MAX;
 
@@ -176,6 +180,7 @@ impl Mount {
             statfs_flags: AtomicI64::new(-1),
             same_ids: AtomicBool::new(false),
             own: [const { AtomicI32::new(-1) }; 2],
+            unconnected: AtomicU32::new(0),
             opens_virtually: AtomicBool::new(false),
             hidden: Kept::new(),
             placeholder: Kept::new(),
@@ -200,6 +205,14 @@ impl Mount {
     fn drop_hidden(&self) {
         self.placeholder.give_up();
         self.hidden.give_up();
+    }
+
+    /// Whether a process that has not connected yet had better leave this call to the kernel: connecting costs as much
+    /// as many calls, and most programs make few.
+    fn is_too_early(&self) -> bool {
+        let limit = CONNECT_AFTER.load(Ordering::Relaxed);
+        let count = |calls: u32| (calls < limit).then_some(calls.saturating_add(1));
+        self.unconnected.fetch_update(Ordering::Relaxed, Ordering::Relaxed, count).is_ok()
     }
 
     fn change(&self, from: u32, to: u32) -> bool {
@@ -252,6 +265,8 @@ static ALL: [Mount; MOUNTS] = [const { Mount::new() }; MOUNTS];
 static CONNECTIONS: AtomicU32 = AtomicU32::new(0);
 /// Counts changes of credentials, so that a connection made during one is not used.
 static CREDENTIALS: AtomicU32 = AtomicU32::new(0);
+/// How many calls on a mount the kernel serves before the process connects.
+static CONNECT_AFTER: AtomicU32 = AtomicU32::new(environment::CONNECT_AFTER_DEFAULT);
 static COMPLAINS: AtomicBool = AtomicBool::new(false);
 /// The list of mounts came from the environment and has not been compared with the kernel's.
 static HINTED: AtomicBool = AtomicBool::new(false);
@@ -456,6 +471,29 @@ pub(crate) fn enter(index: usize) -> Option<Guard> {
     None
 }
 
+/// As [`enter`], for what the kernel cannot serve: connects with the first call.
+pub(crate) fn enter_at_once(index: usize) -> Option<Guard> {
+    connect_now(index);
+    enter(index)
+}
+
+/// The next call on a mount connects, however few there have been.
+pub(crate) fn connect_now(index: usize) {
+    if let Some(mount) = ALL.get(index)
+        && mount.unconnected.load(Ordering::Relaxed) != NO_MORE
+    {
+        mount.unconnected.store(NO_MORE, Ordering::Relaxed);
+    }
+}
+
+/// Whether no mount waits for a call that is worth connecting.
+pub(crate) fn is_connected_to_all() -> bool {
+    ALL.iter().all(|mount| {
+        mount.state.load(Ordering::Relaxed) != CANDIDATE
+            || mount.unconnected.load(Ordering::Relaxed) == NO_MORE
+    })
+}
+
 /// How long to wait for another thread that makes the list of paths anew, in pauses (about a second).
 const TABLE_PATIENCE: u32 = 5000;
 /// Room for the path of a mount's hidden directory.
@@ -638,7 +676,10 @@ fn prepare(index: usize, mount: &'static Mount) -> bool {
     if matches!(mount.state.load(Ordering::Acquire), RETIRED | DEAD) {
         mount.reclaim();
     }
-    if !mount.change(CANDIDATE, CONNECTING) {
+    if mount.state.load(Ordering::Acquire) != CANDIDATE
+        || mount.is_too_early()
+        || !mount.change(CANDIDATE, CONNECTING)
+    {
         return false;
     }
     let credentials = CREDENTIALS.load(Ordering::Acquire);
@@ -720,6 +761,8 @@ fn attach(index: usize, mount: &'static Mount) -> u32 {
     mount.attributes_mask.store(identity.attributes_mask, Ordering::Relaxed);
     mount.connection.store(CONNECTIONS.fetch_add(1, Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
     mount.same_ids.store(has_same_ids(), Ordering::Relaxed);
+    let calls = Some(mount.unconnected.swap(NO_MORE, Ordering::Relaxed)).filter(|calls| *calls != NO_MORE);
+    client.counters().fell_back_before(Fallback::NotConnected, calls.unwrap_or(0).into());
     let fds = client.fds();
     let Some(client) = Pages::new(size_of::<Client>()).and_then(|pages| pages.leak(client)) else {
         return REFUSED;
@@ -798,6 +841,8 @@ pub(crate) fn after_fork() {
                 reference.abandon();
             }
         }
+        // Most children execute another program soon.
+        mount.unconnected.store(0, Ordering::Relaxed);
         match mount.state.load(Ordering::Acquire) {
             ATTACHED | RETIRED | CONNECTING => mount.state.store(CANDIDATE, Ordering::Release),
             DEAD => mount.state.store(REFUSED, Ordering::Release),
@@ -838,6 +883,8 @@ pub(crate) fn vacate(fd: RawFd) -> Result<(), i32> {
 /// Learns the mounts when the process starts: from the environment, or else from the kernel.
 pub(crate) fn start(environment: sys::Strings) {
     COMPLAINS.store(environment.value(environment::DEBUG).is_some(), Ordering::Relaxed);
+    let calls = environment::connect_after(environment.value(environment::CONNECT_AFTER));
+    CONNECT_AFTER.store(calls, Ordering::Relaxed);
     match environment.value(environment::MOUNTS) {
         Some(value) => {
             HINTED.store(true, Ordering::Relaxed);
@@ -974,6 +1021,7 @@ fn place_for(dev: (u32, u32)) -> Option<(usize, &'static Mount)> {
     free.1.socket_len.store(0, Ordering::Relaxed);
     free.1.hinted.store(NOT_HINTED, Ordering::Relaxed);
     free.1.statfs_flags.store(-1, Ordering::Relaxed);
+    free.1.unconnected.store(0, Ordering::Relaxed);
     free.1.state.store(CANDIDATE, Ordering::Release);
     Some(free)
 }

@@ -122,6 +122,7 @@ pub(crate) fn open(dirfd: RawFd, path: &PathArg) -> Road<&'static Stream> {
         Some(path) => path,
         None => return Road::Kernel,
     };
+    route::will_list(dirfd, Some(name));
     match calls::open_directory(dirfd, path) {
         Road::Kernel => Road::Kernel,
         Road::Bypass(Err(errno)) => Road::Bypass(Err(errno)),
@@ -131,7 +132,11 @@ pub(crate) fn open(dirfd: RawFd, path: &PathArg) -> Road<&'static Stream> {
 
 /// `fdopendir` of a directory that nobody has read from yet.
 pub(crate) fn from_descriptor(fd: RawFd) -> Road<&'static Stream> {
-    if connection::table().is_empty() || route::directory_of(fd).is_none() {
+    if connection::table().is_empty() {
+        return Road::Kernel;
+    }
+    route::will_list(fd, None);
+    if route::directory_of(fd).is_none() {
         return Road::Kernel;
     }
     let Some(borrowed) = sys::borrow(fd) else { return Road::Kernel };

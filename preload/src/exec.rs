@@ -6,7 +6,7 @@
 use std::ffi::CStr;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use finesse_ipc::environment::{DESCRIPTORS, GRANTED_FILE_MAX, GrantedFile, MOUNTS, PRELOAD};
+use finesse_ipc::environment::{CONNECT_AFTER, DESCRIPTORS, GRANTED_FILE_MAX, GrantedFile, MOUNTS, PRELOAD};
 
 use crate::process::{self, FDS, INHERITED_MAX};
 use crate::sys::{self, EnvString, Pages, Strings};
@@ -50,6 +50,8 @@ impl<const N: usize> Saved<N> {
 static LIBRARY: Saved<4096> = Saved::new();
 /// The list of mounts that was handed down.
 static HANDED_DOWN: Saved<16384> = Saved::new();
+/// When processes are to connect, if the user has said so: a number.
+static PATIENCE: Saved<10> = Saved::new();
 /// Most granted files that are handed on: those of this program, and those it was handed itself.
 const FILES_MAX: usize = 2 * INHERITED_MAX;
 
@@ -57,6 +59,9 @@ const FILES_MAX: usize = 2 * INHERITED_MAX;
 pub(crate) fn start(environment: Strings) {
     if let Some(value) = environment.value(MOUNTS) {
         HANDED_DOWN.keep(value);
+    }
+    if let Some(value) = environment.value(CONNECT_AFTER) {
+        PATIENCE.keep(value);
     }
     let Some(path) = sys::library_path() else { return };
     if path.first() == Some(&b'/') {
@@ -103,6 +108,7 @@ struct Changes {
     library: bool,
     add_mounts: bool,
     drop_mounts: bool,
+    patience: bool,
     files: bool,
 }
 
@@ -113,6 +119,7 @@ fn changes(environment: Strings, files: usize) -> Changes {
         library: LIBRARY.len() > 0 && !environment.value(PRELOAD).is_some_and(preloaded),
         add_mounts: mounts.is_none() && HANDED_DOWN.len() > 0 && !process::has_moved(),
         drop_mounts: mounts.is_some() && process::has_moved(),
+        patience: PATIENCE.len() > 0 && environment.value(CONNECT_AFTER).is_none(),
         files: files > 0 || environment.value(DESCRIPTORS).is_some(),
     }
 }
@@ -128,7 +135,7 @@ fn complete(environment: Strings, start: Start) -> Option<Pages> {
     if changes == Changes::default() {
         return None;
     }
-    let count = environment.iter().count() + 4;
+    let count = environment.iter().count() + 5;
     let text = LIBRARY.len()
         + HANDED_DOWN.len()
         + environment.value(PRELOAD).map_or(0, <[u8]>::len)
@@ -152,6 +159,9 @@ fn complete(environment: Strings, start: Start) -> Option<Pages> {
     }
     if changes.add_mounts {
         builder.variable(MOUNTS, HANDED_DOWN.bytes())?;
+    }
+    if changes.patience {
+        builder.variable(CONNECT_AFTER, PATIENCE.bytes())?;
     }
     if !files.is_empty() {
         let mut entry = [0; GRANTED_FILE_MAX];
@@ -252,6 +262,20 @@ mod tests {
         ] {
             let after = after.map(|strings| strings.into_iter().map(str::to_owned).collect());
             assert_eq!(completed(before), after, "{before:?}");
+        }
+        PATIENCE.keep(b"5");
+        for (before, after) in [
+            (&["LD_PRELOAD=/lib/f.so", mounts, "FINESSE_CONNECT_AFTER=7"][..], None),
+            (
+                &["LD_PRELOAD=/lib/f.so", mounts],
+                Some(["LD_PRELOAD=/lib/f.so", mounts, "FINESSE_CONNECT_AFTER=5"]),
+            ),
+        ] {
+            assert_eq!(
+                completed(before),
+                after.map(|strings| strings.map(str::to_owned).to_vec()),
+                "{before:?}"
+            );
         }
     }
 }

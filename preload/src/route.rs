@@ -171,6 +171,31 @@ pub(crate) fn directory_of(fd: RawFd) -> Option<(Directory, Guard)> {
     None
 }
 
+/// The process is about to list a directory: it will make many calls there, and what the kernel lists it knows, so that
+/// each change of it would cost the bypass a notification. So it connects now rather than later ([`connection::connect_now`]).
+pub(crate) fn will_list(dirfd: RawFd, path: Option<CPath<'_>>) {
+    if connection::table().is_empty() || connection::is_connected_to_all() {
+        return;
+    }
+    let index = match path {
+        Some(path) if path.first() == b'/' => connection::table().find(path).map(|(index, ..)| index),
+        _ => {
+            let (kind, object) = match dirfd {
+                libc::AT_FDCWD => (CWD.get().0, Object::Cwd),
+                fd => (FDS.get(fd), Object::Fd(fd)),
+            };
+            match kind {
+                Kind::Directory(directory) => Some(directory.mount),
+                Kind::Unknown => sys::identify(object).and_then(|it| connection::by_dev(it.dev)),
+                _ => None,
+            }
+        }
+    };
+    if let Some(index) = index {
+        connection::connect_now(index);
+    }
+}
+
 /// The current directory, if it is ours, accepted as a base by the daemon.
 fn current_directory() -> Option<(Directory, Guard)> {
     let (kind, moment) = CWD.get();

@@ -34,7 +34,7 @@ enum What {
 fn tell(op: Op, dev: (u32, u32), ino: u64, what: What) -> Option<Announced> {
     let request = Request { base: ino, mode: u32::from(what == What::Mount), ..Request::default() };
     for _ in 0..ATTEMPTS {
-        if let Some(mount) = connection::enter(connection::by_dev(dev)?) {
+        if let Some(mount) = connection::enter_at_once(connection::by_dev(dev)?) {
             match mount.client().call(op, &request, &[], &[]) {
                 Ok(_) => {
                     mount.client().counters().served(op);

@@ -153,7 +153,7 @@ impl Mount {
     /// The mount is busy or the daemon does not end.
     pub fn unmount(self) {
         let mut output = None;
-        crate::wait::eventually("the mount is not busy", || {
+        eventually("the mount is not busy", || {
             // Whoever looks at all mounts of the machine may be inside for a moment.
             let said = Command::new(build::command()).arg("umount").arg(&self.mountpoint).output().unwrap();
             let busy = text(&said.stderr).contains("it is in use");

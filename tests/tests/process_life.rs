@@ -11,7 +11,7 @@ use finesse_tests::account::Calls;
 use finesse_tests::build;
 use finesse_tests::mount::{Options, text};
 use finesse_tests::needs;
-use finesse_tests::road::{Place, Road};
+use finesse_tests::road::{CONNECT_AFTER, Place, Road};
 use finesse_tests::tree::{self, Times};
 
 /// Compiles one of `programs/`, once.
@@ -221,6 +221,73 @@ fn statically_linked_programs_use_the_kernel_road() {
     assert!(answers[0].0.success() && answers[0].1.contains("children: 0"), "{answers:?}");
     assert_eq!(answers[1], answers[0]);
     assert_eq!(answers[2], answers[0]);
+}
+
+// --- connecting ---
+
+/// What a script in Python says on the bypass, as users run it, whether it is connected then, and the calls that it took.
+fn as_users_run(script: &str) -> (String, bool, Calls) {
+    // The library's own descriptors have high numbers.
+    const CONNECTED: &str = "import os; print(any(int(n) > 600 for n in os.listdir('/proc/self/fd')))";
+    let place = Place::new(Road::Bypass, &Options::default(), |root| {
+        for number in 0..40 {
+            fs::write(root.join(format!("f{number}")), "x").unwrap();
+        }
+        fs::create_dir(root.join("sub")).unwrap();
+        fs::write(root.join("sub/g"), "deep").unwrap();
+    });
+    let before = place.mount().account();
+    let mut command = place.command("/usr/bin/python3");
+    let output = command.env_remove(CONNECT_AFTER).args(["-c", &format!("{script}\n{CONNECTED}")]).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    let (said, connected) = said.trim_end().rsplit_once('\n').expect("two lines");
+    (said.to_owned(), connected == "True", place.mount().account().since(&before))
+}
+
+#[test]
+fn a_program_that_makes_few_calls_does_not_connect() {
+    let (said, connected, calls) =
+        as_users_run("import os\nprint([os.stat(f'f{n}').st_size for n in range(8)])");
+    assert_eq!((said.as_str(), connected), ("[1, 1, 1, 1, 1, 1, 1, 1]", false), "{calls:?}");
+    assert!(calls.answered.is_empty() && calls.to_kernel.is_empty(), "{calls:?}");
+}
+
+#[test]
+fn a_program_connects_once_that_pays_and_says_so() {
+    let (said, connected, calls) = as_users_run(
+        "
+import os
+sub = os.open('sub', os.O_RDONLY | os.O_DIRECTORY)
+early = os.open('f0', os.O_RDWR)
+for n in range(60): assert os.stat(f'f{n % 40}').st_size == 1
+# What was opened and entered before it connected is what it was.
+late = os.open('f0', os.O_RDWR)
+os.write(early, b'early')
+print(os.read(late, 9).decode(), os.fstat(late).st_size, end=' ')
+g = os.open('g', os.O_RDONLY, dir_fd=sub)
+print(os.read(g, 9).decode(), end=' ')
+os.fchdir(sub)
+print(os.stat('g').st_size, os.path.samestat(os.fstat(g), os.stat('g')), os.getcwd().endswith('/sub'))
+",
+    );
+    assert_eq!((said.as_str(), connected), ("early 5 deep 4 True True", true), "{calls:?}");
+    assert_eq!(calls.to_kernel.get("not-connected"), Some(&16), "{calls:?}");
+    assert!(calls.answered.get("stat").is_some_and(|count| *count >= 40), "{calls:?}");
+}
+
+#[test]
+fn a_program_that_lists_a_directory_connects_at_once() {
+    for script in [
+        "import os; print(len(os.listdir('.')))",
+        "import os; print(len(os.listdir(os.getcwd())))",
+        "import os; print(len(os.listdir(os.open('.', os.O_RDONLY))))",
+    ] {
+        let (said, connected, calls) = as_users_run(script);
+        assert_eq!((said.as_str(), connected), ("41", true), "{script}: {calls:?}");
+        assert!(calls.answered.contains_key("opendir"), "{script}: {calls:?}");
+    }
 }
 
 // --- descriptors by number ---

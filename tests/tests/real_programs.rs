@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use finesse_tests::account::Calls;
 use finesse_tests::mount::Options;
-use finesse_tests::road::{Place, Road, environment};
+use finesse_tests::road::{CONNECT_AFTER, Place, Road, environment};
 use finesse_tests::tree::{self, Times, Tree};
 use finesse_tests::{build, needs};
 
@@ -135,7 +135,8 @@ fn run(session: &Session, place: &Place, start: Start) -> Run {
             command
                 .env(variable, std::env::var_os(variable).unwrap_or(Path::new(&home).join(directory).into()));
         }
-        command.env("FINESSE_WORKSPACE", build::workspace());
+        // As users run them.
+        command.env("FINESSE_WORKSPACE", build::workspace()).env_remove(CONNECT_AFTER);
         command
     };
     let mut command = place.command("timeout");

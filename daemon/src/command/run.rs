@@ -40,7 +40,10 @@ Examples:
   finesse run bash
 
 Environment:
-  FINESSE_PRELOAD   the library to load, if it is not where this command was installed to")]
+  FINESSE_PRELOAD        the library to load, if it is not where this command was installed to
+  FINESSE_CONNECT_AFTER  how many calls on a mount the kernel serves before a process connects to its
+                         daemon: 16 if not set, as most programs make few; 0: connect at once
+  FINESSE_DEBUG          if set, programs say on standard error why they do not use a mount")]
 pub(crate) struct Run {
     /// Say nothing if the program cannot take the bypass.
     #[arg(short, long)]

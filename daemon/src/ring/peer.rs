@@ -151,7 +151,7 @@ impl Peer {
             self.proofs_waiting.fetch_or(1 << slot, Ordering::Release);
             let header = self.segment.header();
             if ring::submit(&*header.submitted, &header.notices.worker, slot) {
-                let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+                let _ = rustix::io::write(&self.bell, &[1]);
             }
         }
     }

@@ -12,8 +12,11 @@
 //! work comes. So if workers have to wait for CPUs for too long, they scan only shortly for some time, and sleep: who is woken
 //! goes before those who compute.
 //!
-//! *Where to run.* Two tasks that talk through memory must not share a CPU, but the scheduler likes to put
-//! there who wakes whom. A worker that finds itself on its client's CPU moves away.
+//! *Where to run.* Two tasks that talk through memory must not share a CPU while another one has nothing to do, but the
+//! scheduler likes to put there who wakes whom. A worker that finds itself on its client's CPU moves away. If all are
+//! taken, sharing is best: while one of both sleeps the other runs, and nobody else is disturbed, or waited for. So the
+//! doorbell is one that tells the scheduler that who rings is about to sleep, and a worker on its client's CPU does not scan
+//! in vain.
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -30,6 +33,7 @@ use rustix::io::Errno;
 use rustix::thread::CpuSet;
 
 use crate::ring::peer::{Peer, Workspace};
+use crate::ring::sys;
 
 /// Workers that are always there.
 const WORKERS: usize = 2;
@@ -95,6 +99,12 @@ fn run_times() -> Option<(Duration, Duration)> {
     Some((times.next()?.ok()?, times.next()?.ok()?))
 }
 
+/// How many tasks run or want to, on the whole machine (`/proc/loadavg`).
+fn runnable() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    text.split(' ').nth(3)?.split('/').next()?.parse().ok()
+}
+
 /// The workers and what they look at.
 pub(crate) struct Pool {
     doorbells: OwnedFd,
@@ -107,6 +117,8 @@ pub(crate) struct Pool {
     scanning: AtomicUsize,
     /// Workers that may spin in vain: so many that clients keep CPUs to run on.
     spinners_max: usize,
+    /// Of the machine, whoever may use them.
+    cpus: usize,
     /// How sure it is that work comes within [`SPIN`]: 0 ..= [`SURE`].
     confidence: AtomicUsize,
     crowd: Crowd,
@@ -136,6 +148,7 @@ impl Pool {
             scanning: AtomicUsize::new(0),
             // On one CPU a spinning worker only keeps its clients from running.
             spinners_max: cpus / 2,
+            cpus: sys::cpus(),
             confidence: AtomicUsize::new(SURE),
             crowd: Crowd::default(),
             threads: Mutex::default(),
@@ -243,8 +256,7 @@ impl Pool {
 
     fn heat(&self, token: u64) {
         let Some(peer) = self.peers.read().get(&token).cloned() else { return };
-        // Several rings may have come; one read takes them all.
-        let _ = rustix::io::read(&peer.bell, &mut [0u8; 8]);
+        sys::quiet(&peer.bell);
         peer.wake();
         peer.quiet.store(0, Ordering::Relaxed);
         // Under the lock, as peers are only told that nobody looks under it.
@@ -334,6 +346,8 @@ struct Worker {
     hot: Vec<Arc<Peer>>,
     hot_changes: u64,
     moved: Option<Instant>,
+    /// The client of the last operation ran on our CPU.
+    shares: bool,
     /// Operations in a row whose client ran on our CPU.
     crowded: u32,
     /// How long this thread had run, and waited for a CPU, when what came after was not judged yet.
@@ -350,6 +364,7 @@ impl Worker {
             hot: Vec::new(),
             hot_changes: u64::MAX,
             moved: None,
+            shares: false,
             crowded: 0,
             run_times: None,
             look_at: Instant::now(),
@@ -428,7 +443,7 @@ impl Worker {
                 continue;
             }
             idle += 1;
-            if !idle.is_multiple_of(SCANS_PER_LOOK) {
+            if !idle.is_multiple_of(SCANS_PER_LOOK) && !self.shares {
                 std::hint::spin_loop();
                 continue;
             }
@@ -436,6 +451,7 @@ impl Worker {
             let since = *since.get_or_insert(now);
             let sure = self.pool.confidence.load(Ordering::Relaxed) > 0;
             let spin = match sure {
+                _ if self.shares => Duration::ZERO,
                 _ if self.is_crowded(now) => SHORT_SPIN,
                 true => SPIN,
                 false => SHORT_SPIN,
@@ -444,7 +460,7 @@ impl Worker {
             if scanning <= self.pool.spinners_max && now - since < spin {
                 continue;
             }
-            if scanning <= self.pool.spinners_max {
+            if scanning <= self.pool.spinners_max && !self.shares {
                 self.adjust(-1);
             }
             // Before the peers are told: one that submits now either is seen by the last look or rings.
@@ -519,7 +535,8 @@ impl Worker {
         if peer.is_gone() {
             self.pool.remove(&peer.clone());
         }
-        if client_cpu == cpu {
+        self.shares = client_cpu == cpu;
+        if self.shares {
             self.crowded += 1;
             if self.crowded >= 2
                 && self.moved.is_none_or(|moved| moved.elapsed() > MOVE_PAUSE)
@@ -532,10 +549,14 @@ impl Worker {
         }
     }
 
-    /// Leaves a CPU, without being bound to any other.
+    /// Leaves a CPU for one that has nothing to do, if there is any, without being bound to it.
     fn move_away(&mut self, cpu: u32) {
         self.moved = Some(Instant::now());
         self.crowded = 0;
+        // Ourselves and the client take one.
+        if runnable().is_some_and(|runnable| runnable > self.pool.cpus) {
+            return;
+        }
         let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return };
         let mut others = allowed;
         others.unset(cpu as usize);
@@ -571,6 +592,11 @@ mod tests {
         assert!(!crowd.is_there(start));
         crowd.look(start, millis(5), millis(5));
         assert!(!crowd.is_there(start + *CROWDED.start()), "as the first time");
+    }
+
+    #[test]
+    fn who_runs_is_counted() {
+        assert!(runnable().expect("this kernel counts them") >= 1 && sys::cpus() >= 1);
     }
 
     #[test]

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use finesse_ipc::handshake::{self, Answer, ClientStatus, MountStatus, Refusal, Welcome};
 use finesse_ipc::segment::Segment;
-use rustix::event::{EventfdFlags, eventfd};
 
 use crate::engine::Context;
 use crate::ring::peer::{Past, Peer};
@@ -155,10 +154,10 @@ impl Reception {
         }
         let prepared = super::device(&*self.service).and_then(|dev| {
             let (segment, memory) = Segment::create()?;
-            let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-            Ok((dev, segment, memory, bell))
+            let [bell, rope] = sys::doorbell()?;
+            Ok((dev, segment, memory, bell, rope))
         });
-        let (dev, segment, memory, bell) = match prepared {
+        let (dev, segment, memory, bell, rope) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
                 tracing::warn!(%error, "a client could not be given a segment");
@@ -188,7 +187,7 @@ impl Reception {
             hidden: self.service.hidden(),
             busy: self.pool.is_crowded(),
         });
-        let [memory, bell] = [memory.as_fd(), peer.bell.as_fd()];
+        let [memory, bell] = [memory.as_fd(), rope.as_fd()];
         let sent = match self.service.table() {
             Some(table) => handshake::send(&peer.socket, &welcome, &[memory, bell, table]),
             None => handshake::send(&peer.socket, &welcome, &[memory, bell]),

@@ -1,9 +1,10 @@
-//! Socket options that rustix does not wrap: this module holds the ring's `unsafe` code.
+//! What rustix does not wrap, and the doorbell: this module holds the ring's `unsafe` code.
 
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 /// The process that connected, as it was then.
@@ -69,4 +70,40 @@ pub(crate) fn peer_groups(socket: impl AsFd) -> Result<Box<[u32]>, Errno> {
             (_, errno) => return Err(Errno::from_raw_os_error(errno.unwrap_or(libc::EIO))),
         }
     }
+}
+
+/// What a doorbell holds, where pages are no larger: rings beyond that fail, without blocking.
+const DOORBELL_BYTES: usize = 4096;
+/// The same where they are largest, in reads.
+const DOORBELL_READS: usize = 16;
+
+/// A doorbell, for either side: a pipe, because its writers tell the scheduler that they are about to sleep
+/// (`wake_up_interruptible_sync_poll`), unlike an eventfd's. Each side can read and write, so that the end of the other is no
+/// SIGPIPE, and has flags of its own, so that neither can make the other block.
+///
+/// # Errors
+/// `EMFILE`, `ENFILE`, what open(2) answers of `/proc/self/fd`.
+pub(crate) fn doorbell() -> Result<[OwnedFd; 2], Errno> {
+    let (reader, _writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    // Who rings once for every call that waits does not fill it.
+    let _ = rustix::pipe::fcntl_setpipe_size(&reader, DOORBELL_BYTES);
+    let path = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    let open = || {
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        rustix::fs::open(path.as_str(), flags, rustix::fs::Mode::empty())
+    };
+    Ok([open()?, open()?])
+}
+
+/// Takes all rings of a doorbell. What is left in a full pipe's page would keep it full.
+pub(crate) fn quiet(bell: &OwnedFd) {
+    let mut rings = [0; DOORBELL_BYTES];
+    let full = |()| rustix::io::read(bell, &mut rings) == Ok(DOORBELL_BYTES);
+    let _ = [(); DOORBELL_READS].into_iter().all(full);
+}
+
+/// CPUs of the machine that are on; 1 if the C library does not know.
+pub(crate) fn cpus() -> usize {
+    // SAFETY: reads a number.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1)
 }
