@@ -1,6 +1,7 @@
 //! The mounts that may be ours and the connections to their daemons.
 //!
-//! A mount is looked at when the first path falls on it; one thread connects while the others use the kernel.
+//! The first calls whose paths fall on a mount are left to the kernel; with a later one, or as soon as a directory is to be
+//! listed, a thread connects, while the others use the kernel.
 //! Connections are shared by all threads. Whoever wants to end one (credentials changed, daemon gone, its
 //! descriptor's number is wanted) must be alone with it; until then the kernel serves.
 

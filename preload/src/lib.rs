@@ -23,6 +23,11 @@
 //!
 //! *Kept up* across `exec` and `posix_spawn`: the library itself, the list of mounts, what was granted.
 //!
+//! *Early calls*: connecting takes as long as the kernel takes for dozens of calls, and most programs make few. So the kernel serves
+//! the first 16 of a process on a mount (`FINESSE_CONNECT_AFTER` in the environment), counted as `not-connected` once it connects.
+//! Who opens a directory stream connects at once: many calls will follow, and what the kernel has listed it knows, so that each
+//! change of it would have to be told to it.
+//!
 //! *Left to the kernel*: everything by a granted descriptor, which is the backing file's own; opening directories by `open`,
 //! listing them by `getdents64`; paths that reach a mount
 //! through a symbolic link from outside, through `//`, `/./` or `/../` before the mount's path, or through a bind

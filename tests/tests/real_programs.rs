@@ -102,8 +102,10 @@ struct Run {
 /// How a session is started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Start {
-    /// As the place's road says.
+    /// As the place's road says. On the bypass every process connects at once.
     Plainly,
+    /// The same as users start them: a process connects once that pays.
+    AsUsersDo,
     /// With the library, where no mount is.
     PreloadedInVain,
 }
@@ -135,8 +137,10 @@ fn run(session: &Session, place: &Place, start: Start) -> Run {
             command
                 .env(variable, std::env::var_os(variable).unwrap_or(Path::new(&home).join(directory).into()));
         }
-        // As users run them.
-        command.env("FINESSE_WORKSPACE", build::workspace()).env_remove(CONNECT_AFTER);
+        command.env("FINESSE_WORKSPACE", build::workspace());
+        if start == Start::AsUsersDo {
+            command.env_remove(CONNECT_AFTER);
+        }
         command
     };
     let mut command = place.command("timeout");
@@ -212,7 +216,7 @@ fn wanted(session: &Session) -> bool {
 }
 
 /// Runs a session natively, preloaded where no mount is, and on both roads of each variant; compares. On the bypass, at
-/// least the share of the path calls that the session names is bypassed.
+/// least the share of the path calls that the session names is bypassed, if processes connect at once.
 fn agrees(session: &Session) {
     if !wanted(session) {
         return;
@@ -245,6 +249,10 @@ fn agrees(session: &Session) {
             compare(&mut failures, &format!("{road}{}", variant.name), &found);
             found
         });
+        if variant.grants {
+            let found = run(session, &(variant.place)(Road::Bypass), Start::AsUsersDo);
+            compare(&mut failures, &format!("bypass{}, as users start it", variant.name), &found);
+        }
         let calls = bypass.calls.unwrap_or_default();
         println!("\n{}", row(session, variant, &calls, &[native.took, kernel.took, bypass.took]));
         if calls.total_answered() == 0 || calls.bypassed() < session.least {
