@@ -15,15 +15,22 @@ use crate::ways::{Way, in_turns, processor_time};
 use crate::{Outcome, screen, tree};
 
 pub(in crate::suite) const ABOUT: &str = "\
-Starting: a program is started and waited for, many times in turns with the others; the median. \"native\" is true(1) without the library. \
+Starting: a program is started and waited for, many times in turns with the others; the median. \"native\" is true(1) without the library, \
+\"connecting\" is with FINESSE_CONNECT_AFTER=0. \
 Idle: some clients have looked at the mount and do nothing more; two seconds later the context switches and the processor time of all threads \
 of the daemon, and of the clients, are counted for a while.";
 
 pub(in crate::suite) const WAYS: [Way; 4] = [Way::BYPASS, Way::TABLE, Way::URING, Way::DEFERRED];
 
 /// What is started, as it is called in the report.
-pub(in crate::suite) const STARTS: [&str; 4] =
-    ["native", "true, preloaded, not on the mount", "test -e, native", "test -e on the mount, preloaded"];
+pub(in crate::suite) const STARTS: [&str; 5] = [
+    "native",
+    "true, preloaded, not on the mount",
+    "test -e, native",
+    "test -e on the mount, preloaded",
+    "test -e on the mount, preloaded, connecting",
+];
+const CONNECT_AFTER: &str = "FINESSE_CONNECT_AFTER";
 pub(in crate::suite) const START: &str = "a program's start and end";
 pub(in crate::suite) const SWITCHES: [&str; 2] =
     ["context switches of the daemon", "context switches of the clients"];
@@ -62,12 +69,16 @@ fn start_programs(context: &Context, place: &Place, round: u32, cases: &mut Case
         };
         match index {
             2 => drop(command.arg("-e").arg(&native)),
-            3 => drop(command.arg("-e").arg(&on_mount)),
+            3 | 4 => drop(command.arg("-e").arg(&on_mount)),
             _ => {}
         }
-        if index % 2 == 1 {
+        if matches!(index, 1 | 3 | 4) {
             command.envs(preloaded.iter().cloned());
         }
+        match index {
+            4 => command.env(CONNECT_AFTER, "0"),
+            _ => command.env_remove(CONNECT_AFTER),
+        };
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command
     };
