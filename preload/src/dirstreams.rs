@@ -24,7 +24,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use crate::calls::{self, Page, Road};
 use crate::connection;
 use crate::fds::{Directory, Kind};
-use crate::process::FDS;
+use crate::process::{self, FDS};
 use crate::route;
 use crate::sys::arena::{Arena, Found, Guard, Locked};
 use crate::sys::{self, Object, PathArg};
@@ -132,7 +132,8 @@ pub(crate) fn open(dirfd: RawFd, path: &PathArg) -> Road<&'static Stream> {
 
 /// `fdopendir` of a directory that nobody has read from yet.
 pub(crate) fn from_descriptor(fd: RawFd) -> Road<&'static Stream> {
-    if connection::table().is_empty() {
+    // Switched off, the library makes no system call.
+    if connection::table().is_empty() || !process::is_on() {
         return Road::Kernel;
     }
     route::will_list(fd, None);

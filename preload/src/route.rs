@@ -174,7 +174,7 @@ pub(crate) fn directory_of(fd: RawFd) -> Option<(Directory, Guard)> {
 /// The process is about to list a directory: it will make many calls there, and what the kernel lists it knows, so that
 /// each change of it would cost the bypass a notification. So it connects now rather than later ([`connection::connect_now`]).
 pub(crate) fn will_list(dirfd: RawFd, path: Option<CPath<'_>>) {
-    if connection::table().is_empty() || connection::is_connected_to_all() {
+    if connection::table().is_empty() || !process::is_on() || connection::is_connected_to_all() {
         return;
     }
     let index = match path {

@@ -13,6 +13,7 @@
 #include <sys/wait.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
+#include <dirent.h>
 #include <linux/seccomp.h>
 
 static int attempt(int result) { return result < 0 ? errno : 0; }
@@ -283,11 +284,14 @@ static void sandbox(int raw) {
     char buffer[20];
     printf("before: %d\n", opening("sub/f2", O_RDONLY));
     fflush(stdout);
+    /* What nobody has looked at yet, and memory to list it without asking for more. */
+    int root = open("/", O_RDONLY | O_DIRECTORY);
+    free(malloc(100000));
     static const int allowed[] = {SYS_read, SYS_write, SYS_close, SYS_openat, SYS_newfstatat, SYS_fstat, SYS_exit_group,
 #ifdef SYS_unlink
                                   SYS_unlink,
 #endif
-                                  SYS_exit, SYS_lseek, SYS_unlinkat};
+                                  SYS_exit, SYS_lseek, SYS_unlinkat, SYS_getdents64, SYS_fcntl};
     struct sock_filter code[40];
     int n = 0, count = sizeof allowed / sizeof *allowed;
     code[n++] = (struct sock_filter)BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0);
@@ -305,7 +309,10 @@ static void sandbox(int raw) {
     int sized = stat("sub/f2", &seen) ? -1 : (int)seen.st_size;
     close(fd);
     int missing = attempt(stat("none", &seen)), removed = attempt(unlink("f3"));
-    dprintf(1, "inside: %zd %d %d %d\n", len, sized, missing, removed);
+    DIR *list = fdopendir(root);
+    int names = 0;
+    while (list && readdir(list)) names++;
+    dprintf(1, "inside: %zd %d %d %d, %d in the root\n", len, sized, missing, removed, names > 2);
     _exit(0);
 }
 
