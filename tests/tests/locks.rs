@@ -694,11 +694,21 @@ impl Writer {
         self.committed.load(Ordering::Relaxed)
     }
 
+    /// What it does at this moment: its state, and the system call that it is in.
+    fn state(&self) -> String {
+        let process = Path::new("/proc").join(self.process.id().to_string());
+        let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+        let call = std::fs::read_to_string(process.join("syscall")).unwrap_or_default();
+        format!("{} {call}", stat.rsplit(") ").next().unwrap_or("").get(..1).unwrap_or(""))
+    }
+
     /// Waits until all of them have committed something, for which they wait for each other at SQLite's leisure.
     fn wait_for(writers: &[&Self]) {
         let start = Instant::now();
         while !writers.iter().all(|writer| writer.committed() >= 2) {
-            assert!(start.elapsed() < 6 * PATIENCE, "one does not write");
+            let states: Vec<_> = writers.iter().map(|writer| (writer.committed(), writer.state())).collect();
+            let ended = states.iter().any(|(_, state)| state.starts_with('Z'));
+            assert!(start.elapsed() < 6 * PATIENCE && !ended, "one does not write: {states:?}");
             std::thread::sleep(Duration::from_millis(10));
         }
     }
