@@ -16,8 +16,8 @@ use std::sync::atomic::Ordering;
 use finesse::passthrough::{Grants, Options, PassthroughFs};
 use finesse_ipc::client::{Call, Client};
 use finesse_ipc::frame::{
-    BY_FILE, Fallback, OWN_OFFSET, Op, Outcome, PROMOTED, REPLY_GRANT, REPLY_GRANTABLE, REPLY_VIRTUAL, ROOT,
-    Request, Time,
+    BY_FILE, Fallback, NOT_VIRTUAL, OWN_OFFSET, Op, Outcome, PROMOTED, REPLY_GRANT, REPLY_GRANTABLE,
+    REPLY_KERNELS, REPLY_VIRTUAL, ROOT, Request, Time,
 };
 use finesse_ipc::handshake::PLACEHOLDER;
 use memory::{Fs, Memory, Mount, eventually};
@@ -936,6 +936,75 @@ fn a_file_that_the_kernel_may_have_unwritten_pages_of_is_left_to_it() {
     // The kernel tells of a close a little later.
     eventually("it is the bypass' again", || try_open(&client, "file", libc::O_RDWR, 0).is_ok());
     assert_eq!(memory.open_handles(), 1, "what was refused was not opened");
+    mount.end();
+}
+
+#[test]
+fn a_file_that_the_kernel_opens_while_a_client_creates_it_is_one_and_the_same() {
+    for promises_grants in [false, true] {
+        let memory = Memory::new();
+        memory.promises_grants.store(promises_grants, Ordering::SeqCst);
+        let mount = Mount::new(Fs(memory.clone()));
+        let path = mount.path().join("new");
+        let client = mount.client();
+        memory.hold_create.store(true, Ordering::SeqCst);
+        let exclusively = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+        std::thread::scope(|scope| {
+            let creator = scope.spawn(|| try_open(&client, "new", exclusively, 0o644));
+            eventually("it is made", || memory.nodes() == 1);
+            // For writing, through the page cache, if nobody stood against it.
+            let kernel = OpenOptions::new().read(true).write(true).create(true).open(&path).unwrap();
+            kernel.write_all_at(b"kernel", 0).unwrap();
+            memory.hold_create.store(false, Ordering::SeqCst);
+            let file = creator.join().unwrap().expect("it is opened, and not taken back");
+            assert_eq!(file.read_at(0, 100).unwrap(), b"kernel");
+            file.write_at(6, b" client").unwrap();
+            let mut text = [0; 20];
+            assert_eq!(kernel.read_at(&mut text, 0).unwrap(), 13);
+            assert_eq!(&text[..13], b"kernel client");
+            file.close().unwrap();
+        });
+        assert_eq!(memory.contents("new"), b"kernel client");
+        // Nothing is reserved any more: the kernel may read and write it as it likes, unless it counts as granted.
+        eventually("the page cache serves it", || {
+            let kernel = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            kernel.write_all_at(b"K", 0).unwrap();
+            let refused = try_open(&client, "new", libc::O_RDWR, 0).err();
+            promises_grants || matches!(refused, Some(Outcome::Kernel(Fallback::KernelHasItOpen)))
+        });
+        mount.end();
+    }
+}
+
+#[test]
+fn what_is_created_and_must_be_the_kernels_is_promoted_and_not_taken_back() {
+    let memory = Memory::new();
+    memory.promises_grants.store(true, Ordering::SeqCst);
+    let mount = Mount::new(Fs(memory.clone()));
+    let client = mount.client();
+    let exclusively = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL;
+    for (name, flags, base2, streams) in [
+        ("wanted", exclusively, NOT_VIRTUAL, false),
+        ("direct", exclusively | libc::O_DIRECT, 0, false),
+        ("stream", exclusively, 0, true),
+        ("ordinary", exclusively, 0, false),
+    ] {
+        memory.creates_streams.store(streams, Ordering::SeqCst);
+        let request = Request { base: ROOT, base2, flags: flags as u32, mode: 0o644, ..Request::default() };
+        let call = outcome(client.call(Op::Open, &request, name.as_bytes(), b"")).unwrap_or_else(|other| {
+            panic!("{name}: {other:?}");
+        });
+        let kernels = if name == "ordinary" { 0 } else { REPLY_KERNELS };
+        assert_eq!(call.reply.flags & (REPLY_VIRTUAL | REPLY_KERNELS), REPLY_VIRTUAL | kernels, "{name}");
+        let file = Virtual { client: &client, number: call.reply.file().into(), flags: call.reply.flags };
+        drop(call);
+        let (token, offset) = file.promote().unwrap();
+        let mut promoted = open_hidden(&client, mount.path(), &token, flags).unwrap();
+        assert_eq!(offset, 0);
+        assert_eq!(promoted.stream_position().is_err(), streams, "{name}");
+        promoted.write_all(&[7; 4096]).unwrap();
+        assert_eq!(memory.contents(name).len(), 4096);
+    }
     mount.end();
 }
 

@@ -49,8 +49,8 @@ numbered! {
         /// `mode`: `F_OK` or `R_OK|W_OK|X_OK`; `flags`: `AT_EACCESS`, `AT_SYMLINK_NOFOLLOW`, `AT_EMPTY_PATH`.
         Access = "access",
         /// `flags`: `O_*`; `mode`, `umask` for `O_CREAT`. Answers [`Attr`] and either a granted descriptor
-        /// ([`REPLY_GRANT`]) or, unless `base2` is [`NOT_VIRTUAL`], the number of an open file description in the daemon
-        /// ([`REPLY_VIRTUAL`]).
+        /// ([`REPLY_GRANT`]) or the number of an open file description in the daemon ([`REPLY_VIRTUAL`]); if `base2` is
+        /// [`NOT_VIRTUAL`], that only of a file that was created ([`REPLY_KERNELS`]).
         Open = "open",
         /// Removes a name that is no directory.
         Unlink = "unlink",
@@ -331,6 +331,9 @@ pub const REPLY_VIRTUAL: u32 = 4;
 pub const REPLY_GRANTABLE: u32 = 8;
 /// [`Request::base2`] of [`Op::Open`]: only a kernel descriptor will do.
 pub const NOT_VIRTUAL: u64 = 1;
+/// [`Reply::flags`], beside [`REPLY_VIRTUAL`]: the file was created, and only a kernel descriptor of it will do, so that
+/// [`Op::Promote`] comes next.
+pub const REPLY_KERNELS: u32 = 64;
 /// [`Request::mode`] of [`Op::Promote`]: the granted descriptor has arrived, and the file's number ends.
 pub const PROMOTED: u32 = 1;
 /// [`Request::mode`] of [`Op::Promote`]: only a granted descriptor is of use, to transfer more cheaply; otherwise `EAGAIN`.

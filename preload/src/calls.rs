@@ -11,7 +11,7 @@ use finesse_ipc::client::Call;
 use finesse_ipc::environment::MOUNT_PATH_MAX;
 use finesse_ipc::frame::{
     Attr, Fallback, LIST_ATTRS, NOT_VIRTUAL, Op, Outcome, REPLY_END, REPLY_GRANT, REPLY_GRANTABLE,
-    REPLY_QUIET, REPLY_VIRTUAL, ROOT, Request, Statfs, Time,
+    REPLY_KERNELS, REPLY_QUIET, REPLY_VIRTUAL, ROOT, Request, Statfs, Time,
 };
 use finesse_ipc::layout::DATA_BYTES;
 use finesse_ipc::table::{self, Clock, Walked};
@@ -903,6 +903,7 @@ fn open_target(
             flags,
             is_grantable: call.reply.flags & REPLY_GRANTABLE != 0,
             is_quiet: call.reply.flags & REPLY_QUIET != 0,
+            is_the_kernels: call.reply.flags & REPLY_KERNELS != 0,
         };
         drop(call);
         client.counters().served(Op::Open);

@@ -637,7 +637,12 @@ pub(crate) fn opened(mount: &Guard, opened: &virtuals::Opened, number: Option<Ra
         close_again(mount, opened.file);
         return Err(libc::EMFILE);
     }
-    if number <= LAST_OF_STDIO || !virtuals::gate_is_open() {
+    if opened.is_the_kernels {
+        if let Road::Bypass(Err(errno)) = kernel::<()>(number) {
+            let _: Road<()> = close(number);
+            return Err(errno);
+        }
+    } else if number <= LAST_OF_STDIO || !virtuals::gate_is_open() {
         // A failure leaves a virtual descriptor, which only libc's own streams cannot use.
         let _ = kernel::<()>(number);
     }
@@ -781,9 +786,9 @@ fn take_over_once(pin: &Pin, mount: &Guard, mode: u32) -> Result<Promoted, i32> 
     let mut name = [0; NAME_MAX];
     let flags = OFlags::from_bits_retain(pin.flags().cast_unsigned()) | OFlags::CREATE;
     let file = mount.open_hidden(call.data(&mut name), flags)?;
-    if let Some(fd) = file.fd() {
-        rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(call.reply.number()))
-            .map_err(|errno| errno.raw_os_error())?;
+    // A stream, which has no offset, is at its beginning.
+    if let (Some(fd), offset @ 1..) = (file.fd(), call.reply.number()) {
+        rustix::fs::seek(fd, rustix::fs::SeekFrom::Start(offset)).map_err(|errno| errno.raw_os_error())?;
     }
     mount.client().counters().served(Op::Promote);
     Ok(Promoted { file, kind: Kind::Other })

@@ -118,6 +118,8 @@ pub(crate) struct Opened {
     pub(crate) flags: i32,
     pub(crate) is_grantable: bool,
     pub(crate) is_quiet: bool,
+    /// It must not stay virtual.
+    pub(crate) is_the_kernels: bool,
 }
 
 /// Makes the placeholder `fd` stand for a file that was opened on a connection; `false` if there is no room.

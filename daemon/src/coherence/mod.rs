@@ -51,7 +51,7 @@ use self::notify::{NOTIFY_INC_EPOCH, gone};
 use self::opens::OpenInode;
 
 pub(crate) use self::grants::{reading_changes_atime, unread_for};
-pub(crate) use self::names::Key;
+pub(crate) use self::names::{Creation, Key};
 pub(crate) use self::opens::{Access, Turn, VirtualOpen};
 
 /// The bypass' cache, as the kernel road sees it.
@@ -404,11 +404,12 @@ impl Coherence {
 
     /// Enters a name, and makes room for it if the kernel forgets others at once.
     fn enter(&self, key: Key, stands: Stands, mark: u64) -> Entered {
-        let mut entered = self.names.enter(key, stands, mark);
+        let reserve = |ino, creation| self.reserve(ino, creation);
+        let mut entered = self.names.enter(key, stands, mark, &reserve);
         if entered == Entered::Full {
             self.names_lost.store(true, Ordering::SeqCst);
             if self.start_over() {
-                entered = self.names.enter(key, stands, mark);
+                entered = self.names.enter(key, stands, mark, &reserve);
             }
         }
         entered
@@ -463,9 +464,24 @@ impl Coherence {
 
     /// The bypass is about to change a name. With `expects` it may put something there that the kernel knows.
     pub(crate) fn changing<'a>(&'a self, parent: u64, name: &'a OsStr, expects: bool) -> Changing<'a> {
+        self.begin(parent, name, |key, ticket| self.names.begin(key, ticket, expects))
+    }
+
+    /// The bypass is about to create a file and to open it. Until the change has ended, whatever the kernel opens of what it
+    /// finds by this name gets on with that.
+    pub(crate) fn creating<'a>(&'a self, parent: u64, name: &'a OsStr, creation: Creation) -> Changing<'a> {
+        self.begin(parent, name, |key, ticket| self.names.create(key, ticket, creation))
+    }
+
+    fn begin<'a>(
+        &'a self,
+        parent: u64,
+        name: &'a OsStr,
+        note: impl FnOnce(Key, u64) -> Option<bool>,
+    ) -> Changing<'a> {
         let (key, ticket) = (self.key(parent, name), self.tickets.fetch_add(1, Ordering::Relaxed));
         let links = self.links.load(Ordering::SeqCst);
-        let named = self.names.begin(key, ticket, expects).unwrap_or_else(|| {
+        let named = note(key, ticket).unwrap_or_else(|| {
             self.names_lost.store(true, Ordering::SeqCst);
             self.moves_lost.store(true, Ordering::SeqCst);
             false
@@ -653,11 +669,12 @@ impl Changing<'_> {
         let coherence = self.coherence;
         self.over = true;
         let known = coherence.names.end(self.key, self.ticket, Some(coherence.tick()), keeps);
+        coherence.unreserve(&known.reserved);
         // Also of a name that stands for what the kernel knows: the kernel knows that by another name.
         let lost = coherence.moves_lost.load(Ordering::SeqCst);
         let named = (known.named || lost) && !mutant::leaves_out("bypass: names");
         if named {
-            self.tell(known, file.filter(|_| !keeps && !lost), keeps);
+            self.tell(&known, file.filter(|_| !keeps && !lost), keeps);
         }
         coherence.changed_listing(self.parent);
         let told = match known.sent {
@@ -677,7 +694,7 @@ impl Changing<'_> {
     }
 
     /// Makes the kernel forget the name, which stood for `file`.
-    fn tell(&self, known: KnownName, file: Option<u64>, keeps: bool) {
+    fn tell(&self, known: &KnownName, file: Option<u64>, keeps: bool) {
         let (coherence, name) = (self.coherence, self.name.as_encoded_bytes());
         // Of a name that was sent once no other answer is on its way. Who has the file open is to see that it is gone
         // (`d_path`).
@@ -702,7 +719,8 @@ impl Changing<'_> {
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
         if !self.over {
-            self.coherence.names.end(self.key, self.ticket, None, false);
+            let known = self.coherence.names.end(self.key, self.ticket, None, false);
+            self.coherence.unreserve(&known.reserved);
         }
     }
 }

@@ -13,6 +13,10 @@
 //! of the last change there, which the kernel may not cache if it is greater than the clock was when the question
 //! came.
 //!
+//! *A file that is being made.* The kernel may get to know a file that the bypass has just created before the daemon knows
+//! that it is there, and open it: the change says how the file will be open, and inodes that the kernel is sent by its
+//! name meanwhile are reserved for that, until the change ends.
+//!
 //! *Whose name it is.* Who removes a name needs its inode only if the kernel knows the name, and asks for that before.
 //! What the kernel learns from then on until the name is gone, the change is told when it [ends](Names::end).
 
@@ -97,8 +101,21 @@ pub(super) enum Entered {
     Full,
 }
 
+/// Keeps the kernel from opening an inode in a way that the open file that is being made does not get on with. Says whether
+/// that was possible.
+pub(super) type Reserve<'a> = &'a dyn Fn(u64, Creation) -> bool;
+
+/// How a file that is being made will be open on the bypass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Creation {
+    /// Virtually, or granted for reading.
+    Virtual,
+    /// It may be granted for writing.
+    Granted,
+}
+
 /// What the kernel knew of a name that has changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Known {
     /// It may have it in its cache.
     pub(super) named: bool,
@@ -108,6 +125,8 @@ pub(super) struct Known {
     pub(super) sent: Stands,
     /// How often all names had been forgotten.
     pub(super) age: u64,
+    /// The inodes that were reserved for the change.
+    pub(super) reserved: Vec<u64>,
 }
 
 /// A change that is under way.
@@ -116,7 +135,9 @@ struct Change {
     ticket: u64,
     /// The name was entered on account of this change.
     expected: bool,
+    creation: Option<Creation>,
     sent: Stands,
+    reserved: Vec<u64>,
 }
 
 #[derive(Default)]
@@ -130,6 +151,21 @@ struct Shard {
 impl Shard {
     fn find(&self, key: Key) -> Option<Print> {
         self.prints.find(spread(key.fingerprint()), |print| print.is(key)).copied()
+    }
+
+    /// The kernel is to know what stands at a name: notes that for changes that are under way.
+    fn sends(&mut self, key: Key, stands: Stands, reserve: Reserve<'_>) {
+        for change in self.under_way.iter_mut().filter(|change| change.key == key) {
+            if let (Some(creation), Stands::Inode(ino)) = (change.creation, stands)
+                && !change.reserved.contains(&ino)
+                && reserve(ino, creation)
+            {
+                change.reserved.push(ino);
+            }
+            if stands != Stands::Nothing {
+                change.sent = stands;
+            }
+        }
     }
 
     /// Enters a name; false if there is no room.
@@ -189,14 +225,11 @@ impl Names {
         self.shards[(key.0 >> (u64::BITS - SHARD_BITS)) as usize].0.lock()
     }
 
-    /// The kernel is about to be sent the name, as it was asked for when the clock showed `mark`.
-    pub(super) fn enter(&self, key: Key, stands: Stands, mark: u64) -> Entered {
+    /// The kernel is about to be sent the name, as it was asked for when the clock showed `mark`. `reserve` is called under the
+    /// lock of the name's shard, for a name that is being [created](Self::begin).
+    pub(super) fn enter(&self, key: Key, stands: Stands, mark: u64, reserve: Reserve<'_>) -> Entered {
         let mut shard = self.shard(key);
-        for change in &mut shard.under_way {
-            if change.key == key && stands != Stands::Nothing {
-                change.sent = stands;
-            }
-        }
+        shard.sends(key, stands, reserve);
         let entered = shard.enter(key, self.room);
         if stands == Stands::Some {
             // What is moved brings along what is on its way to it.
@@ -209,9 +242,23 @@ impl Names {
         }
     }
 
+    /// The kernel is about to open what stands at the name, of which it is [sent](Self::enter) the name then.
+    pub(super) fn sends(&self, key: Key, stands: Stands, reserve: Reserve<'_>) {
+        self.shard(key).sends(key, stands, reserve);
+    }
+
     /// The name is about to change: whether the kernel may have it in its cache. With `expects` the name counts as the
     /// kernel's from now on; `None` if there is no room for that.
     pub(super) fn begin(&self, key: Key, ticket: u64, expects: bool) -> Option<bool> {
+        self.note(key, ticket, expects, None)
+    }
+
+    /// As [`begin`](Self::begin), of a name at which a file is made and opened.
+    pub(super) fn create(&self, key: Key, ticket: u64, creation: Creation) -> Option<bool> {
+        self.note(key, ticket, false, Some(creation))
+    }
+
+    fn note(&self, key: Key, ticket: u64, expects: bool, creation: Option<Creation>) -> Option<bool> {
         let mut shard = self.shard(key);
         let named = shard.find(key).is_some();
         let fits = !expects || named || shard.enter(key, self.room);
@@ -219,7 +266,9 @@ impl Names {
             key,
             ticket,
             expected: expects && !named && fits,
+            creation,
             sent: Stands::Nothing,
+            reserved: Vec::new(),
         });
         fits.then_some(named)
     }
@@ -241,7 +290,7 @@ impl Names {
         }
         let named = print.filter(|_| !ours_alone);
         let once = named.is_some_and(|print| print.bits() & !FINGERPRINT == 0);
-        Known { named: named.is_some(), once, sent: change.sent, age }
+        Known { named: named.is_some(), once, sent: change.sent, age, reserved: change.reserved }
     }
 
     /// The kernel has dropped the name that it had when names were of this age.
@@ -294,6 +343,8 @@ impl Names {
 mod tests {
     use super::*;
 
+    const NO_FILE: Reserve<'static> = &|_, _| unreachable!("nothing is created");
+
     fn key(names: &Names, number: u64) -> Key {
         names.key(number / 1000, OsStr::new(&number.to_string()))
     }
@@ -308,7 +359,7 @@ mod tests {
     fn four_million_names_are_all_found_and_take_less_than_64_mebibytes() {
         let names = Names::new(ROOM);
         for number in 0..4_000_000 {
-            assert_eq!(names.enter(key(&names, number), Stands::Inode(1), 0), Entered::Current);
+            assert_eq!(names.enter(key(&names, number), Stands::Inode(1), 0, NO_FILE), Entered::Current);
         }
         assert!(names.bytes() <= 64 << 20, "{} bytes", names.bytes());
         assert!((0..4_000_000).all(|number| has(&names, key(&names, number))));
@@ -321,7 +372,7 @@ mod tests {
         let names = Names::new(ROOM);
         let (once, twice) = (key(&names, 1), key(&names, 2));
         for key in [once, twice, twice] {
-            names.enter(key, Stands::Nothing, 0);
+            names.enter(key, Stands::Nothing, 0, NO_FILE);
         }
         names.dropped(once, 0);
         names.dropped(twice, 0);
@@ -333,12 +384,12 @@ mod tests {
         let names = Names::new(ROOM);
         let (gone, again) = (key(&names, 1), key(&names, 2));
         for key in [gone, again] {
-            names.enter(key, Stands::Inode(5), 0);
+            names.enter(key, Stands::Inode(5), 0, NO_FILE);
             names.expired(key);
             names.dropped(key, 0);
             assert!(has(&names, key), "its inode is not forgotten yet");
         }
-        names.enter(again, Stands::Inode(6), 0);
+        names.enter(again, Stands::Inode(6), 0, NO_FILE);
         for key in [gone, again] {
             names.forgotten(key, 0);
         }
@@ -351,9 +402,9 @@ mod tests {
         let key = key(&names, 1);
         names.begin(key, 1, false);
         assert_eq!(names.end(key, 1, Some(8), false), Known::default());
-        assert_eq!(names.enter(key, Stands::Inode(5), 7), Entered::Overtaken);
+        assert_eq!(names.enter(key, Stands::Inode(5), 7, NO_FILE), Entered::Overtaken);
         assert!(has(&names, key), "the kernel knows the inode by this name even so");
-        assert_eq!(names.enter(key, Stands::Inode(5), 8), Entered::Current);
+        assert_eq!(names.enter(key, Stands::Inode(5), 8, NO_FILE), Entered::Current);
     }
 
     #[test]
@@ -361,12 +412,31 @@ mod tests {
         let names = Names::new(ROOM);
         let key = key(&names, 1);
         assert_eq!(names.begin(key, 1, false), Some(false));
-        names.enter(key, Stands::Inode(5), 0);
-        names.enter(key, Stands::Nothing, 0);
-        let sent_twice = Known { named: true, once: false, sent: Stands::Inode(5), age: 0 };
+        names.enter(key, Stands::Inode(5), 0, NO_FILE);
+        names.enter(key, Stands::Nothing, 0, NO_FILE);
+        let sent_twice = Known { named: true, sent: Stands::Inode(5), ..Known::default() };
         assert_eq!(names.end(key, 1, Some(1), false), sent_twice);
         names.begin(key, 2, false);
         assert_eq!(names.end(key, 2, None, false), Known { sent: Stands::Nothing, ..sent_twice });
+    }
+
+    #[test]
+    fn what_the_kernel_is_sent_by_the_name_of_a_file_that_is_made_is_reserved_once_until_the_end() {
+        let names = Names::new(ROOM);
+        let key = key(&names, 1);
+        let reserved = std::cell::RefCell::default();
+        let reserve: Reserve<'_> = &|ino, creation| {
+            Vec::push(&mut reserved.borrow_mut(), (ino, creation));
+            ino != 6
+        };
+        names.create(key, 1, Creation::Granted);
+        names.enter(key, Stands::Nothing, 0, reserve);
+        names.sends(key, Stands::Inode(5), reserve);
+        names.enter(key, Stands::Inode(5), 0, reserve);
+        names.enter(key, Stands::Inode(6), 0, reserve);
+        assert_eq!(names.end(key, 1, Some(1), false).reserved, [5], "of 6 that was not possible");
+        names.enter(key, Stands::Inode(7), 0, reserve);
+        assert_eq!(reserved.into_inner(), [(5, Creation::Granted), (6, Creation::Granted)]);
     }
 
     #[test]
@@ -375,7 +445,7 @@ mod tests {
         let once = |number: u64, stands: &[Stands]| {
             let key = key(&names, number);
             for stands in stands {
-                names.enter(key, *stands, 0);
+                names.enter(key, *stands, 0, NO_FILE);
             }
             names.begin(key, number, false);
             names.end(key, number, Some(1), false).once
@@ -398,7 +468,7 @@ mod tests {
         names.end(key, 2, Some(2), false);
         assert!(!has(&names, key));
         assert_eq!(names.begin(key, 3, true), Some(false));
-        names.enter(key, Stands::Inode(5), 2);
+        names.enter(key, Stands::Inode(5), 2, NO_FILE);
         assert!(names.end(key, 3, Some(3), false).named);
     }
 
@@ -406,7 +476,7 @@ mod tests {
     fn a_full_filter_takes_no_name_until_all_are_forgotten() {
         let names = Names::new(20);
         let full = (0..u64::MAX)
-            .find(|number| names.enter(key(&names, *number), Stands::Nothing, 0) == Entered::Full);
+            .find(|number| names.enter(key(&names, *number), Stands::Nothing, 0, NO_FILE) == Entered::Full);
         let full = key(&names, full.unwrap());
         assert!((20..=20 << SHARD_BITS).contains(&names.len()), "{}", names.len());
         assert!(!names.start_over(|| false) && !has(&names, full));
@@ -414,7 +484,7 @@ mod tests {
         assert!(!names.end(full, 1, None, true).named);
         assert!(names.start_over(|| true));
         assert_eq!(names.len(), 0);
-        assert_eq!(names.enter(full, Stands::Nothing, 0), Entered::Current);
+        assert_eq!(names.enter(full, Stands::Nothing, 0, NO_FILE), Entered::Current);
         names.dropped(full, 0);
         assert!(has(&names, full), "another one was dropped");
         names.dropped(full, 1);

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use fuser::FopenFlags;
 use parking_lot::Mutex;
 
-use super::{Coherence, shard};
+use super::names::Stands;
+use super::{Coherence, Creation, Key, shard};
 
 /// The open files of one inode: the kernel's, and those that the daemon keeps for bypass clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,6 +49,11 @@ impl Opens {
     fn kernel_closed(&mut self) {
         let Self { virtuals, virtual_writers, kept, .. } = *self;
         *self = Self { virtuals, virtual_writers, kept, ..Self::default() };
+    }
+
+    /// Whether the file can be opened virtually besides.
+    fn gets_on_with_virtuals(self) -> bool {
+        !self.cached_writer && !self.passthrough
     }
 
     /// Nobody has it open, and no page is left.
@@ -261,13 +267,39 @@ impl Coherence {
     pub(crate) fn open_virtually(self: &Arc<Self>, ino: u64, writes: bool) -> Option<VirtualOpen> {
         let mut shard = shard(&self.opens, ino).lock();
         let open = shard.entry(ino).or_default();
-        if open.opens.cached_writer || open.opens.passthrough {
+        if !open.opens.gets_on_with_virtuals() {
             return None;
         }
         open.opens.virtuals += 1;
         open.opens.virtual_writers += u32::from(writes);
         let turn = Arc::clone(open.turn.get_or_insert_default());
         Some(VirtualOpen { coherence: Arc::clone(self), ino, writes, turn })
+    }
+
+    /// The kernel is about to open a file by a name at which the bypass may just be making it.
+    pub(crate) fn opens_by_name(&self, key: Option<Key>, ino: u64) {
+        if let Some(key) = key {
+            let reserve = |ino, creation| self.reserve(ino, creation);
+            self.names.sends(key, Stands::Inode(ino), &reserve);
+        }
+    }
+
+    /// A file that is being made will be open virtually, or granted: from here on the kernel opens it accordingly. False if it has
+    /// opened it otherwise already.
+    pub(super) fn reserve(&self, ino: u64, creation: Creation) -> bool {
+        if creation == Creation::Granted {
+            self.note_granted_write(ino);
+        }
+        let mut shard = shard(&self.opens, ino).lock();
+        let opens = &mut shard.entry(ino).or_default().opens;
+        let gets_on = opens.gets_on_with_virtuals();
+        opens.virtuals += u32::from(gets_on);
+        gets_on
+    }
+
+    /// Inodes need not be reserved any more.
+    pub(super) fn unreserve(&self, inodes: &[u64]) {
+        inodes.iter().for_each(|ino| self.close_virtually(*ino, false));
     }
 
     fn close_virtually(&self, ino: u64, writes: bool) {

@@ -29,7 +29,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::time::ClockId;
 
 use crate::answer;
-use crate::coherence::{self, Coherence, Invalidate};
+use crate::coherence::{self, Coherence, Creation, Invalidate};
 use crate::engine::table::{Openness, Published};
 use crate::filesystem::Filesystem;
 use crate::mutant;
@@ -537,6 +537,17 @@ impl Cache {
     /// the change [needs to know](Changing::needs_inode) what the name stands for.
     pub(crate) fn changing<'c>(&'c self, directory: &'c Inode, name: &'c OsStr) -> Changing<'c> {
         let kernel = self.coherence.changing(directory.ino, name, false);
+        Changing { cache: self, directory, name, kernel }
+    }
+
+    /// As [`changing`](Self::changing), for a name at which a file is created and opened.
+    pub(crate) fn creating<'c>(
+        &'c self,
+        directory: &'c Inode,
+        name: &'c OsStr,
+        creation: Creation,
+    ) -> Changing<'c> {
+        let kernel = self.coherence.creating(directory.ino, name, creation);
         Changing { cache: self, directory, name, kernel }
     }
 

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use finesse_ebpf::rules::Operations;
 use fuser::{FileHandle, FileType, FopenFlags, INodeNo, OpenFlags};
 
-use crate::answer::Opened;
-use crate::coherence::VirtualOpen;
+use crate::answer::{Created, Opened};
+use crate::coherence::{Creation, VirtualOpen};
 use crate::engine::cache::{Inode, Known};
 use crate::engine::files::OpenFile;
 use crate::engine::handles::Handle;
@@ -31,6 +31,16 @@ enum Giving {
     Never,
 }
 
+/// How a client has a file open that was created for it.
+enum Held {
+    /// By a descriptor of the backing file.
+    Granted,
+    /// Virtually.
+    Virtually(VirtualOpen),
+    /// Not at all: the kernel has opened it already in a way that does not get on with that, by another name.
+    Not,
+}
+
 /// How often a name is looked at that others make and remove.
 const LOOKS: u32 = 16;
 
@@ -41,6 +51,10 @@ impl<FS: Filesystem> Engine<FS> {
             (true, true) => Giving::OnRequest,
             (false, _) => Giving::Never,
         }
+    }
+
+    fn can_open_virtually(&self, call: &Call<'_>) -> bool {
+        self.core.hidden.exists() && call.context.handles.has_room()
     }
 
     pub(super) fn open(&self, call: &Call<'_>, output: &mut Output) -> Served {
@@ -56,7 +70,7 @@ impl<FS: Filesystem> Engine<FS> {
             giving => giving,
         };
         if giving != Giving::AtOnce {
-            if self.core.read_only || !self.core.hidden.exists() || !call.context.handles.has_room() {
+            if self.core.read_only || !self.can_open_virtually(call) {
                 return kernel(Fallback::NotGranted);
             }
             if flags & libc::O_DIRECT != 0 {
@@ -199,6 +213,7 @@ impl<FS: Filesystem> Engine<FS> {
         }
         match open {
             None => self.grant(&node.inode, opening, output),
+            Some(_) if opening.is_unseekable() => kernel(Fallback::Unsupported),
             Some(open) => self.open_virtually(call, node.inode.clone(), opening, open, giving),
         }
     }
@@ -226,6 +241,10 @@ impl<FS: Filesystem> Engine<FS> {
         if self.core.read_only {
             return kernel(Fallback::KernelByChoice);
         }
+        if giving == Giving::AtOnce && !self.can_open_virtually(call) {
+            // What comes without a backing file, which only the file system's answer tells, is opened virtually.
+            return kernel(Fallback::NotGranted);
+        }
         self.permit(call.context, directory, Operations::CREATE)?;
         if giving != Giving::Never {
             self.permit_grant_of(call.context, directory, name)?;
@@ -233,44 +252,65 @@ impl<FS: Filesystem> Engine<FS> {
         self.may_create(call.context, &call.request, directory)?;
         let flags = flags & !libc::O_NOCTTY;
         let mode = self.masked(call, directory)? & 0o7777 | libc::S_IFREG;
-        let changing = self.cache.changing(directory, name);
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        let creation = if giving == Giving::AtOnce && writes { Creation::Granted } else { Creation::Virtual };
+        let changing = self.cache.creating(directory, name, creation);
         let mark = self.cache.mark();
         let (reply, answer) = ReplyCreate::local();
         let above = INodeNo(directory.ino);
         self.core.fs.create(&call.request, above, name, mode, call.frame.umask, flags, reply);
-        let created = answer.wait();
+        // Before the change ends, up to which the kernel heeds that the file is being made.
+        let held = |Created { entry, opened }| {
+            let (opening, held) = self.hold(call, entry.attr.ino, flags, opened, giving);
+            (entry, opening, held)
+        };
+        let created = answer.wait().map(held);
         // The negative entry that led here is no more; the directory's times have changed.
         let mark = self.cache.made(changing, directory, &created, mark);
-        let created = created?;
-        let Some(node) = self.learned(directory, name, &created.entry, mark) else { return fail(libc::EIO) };
+        let (entry, opening, held) = created?;
+        let Some(node) = self.learned(directory, name, &entry, mark) else { return fail(libc::EIO) };
         // It has one name, so nothing stands against it.
         self.place_inode(directory, name, &node)?;
-        let (request, ino) = (&call.request, INodeNo(node.inode.ino));
-        let mut opening = Opening { engine: self, request, ino, flags, opened: Some(created.opened) };
+        match held {
+            Held::Granted => {
+                if writes {
+                    self.cache.forget_attr(&node.inode);
+                }
+                self.grant(&node.inode, opening, output)
+            }
+            Held::Virtually(open) => {
+                let is_the_kernels = call.frame.base2 == frame::NOT_VIRTUAL
+                    || flags & libc::O_DIRECT != 0
+                    || opening.is_unseekable();
+                let mut reply = self.open_virtually(call, node.inode, opening, open, giving)?;
+                reply.flags |= if is_the_kernels { frame::REPLY_KERNELS } else { 0 };
+                Ok(reply)
+            }
+            // It stays: others may have found it, and written to it.
+            Held::Not => kernel(Fallback::KernelHasItOpen),
+        }
+    }
+
+    /// Notes how a client has a file open that the file system has just created.
+    fn hold<'a>(
+        &'a self,
+        call: &'a Call<'_>,
+        ino: INodeNo,
+        flags: i32,
+        opened: Opened,
+        giving: Giving,
+    ) -> (Opening<'a, FS>, Held) {
+        let mut opening = Opening { engine: self, request: &call.request, ino, flags, opened: Some(opened) };
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
         if giving == Giving::AtOnce && opening.find_backing() {
             if writes {
                 // Whoever opens it through the kernel from here on finds it granted.
                 self.core.coherence.note_granted_write(ino.0);
-                self.cache.forget_attr(&node.inode);
             }
-            return self.grant(&node.inode, opening, output);
+            return (opening, Held::Granted);
         }
-        let virtually = self.virtual_open(&node.inode, writes);
-        match virtually {
-            Ok(open) if giving != Giving::AtOnce => {
-                self.open_virtually(call, node.inode, opening, open, giving)
-            }
-            _ => {
-                // The kernel will create it: O_EXCL would fail if the file stayed.
-                drop(opening);
-                let changing = self.cache.changing(directory, name);
-                let (reply, answer) = ReplyEmpty::local();
-                self.core.fs.unlink(&call.request, INodeNo(directory.ino), name, reply);
-                self.removed(changing, directory, answer, Some(&node.inode))?;
-                kernel(Fallback::NotGranted)
-            }
-        }
+        let open = self.core.coherence.open_virtually(ino.0, writes);
+        (opening, open.map_or(Held::Not, Held::Virtually))
     }
 
     /// From here on the inode's size, times and contents change unseen.
@@ -311,10 +351,6 @@ impl<FS: Filesystem> Engine<FS> {
         open: VirtualOpen,
         giving: Giving,
     ) -> Served {
-        let unseekable = FopenFlags::FOPEN_NONSEEKABLE | FopenFlags::FOPEN_STREAM;
-        if opening.opened.as_ref().is_some_and(|opened| opened.flags.intersects(unseekable)) {
-            return kernel(Fallback::Unsupported);
-        }
         let Some(mut opened) = opening.opened.take() else { return fail(libc::EIO) };
         if giving == Giving::Never {
             (opened.backing, opened.grantable) = (None, false);
@@ -358,6 +394,12 @@ impl<FS: Filesystem> Opening<'_, FS> {
             opened.backing = given.inspect_err(failed).ok();
         }
         opened.backing.is_some()
+    }
+
+    /// Whether it has no offset, or none that can be set.
+    fn is_unseekable(&self) -> bool {
+        let unseekable = FopenFlags::FOPEN_NONSEEKABLE | FopenFlags::FOPEN_STREAM;
+        self.opened.as_ref().is_some_and(|opened| opened.flags.intersects(unseekable))
     }
 
     fn fh(&self) -> Option<FileHandle> {

@@ -239,6 +239,7 @@ impl ReplyCreate {
                         .inspect_err(|error| warn!("no passthrough for inode {}: {error}", attr.ino.0))
                         .ok()
                 });
+                hooks.coherence.opens_by_name(hooks.key, attr.ino.0);
                 let parent = Some(hooks.ino);
                 let (flags, pass) =
                     hooks.coherence.open_file(attr.ino.0, flags, backing.is_some(), hooks.access, parent);

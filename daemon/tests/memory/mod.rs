@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use finesse::{
-    BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    BackgroundSession, BsdFileFlags, Bypass, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
+    FopenFlags, Generation, INodeNo, LockOwner, MountOption, OpenFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Road,
     SessionACL, TimeOrNow, WriteFlags,
 };
 use finesse_ipc::client::Client;
@@ -55,6 +55,12 @@ pub struct Memory {
     pub full_at_flush: AtomicBool,
     /// `flush` does not answer as long as this is set.
     pub hold_flush: AtomicBool,
+    /// `create` of a bypass client does not answer as long as this is set.
+    pub hold_create: AtomicBool,
+    /// It promises backing descriptors, and gives none.
+    pub promises_grants: AtomicBool,
+    /// What it creates is a stream.
+    pub creates_streams: AtomicBool,
     /// `create` is not implemented.
     pub cannot_create: AtomicBool,
     /// `mknod` is not implemented.
@@ -163,6 +169,11 @@ impl State {
 pub struct Fs(pub Arc<Memory>);
 
 impl Filesystem for Fs {
+    fn bypass(&self) -> Bypass {
+        let promises = self.0.promises_grants.load(Ordering::SeqCst);
+        Bypass::new().with_grants(promises).with_backing_attrs(promises)
+    }
+
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let mut state = self.0.state.lock();
         let is_there = parent == INodeNo::ROOT && !self.0.late.load(Ordering::SeqCst);
@@ -268,10 +279,16 @@ impl Filesystem for Fs {
         }
         self.0.late.store(false, Ordering::SeqCst);
         let mut state = self.0.state.lock();
-        match state.make(req, name, mode) {
-            Ok(attr) => {
-                let fh = state.open(attr.ino.0);
-                reply.created(&TTL, &attr, Generation(attr.ino.0), fh, FopenFlags::empty());
+        let made = state.make(req, name, mode).map(|attr| (attr, state.open(attr.ino.0)));
+        drop(state);
+        if req.road() == Road::Bypass {
+            eventually("`create` may answer", || !self.0.hold_create.load(Ordering::SeqCst));
+        }
+        match made {
+            Ok((attr, fh)) => {
+                let streams = self.0.creates_streams.load(Ordering::SeqCst);
+                let flags = if streams { FopenFlags::FOPEN_STREAM } else { FopenFlags::empty() };
+                reply.created(&TTL, &attr, Generation(attr.ino.0), fh, flags);
             }
             Err(error) => reply.error(error),
         }
