@@ -31,6 +31,10 @@ struct Book {
     plain: AtomicBool,
     /// Names beside the usual ones.
     more: Mutex<Vec<String>>,
+    /// Listings may be kept.
+    keeps: AtomicBool,
+    /// `readdir` calls.
+    reads: AtomicU64,
     /// `releasedir` waits while this is set.
     slow_release: Mutex<bool>,
     quick: Condvar,
@@ -102,6 +106,23 @@ impl Filesystem for Fs {
         reply.attr(&TTL, &attr(ino.0, kind));
     }
 
+    fn mknod(
+        &self,
+        _req: &Request,
+        _parent: INodeNo,
+        name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let name = name.to_str().unwrap().to_owned();
+        let (ino, kind) = kind_of(&name);
+        self.0.more.lock().unwrap().push(name);
+        self.0.references.fetch_add(1, Ordering::SeqCst);
+        reply.entry(&TTL, &attr(ino, kind), Generation(0));
+    }
+
     fn rmdir(&self, _req: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
         reply.ok();
     }
@@ -118,7 +139,9 @@ impl Filesystem for Fs {
         }
         let fh = self.0.opened.fetch_add(1, Ordering::SeqCst) + 1;
         self.0.released.lock().unwrap().insert(fh, 0);
-        reply.opened(FileHandle(fh), FopenFlags::empty());
+        let kept = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
+        let keeps = self.0.keeps.load(Ordering::SeqCst);
+        reply.opened(FileHandle(fh), if keeps { kept } else { FopenFlags::empty() });
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -126,6 +149,7 @@ impl Filesystem for Fs {
             assert_eq!(fh, FileHandle(0));
             return reply.error(Errno::ENOSYS);
         }
+        self.0.reads.fetch_add(1, Ordering::SeqCst);
         let names = if ino.0 == SUB { vec![".".into(), "..".into()] } else { self.0.names() };
         let page = match self.0.page.load(Ordering::SeqCst) {
             0 => usize::MAX,
@@ -370,6 +394,69 @@ fn what_is_added_behind_the_position_is_found_and_what_was_listed_does_not_come_
     let (more, end) = read(&client, directory, last, 32768).unwrap();
     assert!(end);
     assert_eq!(more.iter().map(|entry| &entry.name[..]).collect::<Vec<_>>(), [b"late"]);
+}
+
+#[test]
+fn a_listing_is_kept_until_something_changes_if_the_file_system_allows_it() {
+    let mount = mount("kept");
+    let (book, client) = (&mount.book, mount.client());
+    let list = |size: u32| {
+        let (directory, _) = open(&client, ROOT, ".", 0).unwrap();
+        let names: Vec<_> = read_all(&client, directory, size).into_iter().map(|entry| entry.name).collect();
+        assert_eq!(close(&client, directory), Outcome::Ok);
+        names
+    };
+    // How often the file system is asked for a listing, and opens the directory.
+    let asked = |size: u32| {
+        let count = || (book.reads.load(Ordering::SeqCst), book.opened.load(Ordering::SeqCst));
+        let before = count();
+        let names = list(size);
+        assert!(names.iter().map(|name| name.escape_ascii().to_string()).eq(book.names()), "{names:?}");
+        (count().0 - before.0, count().1 - before.1)
+    };
+    let often = asked(32768);
+    assert_eq!(often, (2, 1), "the entries, and that there are no more");
+    assert_eq!(asked(32768), often, "nothing may be kept");
+    book.keeps.store(true, Ordering::SeqCst);
+    assert_eq!(asked(32768), often);
+    assert_eq!(asked(32768), (0, 0));
+    assert_eq!(asked(40), (0, 0), "in pages of an entry");
+
+    let change_here = |name: &str| {
+        let request = frame::Request { base: ROOT, mode: libc::S_IFREG | 0o644, ..frame::Request::default() };
+        let call = client.call(Op::Mknod, &request, name.as_bytes(), b"").unwrap();
+        assert_eq!(call.reply.outcome(), Outcome::Ok);
+    };
+    change_here("here");
+    assert_eq!(asked(32768), often);
+    let path = std::ffi::CString::new(mount.directory.path().join("there").to_str().unwrap()).unwrap();
+    // SAFETY: a string that ends.
+    assert_eq!(unsafe { libc::mknod(path.as_ptr(), libc::S_IFREG | 0o644, 0) }, 0);
+    assert_eq!(asked(40), (book.names().len() as u64 + 1, 1), "page by page");
+    assert_eq!(asked(32768), (0, 0), "and then it is known, too");
+    let notifier = mount.session.as_ref().unwrap().notifier();
+    book.more.lock().unwrap().push("told".into());
+    notifier.inval_inode(INodeNo::ROOT, 0, 0).unwrap();
+    assert_eq!(asked(32768), often);
+
+    // Nobody knows what a position means that no entry has.
+    let (directory, _) = open(&client, ROOT, ".", 0).unwrap();
+    let opened = book.opened.load(Ordering::SeqCst);
+    assert_eq!(read(&client, directory, 1 << 40, 32768).unwrap(), (vec![], true));
+    assert_eq!(book.opened.load(Ordering::SeqCst), opened + 1, "only now");
+    assert_eq!(read(&client, directory, 0, 8), Err(Outcome::Errno(libc::EINVAL)), "no room for any entry");
+    assert_eq!(close(&client, directory), Outcome::Ok);
+
+    // What has changed between two pages is not kept.
+    change_here("before");
+    let (directory, _) = open(&client, ROOT, ".", 0).unwrap();
+    let (first, _) = read(&client, directory, 0, 100).unwrap();
+    change_here("between");
+    let rest = read(&client, directory, first.last().unwrap().offset, 32768).unwrap();
+    assert!(rest.1 && rest.0.last().unwrap().name == b"between");
+    assert_eq!(close(&client, directory), Outcome::Ok);
+    assert_eq!(asked(32768), often);
+    assert_eq!(book.open(), 0, "what was opened is released");
 }
 
 #[test]

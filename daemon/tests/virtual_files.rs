@@ -953,7 +953,8 @@ fn a_file_that_the_kernel_opens_while_a_client_creates_it_is_one_and_the_same() 
             let creator = scope.spawn(|| try_open(&client, "new", exclusively, 0o644));
             eventually("it is made", || memory.nodes() == 1);
             // For writing, through the page cache, if nobody stood against it.
-            let kernel = OpenOptions::new().read(true).write(true).create(true).open(&path).unwrap();
+            let kernel =
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path).unwrap();
             kernel.write_all_at(b"kernel", 0).unwrap();
             memory.hold_create.store(false, Ordering::SeqCst);
             let file = creator.join().unwrap().expect("it is opened, and not taken back");

@@ -116,7 +116,7 @@ numbered! {
         /// `F_SETFL` of the open file `base`: `flags` are the new `O_APPEND`, `O_NONBLOCK`, `O_NOATIME`, `O_DIRECT`.
         SetFlags = "set-flags",
         /// Gives up the open file or directory `base`: `flush`, then the last reference is gone. Answers what `flush`
-        /// answered.
+        /// answered; of a directory nothing that anybody need wait for.
         Close = "close",
         /// Makes a kernel descriptor of the open file `base`, offset and flags as they are: answers a granted descriptor
         /// ([`REPLY_GRANT`]), or in the data buffer a one-time name below [`crate::handshake::Welcome::hidden`]

@@ -64,7 +64,7 @@ const LOOKS_SELDOM: Party<'static> = Party { habits: &["LOOKS_SELDOM"], ..PARTY 
 const LOOKS_SELDOM_MAKES_NO_LINKS: Party<'static> =
     Party { habits: &["LOOKS_SELDOM", "MAKES_NO_LINKS"], ..PARTY };
 
-const MUTANTS: [Mutant; 21] = [
+const MUTANTS: [Mutant; 22] = [
     mutant("kernel road: names"),
     mutant("kernel road: attributes"),
     // What the kernel moves something to it has looked up before, and if it was told that nothing is there, the name is known
@@ -89,6 +89,7 @@ const MUTANTS: [Mutant; 21] = [
     mutant("table: attributes"),
     mutant("table: mark"),
     mutant("table: marks"),
+    mutant("cache: listings"),
 ];
 
 /// The kernel answers for files without extended attributes by itself, where it can.

@@ -30,6 +30,7 @@ use rustix::time::ClockId;
 
 use crate::answer;
 use crate::coherence::{self, Coherence, Creation, Invalidate};
+use crate::engine::listings::Listings;
 use crate::engine::table::{Openness, Published};
 use crate::filesystem::Filesystem;
 use crate::mutant;
@@ -289,6 +290,7 @@ pub(crate) struct Cache {
     coherence: Arc<Coherence>,
     /// What clients look up by themselves.
     table: Option<Published>,
+    listings: Listings,
     dentries: [Mutex<HashMap<Key, Dentry, DefaultHashBuilder>>; SHARDS],
     /// Randomly seeded, so that nobody can choose names that collide.
     hasher: DefaultHashBuilder,
@@ -319,6 +321,7 @@ impl Cache {
         Self {
             coherence: Arc::clone(coherence),
             table,
+            listings: Listings::default(),
             shared: Arc::new(Shared {
                 inodes: std::array::from_fn(|_| Mutex::default()),
                 owed: RwLock::new(Some(Box::new(Payer(fs.clone(), Arc::new(daemon))))),
@@ -353,6 +356,16 @@ impl Cache {
     /// The mount's metadata table.
     pub(crate) fn table(&self) -> Option<&Published> {
         self.table.as_ref()
+    }
+
+    /// What directories list.
+    pub(crate) fn listings(&self) -> &Listings {
+        &self.listings
+    }
+
+    /// Keeps all that a directory lists, for which the file system was asked at `mark`.
+    pub(crate) fn keep_listing(&self, directory: &Inode, records: &[u8], mark: u64) {
+        self.listings.keep(directory, records, || self.unchanged_since(mark));
     }
 
     /// Something changed: what lookups under way bring may be old. What the count was before.
@@ -569,6 +582,7 @@ impl Cache {
     /// The inode, and what the count of changes was before.
     fn take_name(&self, directory: &Inode, name: &OsStr) -> (Option<Arc<Inode>>, u64) {
         let counted = self.bump();
+        self.listings.forget(directory.ino);
         let key = KeyRef { directory: directory.instance, name: name.as_bytes() };
         if mutant::leaves_out("cache: names") {
             return (None, counted);
@@ -601,11 +615,13 @@ impl Cache {
     }
 
     /// A client has read an inode: its time of last access may have changed (`fuse_invalidate_atime`).
-    pub(crate) fn forget_atime(&self, inode: &Inode) {
-        self.bump();
+    /// What the count of changes was before.
+    pub(crate) fn forget_atime(&self, inode: &Inode) -> u64 {
+        let counted = self.bump();
         inode.accessed();
         self.publishes_no_more(inode.ino);
         self.coherence.changed_attr(inode.ino);
+        counted
     }
 
     /// A client has changed what is in a directory, and so its times, but nothing that decides about permissions.
@@ -616,6 +632,9 @@ impl Cache {
     /// A client has changed an inode's attributes, or may have. What the count of changes was before.
     pub(crate) fn forget_attr(&self, inode: &Inode) -> u64 {
         let counted = self.bump();
+        if inode.kind == FileType::Directory {
+            self.listings.forget(inode.ino);
+        }
         inode.changed();
         self.publishes_no_more(inode.ino);
         self.coherence.changed_attr(inode.ino);
@@ -759,6 +778,7 @@ impl Invalidate for Cache {
             }
             None => {
                 self.bump();
+                self.listings.forget(parent);
                 self.unlinks.fetch_add(1, Ordering::AcqRel);
                 if let Some(table) = &self.table {
                     table.name_changed(parent, name);
@@ -781,6 +801,7 @@ impl Invalidate for Cache {
                 self.bump();
             }
         }
+        self.listings.forget(ino);
         self.publishes_no_more(ino);
     }
 
@@ -816,6 +837,9 @@ impl Invalidate for Cache {
     }
 
     fn moved_to(&self, directory: u64) {
+        // It lists another `..`, and is perhaps known by its number only.
+        self.bump();
+        self.listings.forget_all();
         let Some(table) = &self.table else { return };
         let known = self.known(directory);
         let open = known.as_ref().is_some_and(|directory| directory.openness.is_open(table.era()));

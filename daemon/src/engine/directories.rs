@@ -2,11 +2,11 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use finesse_ebpf::rules::Operations;
-use fuser::{FileHandle, FileType, INodeNo, OpenFlags};
+use fuser::{FileHandle, FileType, FopenFlags, INodeNo, OpenFlags};
 
 use crate::engine::cache::Inode;
 use crate::engine::files::flush;
@@ -14,7 +14,7 @@ use crate::engine::handles::Handle;
 use crate::engine::permission::READ;
 use crate::engine::serve::{Call, Output, Served};
 use crate::engine::table::Era;
-use crate::engine::{Context, Engine, Stop, fail, kernel};
+use crate::engine::{Checks, Context, Engine, Stop, fail, kernel, listings};
 use crate::filesystem::Filesystem;
 use crate::reply::{ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyOpen};
 use crate::request::Request;
@@ -34,8 +34,35 @@ const NAME_MAX: usize = 1024;
 /// A directory that a client lists. Whoever lets go of it last releases it.
 pub(crate) struct OpenDirectory {
     inode: Arc<Inode>,
-    fh: FileHandle,
+    /// Once the file system has opened it: what it lists may be known.
+    fh: OnceLock<FileHandle>,
+    /// What it lists may be kept.
+    keeps: AtomicBool,
     sweep: Mutex<Option<Sweep>>,
+    reading: Mutex<Option<Reading>>,
+}
+
+impl OpenDirectory {
+    fn new(inode: Arc<Inode>) -> Self {
+        Self {
+            inode,
+            fh: OnceLock::new(),
+            keeps: AtomicBool::new(false),
+            sweep: Mutex::default(),
+            reading: Mutex::default(),
+        }
+    }
+}
+
+/// A listing from the beginning of the directory on, page by page, while nothing changes.
+struct Reading {
+    /// [`Cache::mark`] before each page, but for the times of access that those before it have changed.
+    ///
+    /// [`Cache::mark`]: crate::engine::cache::Cache::mark
+    mark: u64,
+    /// Where it goes on.
+    next: u64,
+    records: Vec<u8>,
 }
 
 /// A listing with attributes, from the beginning of the directory on, of which every name is in the metadata table.
@@ -60,23 +87,51 @@ struct Using<'a, FS: Filesystem> {
 }
 
 impl<FS: Filesystem> Using<'_, FS> {
-    fn inode(&self) -> Option<(&Arc<Inode>, FileHandle)> {
-        self.directory.as_deref().map(|directory| (&directory.inode, directory.fh))
+    fn directory(&self) -> Result<&OpenDirectory, Stop> {
+        self.directory.as_deref().ok_or(Stop::Errno(libc::EBADF))
     }
 
-    fn sweep(&self) -> Option<&Mutex<Option<Sweep>>> {
-        self.directory.as_deref().map(|directory| &directory.sweep)
+    /// The file system's handle: it opens the directory now, if it has not before.
+    fn fh(&self) -> Result<FileHandle, Stop> {
+        let directory = self.directory()?;
+        if let Some(fh) = directory.fh.get() {
+            return Ok(*fh);
+        }
+        let ino = INodeNo(directory.inode.ino);
+        let (reply, answer) = ReplyOpen::local();
+        self.core.fs.opendir(self.request, ino, FLAGS, reply);
+        let (fh, flags) = match answer.wait() {
+            Ok(opened) => (opened.fh, opened.flags),
+            // `fc->no_opendir`
+            Err(errno) if errno.code() == libc::ENOSYS => (FileHandle(0), FopenFlags::empty()),
+            Err(errno) => return Err(errno.into()),
+        };
+        // A removal that is deferred may fail, and the name comes back.
+        let keeps = flags.contains(FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE)
+            && self.core.fs.deferred_unlinks().is_none();
+        directory.keeps.store(keeps, Ordering::Relaxed);
+        // Of two that open it at once, one is released again.
+        let kept = *directory.fh.get_or_init(|| fh);
+        if kept != fh {
+            release(self.core, self.request, ino, fh);
+        }
+        Ok(kept)
     }
+}
+
+fn release<FS: Filesystem>(core: &Core<FS>, request: &Request, ino: INodeNo, fh: FileHandle) {
+    let (reply, answer) = ReplyEmpty::local();
+    core.fs.releasedir(request, ino, fh, FLAGS, reply);
+    // Errors of release reach nobody in the kernel either.
+    let _ = answer.wait();
 }
 
 impl<FS: Filesystem> Drop for Using<'_, FS> {
     fn drop(&mut self) {
-        if let Some(directory) = self.directory.take().and_then(Arc::into_inner) {
-            let (reply, answer) = ReplyEmpty::local();
-            let ino = INodeNo(directory.inode.ino);
-            self.core.fs.releasedir(self.request, ino, directory.fh, FLAGS, reply);
-            // Errors of release reach nobody in the kernel either.
-            let _ = answer.wait();
+        if let Some(OpenDirectory { inode, fh, .. }) = self.directory.take().and_then(Arc::into_inner)
+            && let Some(fh) = fh.into_inner()
+        {
+            release(self.core, self.request, INodeNo(inode.ino), fh);
         }
     }
 }
@@ -145,18 +200,17 @@ impl<FS: Filesystem> Engine<FS> {
         if !call.context.handles.has_room() {
             return kernel(Fallback::OpenDirectory);
         }
-        let (reply, answer) = ReplyOpen::local();
-        self.core.fs.opendir(&call.request, INodeNo(inode.ino), FLAGS, reply);
-        let fh = match answer.wait() {
-            Ok(opened) => opened.fh,
-            // `fc->no_opendir`
-            Err(errno) if errno.code() == libc::ENOSYS => FileHandle(0),
-            Err(errno) => return Err(errno.into()),
-        };
+        let directory = Arc::new(OpenDirectory::new(Arc::clone(&inode)));
+        let using =
+            Using { core: &self.core, request: &call.request, directory: Some(Arc::clone(&directory)) };
+        // Where the file system judges who may list it, it is asked; otherwise perhaps never.
+        let is_allowed = self.checks == Checks::Engine || call.context.credentials.searches_all();
+        if !is_allowed || self.cache.listings().get(&inode).is_none() {
+            using.fh()?;
+        }
         let attr = Attr { ino: inode.ino, ..Attr::default() };
-        call.context.allow_base(inode.clone());
-        let directory = Handle::Directory(Arc::new(OpenDirectory { inode, fh, sweep: Mutex::default() }));
-        Ok(Reply::with_file(attr, call.context.handles.insert(directory)))
+        call.context.allow_base(inode);
+        Ok(Reply::with_file(attr, call.context.handles.insert(Handle::Directory(directory))))
     }
 
     /// The open directory that a call is about.
@@ -174,19 +228,32 @@ impl<FS: Filesystem> Engine<FS> {
     /// directory needs no second call to find its end.
     pub(super) fn read_dir(&self, call: &Call<'_>, output: &mut Output) -> Served {
         let using = self.using(call)?;
-        let Some((inode, fh)) = using.inode() else { return fail(libc::EBADF) };
+        let directory = using.directory()?;
+        let inode = &directory.inode;
         if inode.is_dead() {
             // `iterate_dir` (`IS_DEADDIR`), whatever the file system would say.
             return fail(libc::ENOENT);
         }
-        let size = (call.frame.mode as usize).min(DATA_BYTES);
-        let mut records = Records { bytes: &mut output.data, next: call.frame.base2, broken: false };
-        let mut ended = false;
+        let (size, position) = ((call.frame.mode as usize).min(DATA_BYTES), call.frame.base2);
         let era = match call.frame.flags & frame::LIST_ATTRS {
             0 => None,
             _ => self.era_of(inode),
         };
-        let mut sweep = self.begin_sweep(&using, inode, era, call.frame.base2);
+        if let Some(listed) = self.read_kept(inode, position, size, era, output) {
+            return listed;
+        }
+        let fh = using.fh()?;
+        let mark = self.cache.mark();
+        let mut reading = match position {
+            0 => Some(Reading { mark, next: 0, records: Vec::new() }),
+            _ => directory.reading.lock().take(),
+        };
+        reading = reading.filter(|reading| {
+            directory.keeps.load(Ordering::Relaxed) && reading.next == position && reading.mark == mark
+        });
+        let mut records = Records { bytes: &mut output.data, next: position, broken: false };
+        let mut ended = false;
+        let mut sweep = self.begin_sweep(directory, era, position);
         loop {
             let before = records.bytes.len();
             let room = size.saturating_sub(before);
@@ -206,15 +273,25 @@ impl<FS: Filesystem> Engine<FS> {
             }
         }
         let (broken, next) = (records.broken, records.next);
-        if let (Some(kept), Some(sweep), false) = (using.sweep(), sweep, broken) {
+        if let (Some(sweep), false) = (sweep, broken) {
             match (ended, self.table()) {
                 (true, Some(table)) => {
                     table.complete(sweep.era, inode.ino, sweep.expiry, sweep.turnovers);
                 }
-                _ => *kept.lock() = Some(Sweep { next, ..sweep }),
+                _ => *directory.sweep.lock() = Some(Sweep { next, ..sweep }),
             }
         }
-        self.cache.forget_atime(inode);
+        reading = reading.filter(|reading| !broken && reading.records.len() <= listings::LONGEST);
+        if let Some(reading) = &mut reading {
+            reading.records.extend_from_slice(&output.data);
+            if ended {
+                self.cache.keep_listing(inode, &reading.records, mark);
+            }
+        }
+        let counted = self.cache.forget_atime(inode);
+        if let Some(reading) = reading.filter(|_| !ended && counted == mark) {
+            *directory.reading.lock() = Some(Reading { mark: mark + 1, next, ..reading });
+        }
         if output.data.is_empty() && !ended {
             // No room for a single entry, or the first one is none.
             return fail(if broken { libc::EIO } else { libc::EINVAL });
@@ -226,20 +303,40 @@ impl<FS: Filesystem> Engine<FS> {
         Ok(reply)
     }
 
-    /// The sweep that a listing from a position begins, or goes on with.
-    fn begin_sweep(
+    /// Reads a directory of which is known what it lists. `None` if that is not known, or if the attributes that are wanted besides
+    /// are to be had from the file system.
+    fn read_kept(
         &self,
-        using: &Using<'_, FS>,
         directory: &Inode,
-        era: Option<Era>,
         position: u64,
-    ) -> Option<Sweep> {
-        let kept = using.sweep()?.lock().take();
+        size: usize,
+        era: Option<Era>,
+        output: &mut Output,
+    ) -> Option<Served> {
+        let listing = self.cache.listings().get(directory)?;
+        if let (Some(era), Some(table)) = (era, self.table())
+            && !table.is_complete(era, directory.ino)
+        {
+            return None;
+        }
+        let (page, ended) = listing.page(position, size)?;
+        if page.is_empty() && !ended {
+            return Some(fail(libc::EINVAL));
+        }
+        output.data.extend_from_slice(page);
+        let mut reply = Reply::data(page.len() as u32);
+        reply.flags |= if ended { frame::REPLY_END } else { 0 };
+        Some(Ok(reply))
+    }
+
+    /// The sweep that a listing from a position begins, or goes on with.
+    fn begin_sweep(&self, directory: &OpenDirectory, era: Option<Era>, position: u64) -> Option<Sweep> {
+        let kept = directory.sweep.lock().take();
         let (era, table) = (era?, self.table()?);
         match position {
             _ if !self.bypass.lists_all => None,
             0 => {
-                let turnovers = table.turnovers(directory.ino);
+                let turnovers = table.turnovers(directory.inode.ino);
                 Some(Sweep { era, turnovers, next: 0, expiry: Expiry::NEVER })
             }
             _ => kept.filter(|sweep| sweep.next == position && sweep.era == era),
@@ -332,9 +429,9 @@ impl<FS: Filesystem> Engine<FS> {
     /// `fsync` of a directory.
     pub(super) fn sync(&self, call: &Call<'_>) -> Served {
         let using = self.using(call)?;
-        let Some((inode, fh)) = using.inode() else { return fail(libc::EBADF) };
+        let (ino, fh) = (INodeNo(using.directory()?.inode.ino), using.fh()?);
         let (reply, answer) = ReplyEmpty::local();
-        self.core.fs.fsyncdir(&call.request, INodeNo(inode.ino), fh, call.frame.mode == 1, reply);
+        self.core.fs.fsyncdir(&call.request, ino, fh, call.frame.mode == 1, reply);
         match answer.wait() {
             // `fc->no_fsyncdir`
             Err(errno) if errno.code() == libc::ENOSYS => Ok(Reply::ok()),

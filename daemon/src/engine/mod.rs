@@ -12,6 +12,7 @@
 //! | [`open`] | opening files: granted, virtual, or by the kernel |
 //! | [`files`] | open files that the daemon keeps for clients |
 //! | [`directories`] | open directories: listing them, letting go of them |
+//! | [`listings`] | what directories list, kept between two readings |
 //! | [`watch`] | which calls are the kernel's because somebody watches |
 //! | [`serve`] | one method per operation |
 //!
@@ -22,6 +23,7 @@ pub(crate) mod cache;
 mod directories;
 pub(crate) mod files;
 pub(crate) mod handles;
+mod listings;
 mod open;
 mod permission;
 mod policy;

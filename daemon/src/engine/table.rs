@@ -187,6 +187,11 @@ impl Published {
         }
     }
 
+    /// Whether a directory is marked complete.
+    pub(crate) fn is_complete(&self, era: Era, directory: u64) -> bool {
+        self.table().is_some_and(|table| table.is_marked(era.0, directory))
+    }
+
     /// A name of a directory leaves, and may be right.
     fn departs(&self, era: Era, directory: u64) {
         self.turnover(directory).fetch_add(1, Ordering::AcqRel);

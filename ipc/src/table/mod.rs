@@ -428,6 +428,11 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         matches!(self.find_name(key), Looked::Found(..))
     }
 
+    /// Whether a directory is marked complete.
+    pub fn is_marked(&self, generation: Generation, directory: u64) -> bool {
+        matches!(self.find_mark(generation, directory), Looked::Found(..))
+    }
+
     #[inline(always)]
     fn find_attr(&self, generation: Generation, ino: u64) -> Looked<'t, A, Attr> {
         self.find(generation, self.shape.attrs, self.hash_of(generation, ino), |cells: &[A; WIDE]| {
