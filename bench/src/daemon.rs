@@ -13,6 +13,12 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::{Outcome, screen};
 
+/// How many calls the kernel serves before a program connects.
+pub(crate) const CONNECT_AFTER: &str = match finesse_ipc::environment::CONNECT_AFTER.to_str() {
+    Ok(name) => name,
+    Err(_) => panic!("names are ASCII"),
+};
+
 /// How a program reaches its files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Road {

@@ -407,7 +407,7 @@ impl Plan {
         };
         let mut command = daemon::command(way.road, &daemon::program("finesse-bench-calls")?)?;
         // What a call costs, not what connecting does.
-        command.env("FINESSE_CONNECT_AFTER", "0").args(["threads", op.call]).arg(root);
+        command.env(daemon::CONNECT_AFTER, "0").args(["threads", op.call]).arg(root);
         command.args([&files.to_string(), &of_each.to_string(), place, &kind.threads.to_string()]);
         time(command, mounted, of_each, kind.threads)
     }

@@ -645,13 +645,15 @@ pub(crate) fn by_dev(dev: (u32, u32)) -> Option<usize> {
     })
 }
 
-/// What is known about the mount with a device number, connected or not.
+/// What the kernel says about the mount with a device number: that takes being connected to it.
 pub(crate) fn facts_of(dev: (u32, u32)) -> Option<MountFacts> {
-    ALL.iter()
-        .find(|mount| {
-            mount.dev.load(Ordering::Relaxed) == pack(dev) && mount.state.load(Ordering::Relaxed) == ATTACHED
-        })
-        .map(facts)
+    let mut of_dev = ALL.iter().enumerate().filter(|(_, mount)| {
+        mount.dev.load(Ordering::Relaxed) == pack(dev) && mount.state.load(Ordering::Relaxed) != FREE
+    });
+    of_dev.find_map(|(index, mount)| match mount.state.load(Ordering::Relaxed) {
+        ATTACHED => Some(facts(mount)),
+        _ => enter_at_once(index).map(|guard| guard.facts()),
+    })
 }
 
 fn facts(mount: &Mount) -> MountFacts {

@@ -73,13 +73,14 @@
 //! | `watch` | what the daemon must know of watches | |
 //! | `realpath` | what a path leads to | asks for each prefix |
 //! | `surface` | what becomes of every function | |
-//! | `next` | | the next definitions |
+//! | `next`, `behind` | | the next definitions |
 //! | `unwind` | | loads the unwinder |
 //! | `sys` | | the edge to C and the kernel |
 
 #![deny(unsafe_code)]
 
 mod attr;
+mod behind;
 mod calls;
 mod connection;
 mod copies;
@@ -106,7 +107,7 @@ mod watch;
 
 /// Runs before the program, and before hooks do anything but pass calls on.
 extern "C" fn start() {
-    next::resolve_all();
+    next::prepare();
     let environment = sys::Strings::environ();
     exec::start(environment);
     process::start(environment);

@@ -1,12 +1,12 @@
-//! The next definition of every hooked symbol, usually libc's: one table, resolved when the library starts.
+//! The next definition of every hooked symbol, usually libc's: one table, filled as functions are called ([`behind`]).
 //!
 //! Why not the `redhook` crate, whose job this is: its hooks catch unwinding, so a thread that is cancelled
 //! inside `open` (glibc unwinds its stack) aborts the process; it resolves lazily under a `std::sync::Once`,
 //! which deadlocks when a signal handler enters it again; it cannot ask for a symbol version; and a symbol
 //! that this libc lacks is a panic. ARCHITECTURE.md has the reproduction.
 //!
-//! Here, every function may unwind (`C-unwind`), is looked up by the constructor before the program runs,
-//! without a lock of ours, and has a raw system call behind it in case this libc has no such function.
+//! Here, every function may unwind (`C-unwind`), is looked up without a lock, whoever calls it first, and has a raw system call
+//! behind it in case this libc has no such function.
 //! Variadic functions (`open`, `openat`, `fcntl`, `prctl`, `syscall`) are declared with their optional arguments fixed: on
 //! x86-64 and AArch64 Linux a variadic integer travels in the same register, or place on the stack, as a named one,
 //! and an argument that the caller did not pass is only a register or a word with any content, which nothing looks at.
@@ -18,11 +18,13 @@ use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
 
 use libc::{AT_EACCESS, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, gid_t, mode_t, off_t, pid_t, uid_t};
 
+use crate::behind::{self, Found};
 use crate::sys::{self, Aio, Aios, Data, FdSet, Iovecs, Message, Out, PathArg, PollFds, Text, Vector, Word};
 
 /// Where a symbol's next definition is; null until looked up, [`MISSING`] if there is none.
 pub(crate) struct Symbol {
     name: &'static CStr,
+    hash: u32,
     /// Of functions that exist in several versions: the one that programs are linked against today. A plain
     /// `dlsym(RTLD_NEXT)` may answer with the oldest.
     version: Option<&'static CStr>,
@@ -34,7 +36,7 @@ static MISSING: u8 = 0;
 
 impl Symbol {
     const fn new(name: &'static CStr, version: Option<&'static CStr>) -> Self {
-        Self { name, version, address: AtomicPtr::new(std::ptr::null_mut()) }
+        Self { name, hash: behind::hash(name), version, address: AtomicPtr::new(std::ptr::null_mut()) }
     }
 
     /// The address of the next definition, if there is one.
@@ -47,6 +49,16 @@ impl Symbol {
 
     #[cold]
     fn look_up(&self) -> *mut c_void {
+        let address = match behind::find(self.name, self.hash) {
+            Found::At(address) => address,
+            Found::Nowhere | Found::Unclear => self.ask(),
+        };
+        self.address.store(address, Ordering::Relaxed);
+        address
+    }
+
+    /// Asks the dynamic linker.
+    fn ask(&self) -> *mut c_void {
         let mut address = std::ptr::null_mut();
         // SAFETY: names and versions are C strings; RTLD_NEXT is meant for callers that are loaded objects,
         // which this library is. Two threads that race find the same address.
@@ -58,11 +70,7 @@ impl Symbol {
                 address = libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr());
             }
         }
-        if address.is_null() {
-            address = (&raw const MISSING).cast_mut().cast();
-        }
-        self.address.store(address, Ordering::Relaxed);
-        address
+        if address.is_null() { (&raw const MISSING).cast_mut().cast() } else { address }
     }
 }
 
@@ -160,7 +168,7 @@ fn no_text() -> Text {
     Text::NULL
 }
 
-/// Whether every symbol has been looked up.
+/// Whether looking a symbol up takes nothing of the dynamic linker's.
 static RESOLVED: AtomicBool = AtomicBool::new(false);
 
 /// Whether looking a symbol up could be what allocates memory, and so calls the function that is looked up: another library's
@@ -169,10 +177,12 @@ pub(crate) fn is_early() -> bool {
     !RESOLVED.load(Ordering::Relaxed)
 }
 
-/// Looks every symbol up, so that no hook has to: `dlsym` takes locks and may allocate.
-pub(crate) fn resolve_all() {
-    for symbol in TABLE {
-        symbol.get();
+/// Sees to it that no hook has to ask the dynamic linker: `dlsym` takes locks and may allocate.
+pub(crate) fn prepare() {
+    if !behind::note() {
+        for symbol in TABLE {
+            symbol.get();
+        }
     }
     RESOLVED.store(true, Ordering::Relaxed);
 }
@@ -780,4 +790,26 @@ pub(crate) fn dprintf_address() -> *const c_void {
 /// The next `__dprintf_chk`.
 pub(crate) fn dprintf_chk_address() -> *const c_void {
     symbols::__dprintf_chk.get().map_or(no_dprintf as *const () as *const c_void, <*mut c_void>::cast_const)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_function_is_the_one_that_the_dynamic_linker_finds_in_todays_version() {
+        assert!(behind::note());
+        let mut missing = 0;
+        for symbol in TABLE {
+            match behind::find(symbol.name, symbol.hash) {
+                Found::At(address) => assert_eq!(address, symbol.ask(), "{:?}", symbol.name),
+                Found::Nowhere => {
+                    assert!(std::ptr::eq(symbol.ask().cast(), &raw const MISSING), "{:?}", symbol.name);
+                    missing += 1;
+                }
+                Found::Unclear => panic!("{:?}", symbol.name),
+            }
+        }
+        assert!(missing < TABLE.len() / 10, "{missing} of {} are missing", TABLE.len());
+    }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::mount::text;
+use crate::road::CONNECT_AFTER;
 use crate::{build, needs};
 
 const QEMU: &str = "qemu-system-x86_64";
@@ -152,9 +153,8 @@ fn initramfs(place: &TempDir, program: &Path, arguments: &[&str], host: &[&str])
         std::fs::copy(&library, copy)?;
     }
     let name = program.file_name().expect("a program has a name").to_string_lossy();
-    let mut script = format!(
-        "export FINESSE_TEST_BIN={PROGRAMS} {INSIDE}=1 FINESSE_CONNECT_AFTER=0\nexec {PROGRAMS}/{name}"
-    );
+    let mut script =
+        format!("export FINESSE_TEST_BIN={PROGRAMS} {INSIDE}=1 {CONNECT_AFTER}=0\nexec {PROGRAMS}/{name}");
     for argument in arguments {
         // Writing to a string does not fail.
         let _ = write!(script, " '{argument}'");

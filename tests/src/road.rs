@@ -12,7 +12,10 @@ use crate::build;
 use crate::mount::{Mount, Options};
 
 /// How many calls the kernel serves before a program connects.
-pub const CONNECT_AFTER: &str = "FINESSE_CONNECT_AFTER";
+pub const CONNECT_AFTER: &str = match finesse_ipc::environment::CONNECT_AFTER.to_str() {
+    Ok(name) => name,
+    Err(_) => panic!("names are ASCII"),
+};
 
 /// How a program reaches files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -225,10 +225,11 @@ fn statically_linked_programs_use_the_kernel_road() {
 
 // --- connecting ---
 
+/// Whether the library is connected, which has descriptors of high numbers then.
+const CONNECTED: &str = "import os; print(any(int(n) > 600 for n in os.listdir('/proc/self/fd')))";
+
 /// What a script in Python says on the bypass, as users run it, whether it is connected then, and the calls that it took.
 fn as_users_run(script: &str) -> (String, bool, Calls) {
-    // The library's own descriptors have high numbers.
-    const CONNECTED: &str = "import os; print(any(int(n) > 600 for n in os.listdir('/proc/self/fd')))";
     let place = Place::new(Road::Bypass, &Options::default(), |root| {
         for number in 0..40 {
             fs::write(root.join(format!("f{number}")), "x").unwrap();
@@ -252,6 +253,32 @@ fn a_program_that_makes_few_calls_does_not_connect() {
         as_users_run("import os\nprint([os.stat(f'f{n}').st_size for n in range(8)])");
     assert_eq!((said.as_str(), connected), ("[1, 1, 1, 1, 1, 1, 1, 1]", false), "{calls:?}");
     assert!(calls.answered.is_empty() && calls.to_kernel.is_empty(), "{calls:?}");
+}
+
+#[test]
+fn statx_of_an_inherited_descriptor_tells_the_mount() {
+    let child = format!(
+        "
+import ctypes, sys
+def mount_of(fd, path, flags):
+    found = ctypes.create_string_buffer(256)
+    assert ctypes.CDLL(None).statx(fd, path, flags, 0x1fff, found) == 0
+    return int.from_bytes(found[144:152], 'little')
+by_descriptor = mount_of(int(sys.argv[1]), b'', 0x1000)
+print(by_descriptor != 0, by_descriptor == mount_of(-100, b'.', 0))
+{CONNECTED}"
+    );
+    // It connects, so that it is granted the file.
+    let script = format!(
+        "
+import os
+for n in range(40): os.stat(f'f{{n}}')
+fd = os.open('f0', os.O_RDONLY)
+os.set_inheritable(fd, True)
+os.execv('/usr/bin/python3', ['python3', '-c', {child:?}, str(fd)])"
+    );
+    let (said, connected, calls) = as_users_run(&script);
+    assert_eq!((said.as_str(), connected), ("True True", true), "{calls:?}");
 }
 
 #[test]

@@ -30,7 +30,6 @@ pub(in crate::suite) const STARTS: [&str; 5] = [
     "test -e on the mount, preloaded",
     "test -e on the mount, preloaded, connecting",
 ];
-const CONNECT_AFTER: &str = "FINESSE_CONNECT_AFTER";
 pub(in crate::suite) const START: &str = "a program's start and end";
 pub(in crate::suite) const SWITCHES: [&str; 2] =
     ["context switches of the daemon", "context switches of the clients"];
@@ -76,8 +75,8 @@ fn start_programs(context: &Context, place: &Place, round: u32, cases: &mut Case
             command.envs(preloaded.iter().cloned());
         }
         match index {
-            4 => command.env(CONNECT_AFTER, "0"),
-            _ => command.env_remove(CONNECT_AFTER),
+            4 => command.env(daemon::CONNECT_AFTER, "0"),
+            _ => command.env_remove(daemon::CONNECT_AFTER),
         };
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command
