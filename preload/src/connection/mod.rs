@@ -7,6 +7,9 @@
 
 #![allow(unsafe_code)]
 
+mod kept;
+mod listing;
+
 use std::ffi::CStr;
 use std::os::fd::{AsFd, RawFd};
 use std::sync::atomic::{
@@ -14,16 +17,18 @@ use std::sync::atomic::{
 };
 
 use finesse_ipc::client::Client;
-use finesse_ipc::environment::{self, Hint, MOUNT_PATH_MAX, SOCKET_MAX};
+use finesse_ipc::environment::{self, MOUNT_PATH_MAX, SOCKET_MAX};
 use finesse_ipc::frame::Fallback;
 use finesse_ipc::handshake;
 use finesse_ipc::jumps::Beginning;
 use rustix::fs::OFlags;
 use rustix::process::Resource;
 
+use self::kept::Kept;
+use self::listing::{Listing, list_from_hints, list_from_kernel};
 use crate::attr::MountFacts;
 use crate::fds::Kind;
-use crate::mounts::{self, MOUNTS, Writer};
+use crate::mounts::{self, MOUNTS};
 use crate::process::{self, FDS};
 use crate::sys::{self, Identity, Object, Pages};
 
@@ -36,8 +41,6 @@ const RESERVED: u64 = 20;
 const NOFILE_MIN: u64 = 64;
 /// Below this limit of address space, a segment is too much to take.
 const ADDRESS_SPACE_MIN: u64 = 32 * finesse_ipc::layout::SEGMENT_BYTES as u64;
-/// Longest mountinfo that is read.
-const MOUNTINFO_MAX: usize = 16 << 20;
 
 /// [`Mount::users`]: somebody is alone with the connection, or wants to be.
 const ALONE: u32 = 1 << 31;
@@ -96,75 +99,6 @@ pub(crate) struct Mount {
 const NO_MORE: u32 = u32::MAX;
 /// No generation was handed down.
 const NOT_HINTED: u64 = u64::MAX;
-
-/// A descriptor that is opened when it is first needed and may become another one: its number (-1 if there is none), and in the
-/// upper half how often it has changed.
-struct Kept(AtomicU64);
-
-/// A [`Kept`] descriptor at one moment.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Now(u64);
-
-impl Now {
-    fn fd(self) -> Option<RawFd> {
-        Some(self.0 as u32 as RawFd).filter(|fd| *fd >= 0)
-    }
-}
-
-impl Kept {
-    const fn new() -> Self {
-        Self(AtomicU64::new(u32::MAX as u64))
-    }
-
-    fn now(&self) -> Now {
-        Now(self.0.load(Ordering::Acquire))
-    }
-
-    /// Makes it another one, unless somebody else has done so since.
-    fn change(&self, since: Now, fd: RawFd) -> bool {
-        let changes = (since.0 >> 32).wrapping_add(1) << 32;
-        let next = changes | u64::from(fd.cast_unsigned());
-        self.0.compare_exchange(since.0, next, Ordering::AcqRel, Ordering::Acquire).is_ok()
-    }
-
-    /// Keeps a descriptor: at a number above those that programs expect to own, if there is one.
-    fn keep(&self, since: Now, low: sys::Hidden, first: RawFd) -> Result<(), i32> {
-        let high = low.fd().and_then(|low| rustix::io::fcntl_dupfd_cloexec(low, first).ok());
-        let fd = high.or_else(|| low.into_fd()).ok_or(libc::EBADF)?;
-        self.put(since, std::os::fd::IntoRawFd::into_raw_fd(fd));
-        Ok(())
-    }
-
-    /// Makes it this descriptor, which is closed if another thread was faster.
-    fn put(&self, since: Now, fd: RawFd) {
-        FDS.set(fd, Kind::Own);
-        if !self.change(since, fd) {
-            FDS.clear(fd);
-            sys::close(fd);
-        }
-    }
-
-    /// Moves it elsewhere, because the program wants its number.
-    fn leave(&self, fd: RawFd) -> Result<(), i32> {
-        let now = self.now();
-        if let Some(old) = now.fd().filter(|now| *now == fd).and_then(sys::borrow) {
-            let new =
-                rustix::io::fcntl_dupfd_cloexec(old, first_fd()).map_err(|errno| errno.raw_os_error())?;
-            self.put(now, std::os::fd::IntoRawFd::into_raw_fd(new));
-            FDS.clear(fd);
-        }
-        Ok(())
-    }
-
-    /// Closes it; whether there was one.
-    fn give_up(&self) -> bool {
-        let now = self.now();
-        let Some(fd) = now.fd().filter(|_| self.change(now, -1)) else { return false };
-        FDS.clear(fd);
-        sys::close(fd);
-        true
-    }
-}
 
 impl Mount {
     const fn new() -> Self {
@@ -895,138 +829,6 @@ pub(crate) fn start(environment: sys::Strings) {
         }
         None => _ = list_from_kernel(),
     }
-}
-
-fn list_from_hints(value: &[u8]) {
-    let Some(mut writer) = TABLE.replace() else { return };
-    let mut buffer = [0; MOUNT_PATH_MAX];
-    for hint in environment::hints(value) {
-        if let Hint::Mount { dev, generation, socket, path } = hint
-            && let Some(path) = environment::unescape(path, &mut buffer)
-            && path.first() == Some(&b'/')
-            && let Some((index, mount)) = place_for(dev)
-        {
-            let mut name = [0; SOCKET_MAX];
-            let name = environment::unhex(socket, &mut name).unwrap_or(&[]);
-            for (place, byte) in mount.socket.iter().zip(name) {
-                place.store(*byte, Ordering::Relaxed);
-            }
-            mount.socket_len.store(name.len() as u32, Ordering::Relaxed);
-            mount.hinted.store(generation, Ordering::Relaxed);
-            writer.mount(path, index);
-        }
-    }
-    for hint in environment::hints(value) {
-        if let Hint::Excluded(path) = hint
-            && let Some(path) = environment::unescape(path, &mut buffer)
-        {
-            writer.exclude(path);
-        }
-    }
-    writer.commit();
-}
-
-/// What came of the wish to list the paths of mounts anew.
-enum Listing {
-    Done,
-    /// Another thread does it.
-    Others,
-    /// It could not be done: the list is as old as it was.
-    Failed,
-}
-
-/// Reads `/proc/self/mountinfo` and makes a new list of paths. No signal handler may come in between: it might have to wait for
-/// that ([`relist`]).
-#[cold]
-fn list_from_kernel() -> Listing {
-    sys::without_signals(|| {
-        let Some(writer) = TABLE.replace() else { return Listing::Others };
-        let mut size = 64 << 10;
-        while size <= MOUNTINFO_MAX {
-            let Some(mut pages) = Pages::new(size + MOUNTINFO_PATH) else { break };
-            let (text, path) = pages.bytes().split_at_mut(size);
-            match read_mountinfo(text) {
-                None => break,
-                Some(len) if len == text.len() => size *= 2,
-                Some(len) => {
-                    list(writer, text.get(..len).unwrap_or(&[]), path);
-                    return Listing::Done;
-                }
-            }
-        }
-        Listing::Failed
-    })
-}
-
-/// Room for one path of mountinfo.
-const MOUNTINFO_PATH: usize = 4096;
-
-/// Fills the buffer, as far as there is text.
-fn read_mountinfo(buffer: &mut [u8]) -> Option<usize> {
-    let file = sys::open_hidden(c"/proc/self/mountinfo", OFlags::RDONLY)?;
-    let mut len = 0;
-    while let Some(rest) = buffer.get_mut(len..).filter(|rest| !rest.is_empty()) {
-        match rustix::io::read(file.fd()?, rest) {
-            Ok(0) => break,
-            Ok(more) => len += more,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return None,
-        }
-    }
-    Some(len)
-}
-
-fn list(mut writer: Writer<'_>, mountinfo: &[u8], buffer: &mut [u8]) {
-    for mounted in mounts::mounted(mountinfo) {
-        let may_be_ours = mounted.is_fuse && mounted.is_whole;
-        // Most machines have no FUSE mount at all.
-        if (!may_be_ours && writer.is_empty()) || (may_be_ours && mounts::is_hidden(mountinfo, &mounted)) {
-            continue;
-        }
-        let Some(path) = mounts::unmangle(mounted.path, buffer) else { continue };
-        let place = if may_be_ours { place_for(mounted.dev) } else { None };
-        match place {
-            Some((index, _)) if !writer.contains(index) => {
-                writer.mount(path, index);
-            }
-            // A file system that is reached through several mounts is ours through the first, because they differ in
-            // `stx_mnt_id`. The later of two mounts at one path is the one that is seen.
-            _ => writer.cover(path),
-        }
-    }
-    if !writer.is_empty() {
-        for mounted in mounts::mounted(mountinfo) {
-            if let Some(path) = mounts::unmangle(mounted.path, buffer) {
-                writer.exclude(path);
-            }
-        }
-    }
-    // Mounts that are gone make room for others.
-    for (index, mount) in ALL.iter().enumerate() {
-        if !writer.contains(index) {
-            let _ = [CANDIDATE, REFUSED, FOREIGN].into_iter().any(|state| mount.change(state, FREE));
-        }
-    }
-    writer.commit();
-}
-
-/// The place of the mount with a device number: its own, or a free one.
-fn place_for(dev: (u32, u32)) -> Option<(usize, &'static Mount)> {
-    let state = |mount: &Mount| mount.state.load(Ordering::Acquire);
-    let known = ALL.iter().enumerate().find(|(_, mount)| {
-        state(mount) != FREE && state(mount) != DEAD && mount.dev.load(Ordering::Relaxed) == pack(dev)
-    });
-    if known.is_some() {
-        return known;
-    }
-    let free = ALL.iter().enumerate().find(|(_, mount)| state(mount) == FREE)?;
-    free.1.dev.store(pack(dev), Ordering::Relaxed);
-    free.1.socket_len.store(0, Ordering::Relaxed);
-    free.1.hinted.store(NOT_HINTED, Ordering::Relaxed);
-    free.1.statfs_flags.store(-1, Ordering::Relaxed);
-    free.1.unconnected.store(0, Ordering::Relaxed);
-    free.1.state.store(CANDIDATE, Ordering::Release);
-    Some(free)
 }
 
 /// Whether a descriptor is the library's, which the program must not touch.
