@@ -1,6 +1,8 @@
 //! A small file system in memory that gives no backing descriptors, notes what it is asked, and fails the test if a
 //! handle is released twice or a reference given up that nobody had.
 
+pub mod client;
+
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::sync::Arc;
