@@ -618,3 +618,31 @@ fn a_descriptor_opened_on_a_read_only_mount_changes_nothing() {
     assert_eq!(helper.ask(&["futime", name, "1"]), "EROFS");
     assert_eq!(fs::metadata(place.source().join("file")).unwrap().mode() & 0o777, 0o644);
 }
+
+#[test]
+fn what_a_program_is_in_or_has_open_is_seen_removed_after_the_kernel_was_made_to_forget_all_names() {
+    let crowded = Options {
+        arguments: &["--cache=always"],
+        // No release has this: the filter of names that the kernel knows is full at once, and is started over.
+        wrapper: &["env", "FINESSE_MUTANT=room for names"],
+        ..Options::default()
+    };
+    let place = Place::new(Road::Bypass, &crowded, |root| {
+        fs::create_dir(root.join("directory")).unwrap();
+        fs::write(root.join("file"), "x").unwrap();
+        fs::create_dir(root.join("many")).unwrap();
+        for number in 0..2000 {
+            fs::write(root.join(format!("many/{number}")), "").unwrap();
+        }
+    });
+    let file = File::open(place.path().join("file")).unwrap();
+    let directory = File::open(place.path().join("directory")).unwrap();
+    for number in 0..2000 {
+        fs::metadata(place.path().join(format!("many/{number}"))).unwrap();
+    }
+    for (program, name, open) in [("rmdir", "directory", &directory), ("unlink", "file", &file)] {
+        assert!(place.command(program).arg(name).status().unwrap().success());
+        let shown = fs::read_link(format!("/proc/self/fd/{}", open.as_raw_fd())).unwrap();
+        assert!(shown.to_str().unwrap().ends_with(&format!("/{name} (deleted)")), "{}", shown.display());
+    }
+}

@@ -663,18 +663,23 @@ impl Changing<'_> {
     }
 
     /// The name has changed: the kernel forgets it, if it has it. With `keeps` it may stand for an inode that the kernel
-    /// knows. `file` is what it stood for before, if that is known and no directory. The inode, if any, that the kernel got by this name
+    /// knows. `stood_for` is the inode that it stood for before, if that is known. The inode, if any, that the kernel got by this name
     /// meanwhile; its attributes are forgotten.
-    pub(crate) fn changed(mut self, keeps: bool, file: Option<u64>) -> Option<u64> {
+    pub(crate) fn changed(mut self, keeps: bool, stood_for: Option<(u64, FileType)>) -> Option<u64> {
         let coherence = self.coherence;
         self.over = true;
         let known = coherence.names.end(self.key, self.ticket, Some(coherence.tick()), keeps);
         coherence.unreserve(&known.reserved);
-        // Also of a name that stands for what the kernel knows: the kernel knows that by another name.
-        let lost = coherence.moves_lost.load(Ordering::SeqCst);
+        // Also of a name that stands for what the kernel knows: the kernel knows that by another name. And of one that the filter has
+        // lost: the kernel asks before it uses it, but who is there, or has it open, has its path (`d_path`).
+        let lost = coherence.moves_lost.load(Ordering::SeqCst)
+            || !known.named
+                && coherence.names_lost.load(Ordering::SeqCst)
+                && stood_for.is_some_and(|(ino, _)| coherence.kernel_knows(ino));
         let named = (known.named || lost) && !mutant::leaves_out("bypass: names");
         if named {
-            self.tell(&known, file.filter(|_| !keeps && !lost), keeps);
+            let file = stood_for.filter(|(_, kind)| *kind != FileType::Directory && !keeps && !lost);
+            self.tell(&known, file.map(|(ino, _)| ino), keeps);
         }
         coherence.changed_listing(self.parent);
         let told = match known.sent {
@@ -708,7 +713,8 @@ impl Changing<'_> {
                 }
             }
             None => {
-                if coherence.drop_name(self.parent, name) && !keeps {
+                // One that is not in the filter may be entered meanwhile, by an answer that is on its way.
+                if coherence.drop_name(self.parent, name) && !keeps && known.named {
                     coherence.names.dropped(self.key, known.age);
                 }
             }

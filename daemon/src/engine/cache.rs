@@ -703,8 +703,8 @@ impl Changing<'_> {
             self.cache.coherence.changed_listing(inode.ino);
         }
         let stood_for = child.or(cached.as_ref());
-        let file = stood_for.filter(|inode| inode.kind != FileType::Directory).map(|inode| inode.ino);
-        let told = self.kernel.changed(in_the_kernel || error.is_some(), file);
+        let stood_for = stood_for.map(|inode| (inode.ino, inode.kind));
+        let told = self.kernel.changed(in_the_kernel || error.is_some(), stood_for);
         if let Some(ino) = told {
             self.cache.attr(ino);
         }
