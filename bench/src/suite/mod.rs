@@ -40,6 +40,9 @@ pub(crate) struct Suite {
     /// Where the trees lie: "tmpfs" and "ext4" are private ones (root only), others directories.
     #[arg(long, value_name = "DIR", value_delimiter = ',', default_values = [TMPFS, EXT4])]
     backings: Vec<PathBuf>,
+    /// Only these ways, by their names in the report ("native", "bypass, table"); may be given several times.
+    #[arg(long = "way", value_name = "NAME")]
+    ways: Vec<String>,
     /// An unpacked Linux source tree, which is built, cloned and unpacked.
     #[arg(long, value_name = "DIR")]
     linux: Option<PathBuf>,
@@ -83,6 +86,8 @@ struct Context {
     backings: Vec<PathBuf>,
     linux: Option<PathBuf>,
     ways: Ways,
+    /// The names of those that are wanted; all if empty.
+    wanted: Vec<String>,
 }
 
 impl Part {
@@ -166,9 +171,14 @@ impl Part {
 }
 
 impl Context {
-    /// Those of the ways that can be taken.
+    /// Those of the ways that can be taken, and are wanted.
     fn ways(&self, part: Part) -> Vec<Way> {
-        self.ways.among(part.ways())
+        self.ways.among(part.ways()).into_iter().filter(|way| self.wants(way.name)).collect()
+    }
+
+    /// Whether a way of this name is wanted.
+    fn wants(&self, way: &str) -> bool {
+        self.wanted.is_empty() || self.wanted.iter().any(|name| name == way)
     }
 
     /// Calls `measure` for a place on each backing; what has no place is left out.
@@ -196,6 +206,10 @@ impl Suite {
     /// Runs it.
     pub(crate) fn run(self) -> Outcome {
         let sizes = self.scale.sizes();
+        let known: Vec<_> = Way::ALL.iter().map(|way| way.name).chain([parts::unlink::KNOWN]).collect();
+        if let Some(name) = self.ways.iter().find(|name| !known.contains(&name.as_str())) {
+            return Err(format!("there is no way \"{name}\"; there are: \"{}\"", known.join("\", \"")));
+        }
         screen::say(machine::line());
         let parts = if self.only.is_empty() { Part::ALL.to_vec() } else { self.only.clone() };
         let names: Vec<_> = parts.iter().map(|part| part.name()).collect();
@@ -217,6 +231,7 @@ impl Suite {
             backings: self.backings.clone(),
             linux,
             ways: Ways::probe()?,
+            wanted: self.ways.clone(),
         };
         let mut failed = Vec::new();
         for part in parts {
@@ -241,6 +256,9 @@ impl Suite {
             if part.ways().contains(way) {
                 cases.leave_out(way.name, why);
             }
+        }
+        for way in part.ways().iter().filter(|way| !context.wants(way.name)) {
+            cases.leave_out(way.name, "not asked for (--way)");
         }
         let outcome = part.measure(context, &mut cases);
         if let Err(why) = &outcome {
@@ -277,6 +295,9 @@ impl Suite {
         let backings: Vec<_> = self.backings.iter().map(|backing| backing.to_string_lossy()).collect();
         if backings != [TMPFS, EXT4] {
             command += &format!(" --backings {}", backings.join(","));
+        }
+        for way in &self.ways {
+            command += &format!(" --way \"{way}\"");
         }
         if self.linux.is_some() && part == Part::Work {
             command += " --linux LINUX";

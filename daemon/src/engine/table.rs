@@ -282,6 +282,9 @@ impl<FS: Filesystem> Engine<FS> {
         if root.openness.is_open(era) || root.openness.is_closed(era) {
             return;
         }
+        if self.known_attr(root).is_some_and(|attr| attr.perm & 0o111 != 0o111) {
+            return;
+        }
         let mark = self.cache.mark();
         let context = Self::daemons_own();
         if let Ok(attr) = self.fresh_attr(&self.request(&context), root) {

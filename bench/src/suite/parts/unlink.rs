@@ -19,7 +19,7 @@ pub(in crate::suite) const WAYS: [Way; 7] =
     [Way::NATIVE, Way::BINDFS, Way::KERNEL, Way::URING, Way::BYPASS, Way::TABLE, Way::DEFERRED];
 
 /// The bypass while the kernel has all names in its caches.
-const KNOWN: &str = "bypass, known";
+pub(in crate::suite) const KNOWN: &str = "bypass, known";
 const SIZE: u64 = 4096;
 const PER_DIRECTORY: u64 = 1000;
 
@@ -34,7 +34,12 @@ fn need(files: u64) -> Need {
 pub(in crate::suite) fn measure(context: &Context, cases: &mut Cases) -> Outcome {
     let among = context.ways(Part::Unlink);
     // The same way again, with another name.
-    let known = among.contains(&Way::BYPASS).then_some((Way::BYPASS, KNOWN));
+    let known = context
+        .ways
+        .among(&[Way::BYPASS])
+        .into_iter()
+        .filter(|_| context.wants(KNOWN))
+        .map(|way| (way, KNOWN));
     let all: Vec<_> = among.iter().map(|way| (*way, way.name)).chain(known).collect();
     for backing in &context.backings {
         let name = backing.to_string_lossy();
