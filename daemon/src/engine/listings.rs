@@ -8,6 +8,8 @@
 //!
 //! [`Cache::mark`]: crate::engine::cache::Cache::mark
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -28,6 +30,9 @@ const KEPT_FOR: Duration = Duration::from_secs(60 * 60);
 /// Where the length of a record of `struct linux_dirent64` is, and where the offset behind it.
 const LENGTH_AT: usize = 16;
 const OFFSET_AT: usize = 8;
+const NAME_AT: usize = 19;
+/// Names in a sample, at most: of long ones fewer.
+const SAMPLE: usize = 8;
 
 /// All that a directory lists, from its beginning to its end: records as getdents64(2) shows them.
 pub(crate) struct Listing {
@@ -64,6 +69,25 @@ impl Listing {
             end += len;
         }
         Some((rest.get(..end)?, false))
+    }
+}
+
+impl Listing {
+    /// Some of the names, spread over the listing.
+    pub(crate) fn sample(&self) -> impl Iterator<Item = &OsStr> {
+        let mut rest = &*self.records;
+        let records = std::iter::from_fn(move || {
+            let (record, behind) = rest.split_at_checked(length(rest)?)?;
+            rest = behind;
+            Some(record)
+        });
+        // A record takes 24 bytes at least.
+        let every = self.records.len() / (SAMPLE * 24) + 1;
+        let names = records.step_by(every).filter_map(|record| {
+            let name = record.get(NAME_AT..)?;
+            Some(OsStr::from_bytes(name.split(|byte| *byte == 0).next()?))
+        });
+        names.filter(|name| *name != "." && *name != "..").take(SAMPLE)
     }
 }
 
@@ -173,5 +197,27 @@ mod tests {
         assert_eq!(listing.page(7, 40), Some((&records[24..56], false)));
         assert_eq!(listing.page(9, 100), Some((&[][..], true)));
         assert_eq!(listing.page(4, 100), None);
+    }
+
+    #[test]
+    fn a_sample_is_spread_over_the_listing() {
+        let mut records = [record(1, 24), record(2, 24)].concat();
+        records[NAME_AT] = b'.';
+        records[24 + NAME_AT..][..2].copy_from_slice(b"..");
+        let mut of = |names: std::ops::Range<u32>| {
+            for number in names {
+                let mut record = record(number.into(), 32);
+                let name = format!("name-{number:03}");
+                record[NAME_AT..][..name.len()].copy_from_slice(name.as_bytes());
+                records.extend(record);
+            }
+            let listing = Listing { instance: 1, records: records.clone().into(), expiry: Instant::EXPIRED };
+            listing.sample().map(|name| name.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(0..0), Vec::<String>::new());
+        assert_eq!(of(0..3), ["name-000", "name-001", "name-002"]);
+        let many = of(3..800);
+        assert!((5..=SAMPLE).contains(&many.len()), "{many:?}");
+        assert!(many.last().unwrap().as_str() > "name-600", "{many:?}");
     }
 }
