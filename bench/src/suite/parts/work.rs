@@ -103,8 +103,8 @@ fn need(context: &Context, builds: bool) -> Need {
     let sizes = &context.sizes;
     let tree = if sizes.on_linux && context.linux.is_some() { LINUX_FILES } else { sizes.worked };
     let large = 2 * tree + if builds { LINUX_FILES + LINUX_FILES / 4 } else { 0 };
-    // The paths' directories and Python's modules, too.
-    let small = sizes.tracked + sizes.tracked / 50 + sizes.packages * FILES_OF_PACKAGE + 10_000;
+    // The clone's objects, the paths' directories and Python's modules, too.
+    let small = tree + sizes.tracked + sizes.tracked / 50 + sizes.packages * FILES_OF_PACKAGE + 10_000;
     let inodes = large + small;
     Need { inodes, size: (large * MEAN_SIZE + small * 4096) / inodes }
 }
