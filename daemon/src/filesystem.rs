@@ -74,6 +74,9 @@ pub struct Bypass {
     /// `readdir` lists, but for `.` and `..`, every name that `lookup` finds, written in the same way: none is hidden, made on demand, or
     /// found in upper case, too. Then what is not in a directory that was listed is known not to exist.
     pub lists_all: bool,
+    /// What a directory lists changes only by requests, or is told of by a [`Notifier`](crate::Notifier), and whoever may read it gets the same. Then a
+    /// listing is kept for as long as nothing changes, and neither `opendir` nor `readdir` need be called to list the directory again.
+    pub keeps_listings: bool,
     /// Size in bytes of the mount's metadata table, in which programs look names and attributes up by themselves, for as long as the
     /// times to live allow: [`Bypass::TABLE`] by default, 0 for none. It takes memory only where it is used: up to 220 bytes for a
     /// name with its attributes.
@@ -100,6 +103,7 @@ impl Bypass {
             acts_as_caller: false,
             applies_umask: false,
             lists_all: false,
+            keeps_listings: false,
             table: Self::TABLE,
         }
     }
@@ -143,6 +147,13 @@ impl Bypass {
     #[must_use]
     pub const fn with_lists_all(mut self, yes: bool) -> Self {
         self.lists_all = yes;
+        self
+    }
+
+    /// Sets [`keeps_listings`](Self::keeps_listings).
+    #[must_use]
+    pub const fn with_keeps_listings(mut self, yes: bool) -> Self {
+        self.keeps_listings = yes;
         self
     }
 

@@ -9,9 +9,9 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use finesse::{
-    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, OpenFlags, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen,
-    Request,
+    BackgroundSession, Bypass, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, OpenFlags, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyOpen, Request,
 };
 use finesse_ipc::client::Client;
 use finesse_ipc::frame::{self, Op, Outcome, REPLY_END, ROOT};
@@ -31,8 +31,6 @@ struct Book {
     plain: AtomicBool,
     /// Names beside the usual ones.
     more: Mutex<Vec<String>>,
-    /// Listings may be kept.
-    keeps: AtomicBool,
     /// `readdir` calls.
     reads: AtomicU64,
     /// `releasedir` waits while this is set.
@@ -55,7 +53,7 @@ impl Book {
 }
 
 /// A root with `sub` (an empty directory), and a listing of names that may be anything.
-struct Fs(Arc<Book>);
+struct Fs(Arc<Book>, bool);
 
 fn attr(ino: u64, kind: FileType) -> FileAttr {
     FileAttr {
@@ -89,6 +87,10 @@ fn kind_of(name: &str) -> (u64, FileType) {
 }
 
 impl Filesystem for Fs {
+    fn bypass(&self) -> Bypass {
+        Bypass::new().with_keeps_listings(self.1)
+    }
+
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_str().unwrap();
         let there = self.0.names().iter().any(|known| known == name) || name == "sub";
@@ -139,9 +141,8 @@ impl Filesystem for Fs {
         }
         let fh = self.0.opened.fetch_add(1, Ordering::SeqCst) + 1;
         self.0.released.lock().unwrap().insert(fh, 0);
-        let kept = FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE;
-        let keeps = self.0.keeps.load(Ordering::SeqCst);
-        reply.opened(FileHandle(fh), if keeps { kept } else { FopenFlags::empty() });
+        // That the kernel may keep a listing says nothing of the next time.
+        reply.opened(FileHandle(fh), FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE);
     }
 
     fn readdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -216,9 +217,14 @@ struct Mount {
 }
 
 fn mount(name: &str) -> Mount {
+    mount_as(name, false)
+}
+
+/// Mounts it; listings may be kept, or not.
+fn mount_as(name: &str, keeps: bool) -> Mount {
     let directory = tempfile::Builder::new().prefix(&format!("finesse-{name}-")).tempdir().unwrap();
     let book = Arc::new(Book::default());
-    let session = finesse::spawn_mount(Fs(book.clone()), directory.path(), &Config::default())
+    let session = finesse::spawn_mount(Fs(book.clone(), keeps), directory.path(), &Config::default())
         .expect("these tests need /dev/fuse and the right to mount");
     Mount { session: Some(session), book, directory }
 }
@@ -398,7 +404,16 @@ fn what_is_added_behind_the_position_is_found_and_what_was_listed_does_not_come_
 
 #[test]
 fn a_listing_is_kept_until_something_changes_if_the_file_system_allows_it() {
-    let mount = mount("kept");
+    let asks = mount("asked");
+    for _ in 0..2 {
+        let client = asks.client();
+        let (directory, _) = open(&client, ROOT, ".", 0).unwrap();
+        read_all(&client, directory, 32768);
+        assert_eq!(close(&client, directory), Outcome::Ok);
+    }
+    assert_eq!((asks.book.reads.load(Ordering::SeqCst), asks.book.opened.load(Ordering::SeqCst)), (4, 2));
+
+    let mount = mount_as("kept", true);
     let (book, client) = (&mount.book, mount.client());
     let list = |size: u32| {
         let (directory, _) = open(&client, ROOT, ".", 0).unwrap();
@@ -416,9 +431,6 @@ fn a_listing_is_kept_until_something_changes_if_the_file_system_allows_it() {
     };
     let often = asked(32768);
     assert_eq!(often, (2, 1), "the entries, and that there are no more");
-    assert_eq!(asked(32768), often, "nothing may be kept");
-    book.keeps.store(true, Ordering::SeqCst);
-    assert_eq!(asked(32768), often);
     assert_eq!(asked(32768), (0, 0));
     assert_eq!(asked(40), (0, 0), "in pages of an entry");
 

@@ -2,11 +2,11 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use finesse_ebpf::rules::Operations;
-use fuser::{FileHandle, FileType, FopenFlags, INodeNo, OpenFlags};
+use fuser::{FileHandle, FileType, INodeNo, OpenFlags};
 
 use crate::engine::cache::Inode;
 use crate::engine::files::flush;
@@ -36,21 +36,13 @@ pub(crate) struct OpenDirectory {
     inode: Arc<Inode>,
     /// Once the file system has opened it: what it lists may be known.
     fh: OnceLock<FileHandle>,
-    /// What it lists may be kept.
-    keeps: AtomicBool,
     sweep: Mutex<Option<Sweep>>,
     reading: Mutex<Option<Reading>>,
 }
 
 impl OpenDirectory {
     fn new(inode: Arc<Inode>) -> Self {
-        Self {
-            inode,
-            fh: OnceLock::new(),
-            keeps: AtomicBool::new(false),
-            sweep: Mutex::default(),
-            reading: Mutex::default(),
-        }
+        Self { inode, fh: OnceLock::new(), sweep: Mutex::default(), reading: Mutex::default() }
     }
 }
 
@@ -100,16 +92,12 @@ impl<FS: Filesystem> Using<'_, FS> {
         let ino = INodeNo(directory.inode.ino);
         let (reply, answer) = ReplyOpen::local();
         self.core.fs.opendir(self.request, ino, FLAGS, reply);
-        let (fh, flags) = match answer.wait() {
-            Ok(opened) => (opened.fh, opened.flags),
+        let fh = match answer.wait() {
+            Ok(opened) => opened.fh,
             // `fc->no_opendir`
-            Err(errno) if errno.code() == libc::ENOSYS => (FileHandle(0), FopenFlags::empty()),
+            Err(errno) if errno.code() == libc::ENOSYS => FileHandle(0),
             Err(errno) => return Err(errno.into()),
         };
-        // A removal that is deferred may fail, and the name comes back.
-        let keeps = flags.contains(FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE)
-            && self.core.fs.deferred_unlinks().is_none();
-        directory.keeps.store(keeps, Ordering::Relaxed);
         // Of two that open it at once, one is released again.
         let kept = *directory.fh.get_or_init(|| fh);
         if kept != fh {
@@ -204,7 +192,11 @@ impl<FS: Filesystem> Engine<FS> {
         let using =
             Using { core: &self.core, request: &call.request, directory: Some(Arc::clone(&directory)) };
         // Where the file system judges who may list it, it is asked; otherwise perhaps never.
-        let is_allowed = self.checks == Checks::Engine || call.context.credentials.searches_all();
+        let is_allowed = match self.checks {
+            Checks::Engine => true,
+            Checks::Caller => call.context.credentials.searches_all(),
+            Checks::FileSystem => false,
+        };
         if !is_allowed || self.cache.listings().get(&inode).is_none() {
             using.fh()?;
         }
@@ -248,9 +240,8 @@ impl<FS: Filesystem> Engine<FS> {
             0 => Some(Reading { mark, next: 0, records: Vec::new() }),
             _ => directory.reading.lock().take(),
         };
-        reading = reading.filter(|reading| {
-            directory.keeps.load(Ordering::Relaxed) && reading.next == position && reading.mark == mark
-        });
+        reading = reading
+            .filter(|reading| self.bypass.keeps_listings && reading.next == position && reading.mark == mark);
         let mut records = Records { bytes: &mut output.data, next: position, broken: false };
         let mut ended = false;
         let mut sweep = self.begin_sweep(directory, era, position);

@@ -1,11 +1,11 @@
-//! What directories list, kept between two readings: for file systems that let the kernel keep it in its page cache, too
-//! (`FOPEN_CACHE_DIR` with `FOPEN_KEEP_CACHE`).
+//! What directories list, kept between two readings, for file systems that allow it ([`Bypass::keeps_listings`]).
 //!
 //! A listing goes with any change of a name in its directory, by either road, and with any change of the directory's
 //! attributes. Whoever changes something counts that first ([`Cache::mark`]), and then forgets what is kept; a listing is kept only
 //! if nothing was counted since before the file system was asked, which is looked at under the lock that the other needs to
 //! forget it.
 //!
+//! [`Bypass::keeps_listings`]: crate::Bypass::keeps_listings
 //! [`Cache::mark`]: crate::engine::cache::Cache::mark
 
 use std::ffi::OsStr;
