@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use finesse::{
     BackgroundSession, Bypass, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
-    Generation, INodeNo, OpenFlags, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyOpen, Request,
+    Generation, INodeNo, MountOption, OpenFlags, ReplyAttr, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyOpen, Request,
 };
 use finesse_ipc::client::Client;
 use finesse_ipc::frame::{self, Op, Outcome, REPLY_END, ROOT};
@@ -220,11 +220,13 @@ fn mount(name: &str) -> Mount {
     mount_as(name, false)
 }
 
-/// Mounts it; listings may be kept, or not.
+/// Mounts it; listings may be kept, and the kernel checks who may read them, or neither.
 fn mount_as(name: &str, keeps: bool) -> Mount {
     let directory = tempfile::Builder::new().prefix(&format!("finesse-{name}-")).tempdir().unwrap();
     let book = Arc::new(Book::default());
-    let session = finesse::spawn_mount(Fs(book.clone(), keeps), directory.path(), &Config::default())
+    let mut config = Config::default();
+    config.mount_options = if keeps { vec![MountOption::DefaultPermissions] } else { Vec::new() };
+    let session = finesse::spawn_mount(Fs(book.clone(), keeps), directory.path(), &config)
         .expect("these tests need /dev/fuse and the right to mount");
     Mount { session: Some(session), book, directory }
 }
