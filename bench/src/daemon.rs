@@ -202,6 +202,14 @@ pub(crate) fn command(road: Road, program: &Path) -> Outcome<Command> {
     Ok(command)
 }
 
+/// The program that is measured, on a road. On the bypass it connects with its first call: what calls cost is asked, not whether it
+/// pays to connect.
+pub(crate) fn calls(road: Road) -> Outcome<Command> {
+    let mut command = self::command(road, &self::program("finesse-bench-calls")?)?;
+    command.env(CONNECT_AFTER, "0");
+    Ok(command)
+}
+
 /// Runs a command and hands every line that it writes to `line`; ends it, and all that it started, if the user wants to
 /// stop.
 ///

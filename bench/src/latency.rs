@@ -239,7 +239,7 @@ pub(crate) fn samples(calls: u32, clock: u64, mut call: impl FnMut() -> Outcome)
 
 /// Times one kind of call by an unmodified program, which inherits our CPUs: so many calls on the files of a tree.
 pub(crate) fn each(road: Road, root: &Path, op: &str, shape: Shape, calls: u64) -> Outcome<Summary> {
-    let mut command = daemon::command(road, &daemon::program("finesse-bench-calls")?)?;
+    let mut command = daemon::calls(road)?;
     command.args(["each", op]).arg(root);
     command.args([shape.dirs, shape.files, calls].map(|number| number.to_string()));
     let mut summary = None;

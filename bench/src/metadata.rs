@@ -405,9 +405,8 @@ impl Plan {
             Where::Shared => "shared",
             Where::Same => "same",
         };
-        let mut command = daemon::command(way.road, &daemon::program("finesse-bench-calls")?)?;
-        // What a call costs, not what connecting does.
-        command.env(daemon::CONNECT_AFTER, "0").args(["threads", op.call]).arg(root);
+        let mut command = daemon::calls(way.road)?;
+        command.args(["threads", op.call]).arg(root);
         command.args([&files.to_string(), &of_each.to_string(), place, &kind.threads.to_string()]);
         time(command, mounted, of_each, kind.threads)
     }

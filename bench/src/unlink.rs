@@ -210,7 +210,7 @@ fn were_bypassed(daemon: &Daemon, road: Road, shape: Shape) -> Outcome {
 
 /// Runs the measured program over a whole tree; returns the seconds that it took.
 pub(crate) fn calls(call: &str, road: Road, root: &Path, shape: Shape, title: &str) -> Outcome<f64> {
-    let mut command = daemon::command(road, &daemon::program("finesse-bench-calls")?)?;
+    let mut command = daemon::calls(road)?;
     command.arg(call).arg(root).args([shape.dirs.to_string(), shape.files.to_string()]);
     let bar = screen::bar(title, shape.files);
     let mut nanos = None;

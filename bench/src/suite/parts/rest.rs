@@ -120,7 +120,7 @@ struct Idle(Child);
 
 impl Idle {
     fn start(mountpoint: &Path) -> Outcome<Self> {
-        let mut command = daemon::command(Road::Bypass, &daemon::program("finesse-bench-calls")?)?;
+        let mut command = daemon::calls(Road::Bypass)?;
         let child = command.arg("idle").arg(mountpoint).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut idle = Self(child.map_err(|error| format!("finesse run: {error}"))?);
         let mut line = String::new();

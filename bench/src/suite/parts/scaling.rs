@@ -55,7 +55,7 @@ fn clients(context: &Context, cases: &mut Cases) -> Outcome {
             for processes in sizes.processes {
                 let of_each = sizes.calls.div_ceil(*processes);
                 for (op, title) in OPS {
-                    let mut command = daemon::command(way.road, &daemon::program("finesse-bench-calls")?)?;
+                    let mut command = daemon::calls(way.road)?;
                     command.args(["processes", op]).arg(way.root(place));
                     command.args([&OF_PROCESS.to_string(), &of_each.to_string(), "private"]);
                     command.arg(processes.to_string());

@@ -59,7 +59,7 @@ pub(in crate::suite) fn measure(context: &Context, cases: &mut Cases) -> Outcome
                 for (op, title) in OPS {
                     let all = if op == "serve" { (shape.files * TURNS).div_ceil(100) } else { shape.files };
                     let of_each = all.div_ceil(*threads);
-                    let mut command = daemon::command(way.road, &daemon::program("finesse-bench-calls")?)?;
+                    let mut command = daemon::calls(way.road)?;
                     command.args(["threads", op]).arg(way.root(place));
                     command.args([&files.to_string(), &of_each.to_string(), &format!("spread:{dirs}")]);
                     command.arg(threads.to_string());
