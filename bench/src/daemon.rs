@@ -205,7 +205,7 @@ pub(crate) fn command(road: Road, program: &Path) -> Outcome<Command> {
 /// The program that is measured, on a road. On the bypass it connects with its first call: what calls cost is asked, not whether it
 /// pays to connect.
 pub(crate) fn calls(road: Road) -> Outcome<Command> {
-    let mut command = self::command(road, &self::program("finesse-bench-calls")?)?;
+    let mut command = command(road, &program("finesse-bench-calls")?)?;
     command.env(CONNECT_AFTER, "0");
     Ok(command)
 }
