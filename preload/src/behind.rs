@@ -99,6 +99,9 @@ impl Object {
         // symbol from `first` on, of which the last one in each bucket is odd.
         unsafe {
             let [buckets, first, words, shift] = *self.hashes.cast::<[u32; 4]>();
+            if buckets == 0 || words == 0 {
+                return None;
+            }
             let filter = self.hashes.add(4).cast::<u64>();
             let word = filter.add((hash / u64::BITS) as usize & (words as usize - 1)).read();
             let bits = 1 << (hash % u64::BITS) | 1 << ((hash >> shift) % u64::BITS);

@@ -469,8 +469,16 @@ impl Coherence {
 
     /// The bypass is about to create a file and to open it. Until the change has ended, whatever the kernel opens of what it
     /// finds by this name gets on with that.
-    pub(crate) fn creating<'a>(&'a self, parent: u64, name: &'a OsStr, creation: Creation) -> Changing<'a> {
-        self.begin(parent, name, |key, ticket| self.names.create(key, ticket, creation))
+    pub(crate) fn creating<'a>(
+        &'a self,
+        parent: u64,
+        name: &'a OsStr,
+        creation: Option<Creation>,
+    ) -> Changing<'a> {
+        self.begin(parent, name, |key, ticket| match creation {
+            Some(creation) => self.names.create(key, ticket, creation),
+            None => self.names.begin(key, ticket, false),
+        })
     }
 
     fn begin<'a>(

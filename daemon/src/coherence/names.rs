@@ -102,15 +102,15 @@ pub(super) enum Entered {
 }
 
 /// Keeps the kernel from opening an inode in a way that the open file that is being made does not get on with. Says whether
-/// that was possible.
+/// that is to be taken back in the end.
 pub(super) type Reserve<'a> = &'a dyn Fn(u64, Creation) -> bool;
 
 /// How a file that is being made will be open on the bypass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Creation {
-    /// Virtually, or granted for reading.
+    /// Virtually.
     Virtual,
-    /// It may be granted for writing.
+    /// It is granted for writing.
     Granted,
 }
 
@@ -226,7 +226,7 @@ impl Names {
     }
 
     /// The kernel is about to be sent the name, as it was asked for when the clock showed `mark`. `reserve` is called under the
-    /// lock of the name's shard, for a name that is being [created](Self::begin).
+    /// lock of the name's shard, for a name that is being [created](Self::create).
     pub(super) fn enter(&self, key: Key, stands: Stands, mark: u64, reserve: Reserve<'_>) -> Entered {
         let mut shard = self.shard(key);
         shard.sends(key, stands, reserve);
@@ -434,7 +434,7 @@ mod tests {
         names.sends(key, Stands::Inode(5), reserve);
         names.enter(key, Stands::Inode(5), 0, reserve);
         names.enter(key, Stands::Inode(6), 0, reserve);
-        assert_eq!(names.end(key, 1, Some(1), false).reserved, [5], "of 6 that was not possible");
+        assert_eq!(names.end(key, 1, Some(1), false).reserved, [5], "of 6 nothing is to be taken back");
         names.enter(key, Stands::Inode(7), 0, reserve);
         assert_eq!(reserved.into_inner(), [(5, Creation::Granted), (6, Creation::Granted)]);
     }

@@ -284,11 +284,13 @@ impl Coherence {
         }
     }
 
-    /// A file that is being made will be open virtually, or granted: from here on the kernel opens it accordingly. False if it has
-    /// opened it otherwise already.
+    /// A file that is being made will be open virtually, or granted: from here on the kernel opens it accordingly. Whether that
+    /// must be [taken back](Self::unreserve): not if it is granted, or if the kernel has opened it otherwise already.
     pub(super) fn reserve(&self, ino: u64, creation: Creation) -> bool {
         if creation == Creation::Granted {
+            // With passthrough the kernel gets on with that, and only so do mappings of its own show what is written there.
             self.note_granted_write(ino);
+            return false;
         }
         let mut shard = shard(&self.opens, ino).lock();
         let opens = &mut shard.entry(ino).or_default().opens;

@@ -558,7 +558,7 @@ impl Cache {
         &'c self,
         directory: &'c Inode,
         name: &'c OsStr,
-        creation: Creation,
+        creation: Option<Creation>,
     ) -> Changing<'c> {
         let kernel = self.coherence.creating(directory.ino, name, creation);
         Changing { cache: self, directory, name, kernel }

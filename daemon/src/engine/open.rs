@@ -253,7 +253,10 @@ impl<FS: Filesystem> Engine<FS> {
         let flags = flags & !libc::O_NOCTTY;
         let mode = self.masked(call, directory)? & 0o7777 | libc::S_IFREG;
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        let creation = if giving == Giving::AtOnce && writes { Creation::Granted } else { Creation::Virtual };
+        let creation = match giving {
+            Giving::AtOnce => writes.then_some(Creation::Granted),
+            Giving::OnRequest | Giving::Never => Some(Creation::Virtual),
+        };
         let changing = self.cache.creating(directory, name, creation);
         let mark = self.cache.mark();
         let (reply, answer) = ReplyCreate::local();
