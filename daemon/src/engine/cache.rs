@@ -615,13 +615,11 @@ impl Cache {
     }
 
     /// A client has read an inode: its time of last access may have changed (`fuse_invalidate_atime`).
-    /// What the count of changes was before.
-    pub(crate) fn forget_atime(&self, inode: &Inode) -> u64 {
-        let counted = self.bump();
+    pub(crate) fn forget_atime(&self, inode: &Inode) {
+        self.bump();
         inode.accessed();
         self.publishes_no_more(inode.ino);
         self.coherence.changed_attr(inode.ino);
-        counted
     }
 
     /// A client has changed what is in a directory, and so its times, but nothing that decides about permissions.

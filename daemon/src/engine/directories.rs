@@ -14,7 +14,7 @@ use crate::engine::handles::Handle;
 use crate::engine::permission::READ;
 use crate::engine::serve::{Call, Output, Served};
 use crate::engine::table::Era;
-use crate::engine::{Checks, Context, Engine, Stop, fail, kernel, listings};
+use crate::engine::{Checks, Context, Engine, Stop, fail, kernel};
 use crate::filesystem::Filesystem;
 use crate::reply::{ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyOpen};
 use crate::request::Request;
@@ -37,24 +37,12 @@ pub(crate) struct OpenDirectory {
     /// Once the file system has opened it: what it lists may be known.
     fh: OnceLock<FileHandle>,
     sweep: Mutex<Option<Sweep>>,
-    reading: Mutex<Option<Reading>>,
 }
 
 impl OpenDirectory {
     fn new(inode: Arc<Inode>) -> Self {
-        Self { inode, fh: OnceLock::new(), sweep: Mutex::default(), reading: Mutex::default() }
+        Self { inode, fh: OnceLock::new(), sweep: Mutex::default() }
     }
-}
-
-/// A listing from the beginning of the directory on, page by page, while nothing changes.
-struct Reading {
-    /// [`Cache::mark`] before each page, but for the times of access that those before it have changed.
-    ///
-    /// [`Cache::mark`]: crate::engine::cache::Cache::mark
-    mark: u64,
-    /// Where it goes on.
-    next: u64,
-    records: Vec<u8>,
 }
 
 /// A listing with attributes, from the beginning of the directory on, of which every name is in the metadata table.
@@ -236,12 +224,6 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let fh = using.fh()?;
         let mark = self.cache.mark();
-        let mut reading = match position {
-            0 => Some(Reading { mark, next: 0, records: Vec::new() }),
-            _ => directory.reading.lock().take(),
-        };
-        reading = reading
-            .filter(|reading| self.bypass.keeps_listings && reading.next == position && reading.mark == mark);
         let mut records = Records { bytes: &mut output.data, next: position, broken: false };
         let mut ended = false;
         let mut sweep = self.begin_sweep(directory, era, position);
@@ -272,17 +254,10 @@ impl<FS: Filesystem> Engine<FS> {
                 _ => *directory.sweep.lock() = Some(Sweep { next, ..sweep }),
             }
         }
-        reading = reading.filter(|reading| !broken && reading.records.len() <= listings::LONGEST);
-        if let Some(reading) = &mut reading {
-            reading.records.extend_from_slice(&output.data);
-            if ended {
-                self.cache.keep_listing(inode, &reading.records, mark);
-            }
+        if self.bypass.keeps_listings && position == 0 && ended && !broken {
+            self.cache.keep_listing(inode, &output.data, mark);
         }
-        let counted = self.cache.forget_atime(inode);
-        if let Some(reading) = reading.filter(|_| !ended && counted == mark) {
-            *directory.reading.lock() = Some(Reading { mark: mark + 1, next, ..reading });
-        }
+        self.cache.forget_atime(inode);
         if output.data.is_empty() && !ended {
             // No room for a single entry, or the first one is none.
             return fail(if broken { libc::EIO } else { libc::EINVAL });

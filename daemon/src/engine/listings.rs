@@ -21,8 +21,6 @@ use crate::engine::cache::{Inode, Instant};
 use crate::mutant;
 
 const SHARDS: usize = 16;
-/// The longest listing that is kept, in bytes.
-pub(crate) const LONGEST: usize = 1 << 20;
 /// The most that is kept in one shard, in bytes. All shards together hold 64 MiB.
 const ROOM: usize = 4 << 20;
 /// How long a listing is kept: reading a directory changes its time of last access from time to time.
@@ -34,7 +32,8 @@ const NAME_AT: usize = 19;
 /// Names in a sample, at most: of long ones fewer.
 const SAMPLE: usize = 8;
 
-/// All that a directory lists, from its beginning to its end: records as getdents64(2) shows them.
+/// All that a directory lists: records as getdents64(2) shows them, no more than a client has read at once, so that nothing
+/// need be held for listings that nobody reads to the end.
 pub(crate) struct Listing {
     /// Of the inode: another directory may get the number.
     instance: u64,
@@ -70,9 +69,7 @@ impl Listing {
         }
         Some((rest.get(..end)?, false))
     }
-}
 
-impl Listing {
     /// Some of the names, spread over the listing.
     pub(crate) fn sample(&self) -> impl Iterator<Item = &OsStr> {
         let mut rest = &*self.records;
@@ -141,9 +138,6 @@ impl Listings {
 
     /// Keeps all that a directory lists, if that is what it still lists.
     pub(super) fn keep(&self, directory: &Inode, records: &[u8], is_current: impl FnOnce() -> bool) {
-        if records.len() > LONGEST {
-            return;
-        }
         let (instance, expiry) = (directory.instance, Instant::now().after(KEPT_FOR));
         let listing = Arc::new(Listing { instance, records: records.into(), expiry });
         // Before it is asked whether something has changed: who changes something looks here after that was counted.
