@@ -6,7 +6,6 @@ mod memory;
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::sync::atomic::Ordering;
 
@@ -15,6 +14,7 @@ use finesse_ipc::frame::{
     BY_FILE, Fallback, NOT_VIRTUAL, Op, Outcome, REPLY_KERNELS, REPLY_VIRTUAL, ROOT, Request,
 };
 use memory::client::{Virtual, open, open_hidden, outcome, try_open};
+use memory::map::Map;
 use memory::{Fs, Memory, Mount, eventually};
 
 #[test]
@@ -47,39 +47,6 @@ fn what_one_road_writes_the_other_reads() {
     }
     drop((cached, there));
     mount.end();
-}
-
-struct Map(*mut u8);
-
-impl Map {
-    fn new(file: &File, writes: bool) -> Self {
-        let protection = libc::PROT_READ | if writes { libc::PROT_WRITE } else { 0 };
-        // SAFETY: a new mapping, where the kernel likes.
-        let map = unsafe {
-            libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
-        };
-        assert_ne!(map, libc::MAP_FAILED, "{}", std::io::Error::last_os_error());
-        Self(map.cast())
-    }
-
-    fn get(&self, at: usize) -> u8 {
-        assert!(at < 4096);
-        // SAFETY: within the mapping, and within the file.
-        unsafe { self.0.add(at).read_volatile() }
-    }
-
-    fn set(&self, at: usize, byte: u8) {
-        assert!(at < 4096);
-        // SAFETY: within the mapping, and within the file.
-        unsafe { self.0.add(at).write_volatile(byte) }
-    }
-}
-
-impl Drop for Map {
-    fn drop(&mut self) {
-        // SAFETY: nobody uses it any more.
-        unsafe { libc::munmap(self.0.cast(), 4096) };
-    }
 }
 
 #[test]

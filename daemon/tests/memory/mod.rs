@@ -2,6 +2,7 @@
 //! handle is released twice or a reference given up that nobody had.
 
 pub mod client;
+pub mod map;
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
