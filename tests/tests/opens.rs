@@ -248,11 +248,17 @@ fn what_is_removed_or_replaced_in_the_source_is_not_read_for_longer_than_its_nam
     let place = bypass(&["--cache=auto", "-o", "grant=large"], |_| ());
     let file = place.source().join("file");
     let mut reader = Reader::new(&place, &[]);
-    for round in 0..50 {
+    let opens = || place.mount().account().answered.get("open").copied().unwrap_or(0);
+    // Each round takes as long as the name's absence is good.
+    for round in 0..10 {
         fs::write(&file, round.to_string()).unwrap();
         wait::eventually("the new file is there", || reader.reads("file") == round.to_string());
         fs::remove_file(&file).unwrap();
-        assert_eq!(reader.reads("file"), errno(libc::ENOENT), "a removed file is not opened");
+        let before = opens();
+        let found = reader.reads("file");
+        // What the daemon finds removed it leaves to the kernel, whose name of it may be good for a while.
+        let is_left = opens() == before;
+        assert!(found == errno(libc::ENOENT) || is_left, "a removed file is not opened: {found}");
     }
 }
 
