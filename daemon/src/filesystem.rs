@@ -77,6 +77,9 @@ pub struct Bypass {
     /// What a directory lists changes only by requests, or is told of by a [`Notifier`](crate::Notifier), and whoever may read it gets the same. Then a
     /// listing is kept for as long as nothing changes, and neither `opendir` nor `readdir` need be called to list the directory again.
     pub keeps_listings: bool,
+    /// Methods may be called at the same time even if the session has one thread ([`Config::n_threads`](crate::Config)), as fuser's have by default. Otherwise
+    /// a file system that was written for one thread is asked by turns, whichever road the requests come by.
+    pub calls_at_once: bool,
     /// Size in bytes of the mount's metadata table, in which programs look names and attributes up by themselves, for as long as the
     /// times to live allow: [`Bypass::TABLE`] by default, 0 for none. It takes memory only where it is used: up to 220 bytes for a
     /// name with its attributes.
@@ -104,6 +107,7 @@ impl Bypass {
             applies_umask: false,
             lists_all: false,
             keeps_listings: false,
+            calls_at_once: false,
             table: Self::TABLE,
         }
     }
@@ -157,6 +161,13 @@ impl Bypass {
         self
     }
 
+    /// Sets [`calls_at_once`](Self::calls_at_once).
+    #[must_use]
+    pub const fn with_calls_at_once(mut self, yes: bool) -> Self {
+        self.calls_at_once = yes;
+        self
+    }
+
     /// Sets [`table`](Self::table).
     #[must_use]
     pub const fn with_table(mut self, bytes: usize) -> Self {
@@ -181,8 +192,9 @@ macro_rules! missing {
 
 /// A file system.
 ///
-/// Method for method the trait of fuser 0.18, plus [`bypass`](Self::bypass) and [`grant`](Self::grant). Methods are called by several
-/// threads at once and on behalf of both roads: the kernel's requests and those of preloaded programs. Each
+/// Method for method the trait of fuser 0.18, plus [`bypass`](Self::bypass) and [`grant`](Self::grant). Methods are called on behalf of both roads, the kernel's requests
+/// and those of preloaded programs: by several threads at once if the session has several ([`Config::n_threads`](crate::Config)), and one after
+/// the other if it has one and the file system does not say that [it does not mind](Bypass::calls_at_once). Each
 /// gets a reply object and must answer through it exactly once, either before it returns or later from any
 /// thread. The methods and their arguments mirror libfuse's `fuse_lowlevel_ops`.
 ///

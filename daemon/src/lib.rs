@@ -12,6 +12,7 @@
 //! own, with fuser's names and signatures; plain value types are fuser's and re-exported.
 
 mod answer;
+mod asking;
 mod bpf;
 mod coherence;
 mod engine;

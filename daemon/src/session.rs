@@ -12,6 +12,7 @@ use fuser::{Config, INodeNo, MountOption, PollHandle, SessionACL};
 use log::warn;
 use parking_lot::Mutex;
 
+use crate::asking::Called;
 use crate::bpf::Bpf;
 use crate::coherence::Coherence;
 use crate::filesystem::Filesystem;
@@ -28,7 +29,7 @@ pub(crate) type RingSlot = Arc<Mutex<Option<ring::Server>>>;
 /// What the two roads of one mount share.
 pub(crate) struct Core<FS: Filesystem> {
     /// The file system.
-    pub(crate) fs: Arc<FS>,
+    pub(crate) fs: Arc<Called<FS>>,
     /// What keeps the roads coherent.
     pub(crate) coherence: Arc<Coherence>,
     /// Where it is mounted, as an absolute path without symbolic links; `None` if somebody else mounted it.
@@ -63,7 +64,7 @@ impl<FS: Filesystem> Core<FS> {
         };
         Self {
             guard: fs.policy().map(|policy| Arc::new(Guard::new(policy))),
-            fs: Arc::new(fs),
+            fs: Arc::new(Called::new(fs, config.n_threads.unwrap_or(1) == 1)),
             coherence: Arc::new(Coherence::new()),
             mountpoint,
             acl,

@@ -225,6 +225,7 @@ fn mount_as(name: &str, keeps: bool) -> Mount {
     let directory = tempfile::Builder::new().prefix(&format!("finesse-{name}-")).tempdir().unwrap();
     let book = Arc::new(Book::default());
     let mut config = Config::default();
+    config.n_threads = Some(2);
     config.mount_options = if keeps { vec![MountOption::DefaultPermissions] } else { Vec::new() };
     let session = finesse::spawn_mount(Fs(book.clone(), keeps), directory.path(), &config)
         .expect("these tests need /dev/fuse and the right to mount");

@@ -29,6 +29,7 @@ use parking_lot::{Mutex, RwLock};
 use rustix::time::ClockId;
 
 use crate::answer;
+use crate::asking::Called;
 use crate::coherence::{self, Coherence, Creation, Invalidate};
 use crate::engine::listings::Listings;
 use crate::engine::table::{Openness, Published};
@@ -89,12 +90,12 @@ trait Owed: Send + Sync {
     fn forget(&self, ino: u64, lookups: u64);
 }
 
-struct Payer<FS>(Arc<FS>, Arc<Credentials>);
+struct Payer<FS>(Arc<Called<FS>>, Arc<Credentials>);
 
 impl<FS: Filesystem> Owed for Payer<FS> {
     fn forget(&self, ino: u64, lookups: u64) {
         let request = Request::for_client(fuser::RequestId(0), self.1.clone());
-        self.0.forget(&request, INodeNo(ino), lookups);
+        self.0.ask().forget(&request, INodeNo(ino), lookups);
     }
 }
 
@@ -311,7 +312,7 @@ fn shard_of(ino: u64) -> usize {
 impl Cache {
     /// An empty cache over a file system.
     pub(crate) fn new<FS: Filesystem>(
-        fs: &Arc<FS>,
+        fs: &Arc<Called<FS>>,
         coherence: &Arc<Coherence>,
         table: Option<Published>,
     ) -> Self {

@@ -79,7 +79,7 @@ impl<FS: Filesystem> Using<'_, FS> {
         }
         let ino = INodeNo(directory.inode.ino);
         let (reply, answer) = ReplyOpen::local();
-        self.core.fs.opendir(self.request, ino, FLAGS, reply);
+        self.core.fs.ask().opendir(self.request, ino, FLAGS, reply);
         let fh = match answer.wait() {
             Ok(opened) => opened.fh,
             // `fc->no_opendir`
@@ -97,7 +97,7 @@ impl<FS: Filesystem> Using<'_, FS> {
 
 fn release<FS: Filesystem>(core: &Core<FS>, request: &Request, ino: INodeNo, fh: FileHandle) {
     let (reply, answer) = ReplyEmpty::local();
-    core.fs.releasedir(request, ino, fh, FLAGS, reply);
+    core.fs.ask().releasedir(request, ino, fh, FLAGS, reply);
     // Errors of release reach nobody in the kernel either.
     let _ = answer.wait();
 }
@@ -332,7 +332,7 @@ impl<FS: Filesystem> Engine<FS> {
         if !plus && !self.lists_plus.load(Ordering::Relaxed) {
             *sweep = None;
             let (reply, answer) = ReplyDirectory::local(room);
-            self.core.fs.readdir(&call.request, ino, fh, records.next, reply);
+            self.core.fs.ask().readdir(&call.request, ino, fh, records.next, reply);
             match answer.wait() {
                 Ok(page) => {
                     for entry in page.entries {
@@ -346,7 +346,7 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let mark = self.cache.mark();
         let (reply, answer) = ReplyDirectoryPlus::local(room);
-        self.core.fs.readdirplus(&call.request, ino, fh, records.next, reply);
+        self.core.fs.ask().readdirplus(&call.request, ino, fh, records.next, reply);
         let page = match answer.wait() {
             Err(errno) if errno.code() == libc::ENOSYS && plus => {
                 self.lacks_plus.store(true, Ordering::Relaxed);
@@ -405,7 +405,7 @@ impl<FS: Filesystem> Engine<FS> {
         let using = self.using(call)?;
         let (ino, fh) = (INodeNo(using.directory()?.inode.ino), using.fh()?);
         let (reply, answer) = ReplyEmpty::local();
-        self.core.fs.fsyncdir(&call.request, ino, fh, call.frame.mode == 1, reply);
+        self.core.fs.ask().fsyncdir(&call.request, ino, fh, call.frame.mode == 1, reply);
         match answer.wait() {
             // `fc->no_fsyncdir`
             Err(errno) if errno.code() == libc::ENOSYS => Ok(Reply::ok()),
@@ -443,7 +443,7 @@ impl<FS: Filesystem> Engine<FS> {
                     }
                     Handle::File(file) => {
                         // As if each had been closed; nobody is left to hear of an error.
-                        let _ = flush(&*core.fs, &request, &file);
+                        let _ = flush(&core.fs, &request, &file);
                     }
                 }
             }

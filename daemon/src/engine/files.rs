@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use rustix::fs::{OFlags, SeekFrom, fcntl_getfl, fcntl_setfl};
 
 use crate::answer::{Opened, Xattr};
+use crate::asking::Called;
 use crate::coherence::VirtualOpen;
 use crate::engine::cache::Inode;
 use crate::engine::handles::Handle;
@@ -47,7 +48,7 @@ pub(crate) trait Keeper: Send + Sync {
 impl<FS: Filesystem> Keeper for Core<FS> {
     fn release(&self, request: &Request, ino: INodeNo, fh: FileHandle, flags: OpenFlags) {
         let (reply, answer) = ReplyEmpty::local();
-        self.fs.release(request, ino, fh, flags, None, false, reply);
+        self.fs.ask().release(request, ino, fh, flags, None, false, reply);
         // Errors of release reach nobody in the kernel either.
         let _ = answer.wait();
     }
@@ -185,13 +186,13 @@ fn verify(position: u64, len: usize) -> Result<(), Stop> {
 }
 
 /// What closing the last descriptor asks the file system (`fuse_flush`).
-pub(super) fn flush<FS: Filesystem>(fs: &FS, request: &Request, file: &OpenFile) -> Result<(), Stop> {
+pub(super) fn flush<FS: Filesystem>(fs: &Called<FS>, request: &Request, file: &OpenFile) -> Result<(), Stop> {
     if file.quiet {
         return Ok(());
     }
     let (reply, answer) = ReplyEmpty::local();
     // Nobody has a lock through this file.
-    fs.flush(request, INodeNo(file.inode.ino), file.fh, LockOwner(0), reply);
+    fs.ask().flush(request, INodeNo(file.inode.ino), file.fh, LockOwner(0), reply);
     match answer.wait() {
         // `fc->no_flush`
         Err(errno) if errno.code() == libc::ENOSYS => Ok(()),
@@ -221,7 +222,7 @@ impl<FS: Filesystem> Engine<FS> {
     pub(super) fn fresh_file_attr(&self, request: &Request, file: &OpenFile) -> Result<FileAttr, Stop> {
         let mark = self.cache.mark();
         let (reply, answer) = ReplyAttr::local();
-        self.core.fs.getattr(request, INodeNo(file.inode.ino), Some(file.fh), reply);
+        self.core.fs.ask().getattr(request, INodeNo(file.inode.ino), Some(file.fh), reply);
         let answer = answer.wait().map_err(shown)?;
         self.cache.learn_attr(&file.inode, &answer, mark);
         Ok(answer.attr)
@@ -255,7 +256,7 @@ impl<FS: Filesystem> Engine<FS> {
         self.settle_mappings(&file.inode, at, len);
         let (reply, answer) = ReplyData::local();
         let ino = INodeNo(file.inode.ino);
-        self.core.fs.read(&call.request, ino, file.fh, at, len as u32, file.open_flags(), None, reply);
+        self.core.fs.ask().read(&call.request, ino, file.fh, at, len as u32, file.open_flags(), None, reply);
         let mut data = answer.wait().map_err(shown)?;
         data.truncate(len);
         if file.flags() & libc::O_NOATIME == 0 {
@@ -354,7 +355,7 @@ impl<FS: Filesystem> Engine<FS> {
         let (reply, answer) = ReplyWrite::local();
         let (ino, none) = (INodeNo(file.inode.ino), WriteFlags::empty());
         let flags = OpenFlags(flags);
-        self.core.fs.write(&call.request, ino, file.fh, at, call.data, none, flags, None, reply);
+        self.core.fs.ask().write(&call.request, ino, file.fh, at, call.data, none, flags, None, reply);
         let written = answer.wait().map_err(shown)?;
         // `fuse_send_write_pages`
         if written as usize > call.data.len() { fail(libc::EIO) } else { Ok((at, written.into())) }
@@ -399,7 +400,7 @@ impl<FS: Filesystem> Engine<FS> {
                 Some(attr) => attr,
                 None => {
                     let (reply, answer) = ReplyAttr::local();
-                    self.core.fs.getattr(&call.request, ino, fh, reply);
+                    self.core.fs.ask().getattr(&call.request, ino, fh, reply);
                     answer.wait().map_err(shown)?.attr
                 }
             };
@@ -412,11 +413,11 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let name = OsStr::new("security.capability");
         let (reply, answer) = ReplyXattr::local();
-        self.core.fs.getxattr(&call.request, ino, name, 0, reply);
+        self.core.fs.ask().getxattr(&call.request, ino, name, 0, reply);
         match answer.wait() {
             Ok(Xattr::Size(1..)) => {
                 let (reply, answer) = ReplyEmpty::local();
-                self.core.fs.removexattr(&call.request, ino, name, reply);
+                self.core.fs.ask().removexattr(&call.request, ino, name, reply);
                 let removed = answer.wait();
                 self.cache.forget_attr(inode);
                 removed.map_err(shown)
@@ -481,7 +482,15 @@ impl<FS: Filesystem> Engine<FS> {
         let (reply, answer) = ReplyEmpty::local();
         let turn = turn.lock();
         let before = self.file_attr(&call.request, &file)?.size;
-        self.core.fs.fallocate(&call.request, INodeNo(file.inode.ino), file.fh, offset, len, mode, reply);
+        self.core.fs.ask().fallocate(
+            &call.request,
+            INodeNo(file.inode.ino),
+            file.fh,
+            offset,
+            len,
+            mode,
+            reply,
+        );
         let done = answer.wait();
         drop(turn);
         self.changed_by_write(&file);
@@ -522,7 +531,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     fn seek_extent(&self, call: &Call<'_>, file: &OpenFile, from: i64, whence: i32) -> Result<i64, Stop> {
         let (reply, answer) = ReplyLseek::local();
-        self.core.fs.lseek(&call.request, INodeNo(file.inode.ino), file.fh, from, whence, reply);
+        self.core.fs.ask().lseek(&call.request, INodeNo(file.inode.ino), file.fh, from, whence, reply);
         match answer.wait() {
             // `fc->no_lseek`: one extent, and a hole at the end (`generic_file_llseek`).
             Err(errno) if errno.code() == libc::ENOSYS => {
@@ -562,7 +571,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     pub(super) fn sync_file(&self, request: &Request, file: &OpenFile, data_only: bool) -> Result<(), Stop> {
         let (reply, answer) = ReplyEmpty::local();
-        self.core.fs.fsync(request, INodeNo(file.inode.ino), file.fh, data_only, reply);
+        self.core.fs.ask().fsync(request, INodeNo(file.inode.ino), file.fh, data_only, reply);
         match answer.wait() {
             // `fc->no_fsync`
             Err(errno) if errno.code() == libc::ENOSYS => Ok(()),
@@ -572,7 +581,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     /// `close` of the last descriptor (`filp_flush`); the release comes when the last operation is done.
     pub(super) fn close_file(&self, request: &Request, file: &OpenFile) -> Served {
-        flush(&*self.core.fs, request, file).map(|()| Reply::ok())
+        flush(&self.core.fs, request, file).map(|()| Reply::ok())
     }
 
     // --- promotion ---
@@ -636,7 +645,7 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let backing = match &file.backing {
             Some(backing) => backing.try_clone(),
-            None => self.core.fs.grant(&call.request, INodeNo(file.inode.ino), file.fh),
+            None => self.core.fs.ask().grant(&call.request, INodeNo(file.inode.ino), file.fh),
         };
         file.inode.grant();
         self.core.coherence.note_granted(file.inode.ino);

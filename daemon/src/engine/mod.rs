@@ -212,7 +212,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// An engine over a mounted file system. Installs its cache as the one that kernel-road changes
     /// invalidate.
     pub(crate) fn new(core: Arc<Core<FS>>) -> Self {
-        let bypass = core.fs.bypass();
+        let bypass = core.fs.ask().bypass();
         // Under a policy, not everybody may know what is there.
         let wanted = bypass.table != 0 && core.guard.is_none();
         let table = wanted.then(|| table::Published::new(bypass.table)).flatten();
@@ -225,7 +225,7 @@ impl<FS: Filesystem> Engine<FS> {
         };
         let root = cache.borrowed(finesse_ipc::frame::ROOT);
         root.label.set(Label::ROOT, true);
-        let subtrees = core.fs.left_to_kernel();
+        let subtrees = core.fs.ask().left_to_kernel();
         let subtrees = subtrees.into_iter().map(|path| path.into_os_string().into_vec()).collect();
         let labels = ["/sys/fs/selinux/enforce", "/sys/fs/smackfs/load2"];
         let security_modules = labels.iter().any(|file| std::path::Path::new(file).exists());
@@ -329,11 +329,11 @@ impl<FS: Filesystem> Engine<FS> {
             // "." (only those meant for NFS export can) rely on the kernel's reference.
             let request = self.request(context);
             let (reply, answer) = crate::ReplyEntry::local();
-            self.core.fs.lookup(&request, fuser::INodeNo(ino), std::ffi::OsStr::new("."), reply);
+            self.core.fs.ask().lookup(&request, fuser::INodeNo(ino), std::ffi::OsStr::new("."), reply);
             match answer.wait() {
                 Ok(entry) if entry.attr.ino.0 == ino => inode.referenced(),
                 Ok(entry) if entry.attr.ino.0 != 0 => {
-                    self.core.fs.forget(&request, entry.attr.ino, 1);
+                    self.core.fs.ask().forget(&request, entry.attr.ino, 1);
                 }
                 _ => {}
             }

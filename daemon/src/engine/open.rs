@@ -188,7 +188,7 @@ impl<FS: Filesystem> Engine<FS> {
         let ino = INodeNo(node.inode.ino);
         let passed = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_NOCTTY | libc::O_TRUNC);
         let (reply, answer) = ReplyOpen::local();
-        self.core.fs.open(&call.request, ino, OpenFlags(passed), reply);
+        self.core.fs.ask().open(&call.request, ino, OpenFlags(passed), reply);
         let opened = match answer.wait() {
             // `fc->no_open`
             Err(errno) if errno.code() == libc::ENOSYS && open.is_some() => Opened {
@@ -261,7 +261,7 @@ impl<FS: Filesystem> Engine<FS> {
         let mark = self.cache.mark();
         let (reply, answer) = ReplyCreate::local();
         let above = INodeNo(directory.ino);
-        self.core.fs.create(&call.request, above, name, mode, call.frame.umask, flags, reply);
+        self.core.fs.ask().create(&call.request, above, name, mode, call.frame.umask, flags, reply);
         // Before the change ends, up to which the kernel heeds that the file is being made.
         let held = |Created { entry, opened }| {
             let (opening, held) = self.hold(call, entry.attr.ino, flags, opened, giving);
@@ -392,7 +392,7 @@ impl<FS: Filesystem> Opening<'_, FS> {
     fn find_backing(&mut self) -> bool {
         let Some(opened) = &mut self.opened else { return false };
         if opened.grantable && opened.backing.is_none() {
-            let given = self.engine.core.fs.grant(self.request, self.ino, opened.fh);
+            let given = self.engine.core.fs.ask().grant(self.request, self.ino, opened.fh);
             let failed = |error: &std::io::Error| tracing::warn!(%error, "no descriptor for a backing file");
             opened.backing = given.inspect_err(failed).ok();
         }
@@ -415,7 +415,7 @@ impl<FS: Filesystem> Drop for Opening<'_, FS> {
         let Some(opened) = self.opened.take() else { return };
         let (reply, answer) = ReplyEmpty::local();
         let flags = OpenFlags(self.flags);
-        self.engine.core.fs.release(self.request, self.ino, opened.fh, flags, None, false, reply);
+        self.engine.core.fs.ask().release(self.request, self.ino, opened.fh, flags, None, false, reply);
         // Errors of release reach nobody in the kernel either.
         let _ = answer.wait();
     }

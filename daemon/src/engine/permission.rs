@@ -127,7 +127,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// The file system's own answer to access(2).
     pub(crate) fn ask_access(&self, request: &Request, ino: u64, mask: u32) -> Result<(), Stop> {
         let (reply, answer) = ReplyEmpty::local();
-        self.core.fs.access(request, INodeNo(ino), AccessFlags::from_bits_retain(mask as i32), reply);
+        self.core.fs.ask().access(request, INodeNo(ino), AccessFlags::from_bits_retain(mask as i32), reply);
         match answer.wait() {
             Ok(()) => Ok(()),
             // `fuse_access`: a file system without access() allows everything.

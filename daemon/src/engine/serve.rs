@@ -267,8 +267,8 @@ impl<FS: Filesystem> Engine<FS> {
         let (reply, answer) = ReplyEmpty::local();
         let ino = INodeNo(parent.directory.ino);
         match directory {
-            false => self.core.fs.unlink(&call.request, ino, parent.name, reply),
-            true => self.core.fs.rmdir(&call.request, ino, parent.name, reply),
+            false => self.core.fs.ask().unlink(&call.request, ino, parent.name, reply),
+            true => self.core.fs.ask().rmdir(&call.request, ino, parent.name, reply),
         }
         let cached = self.removed(changing, &parent.directory, answer, child.as_ref())?;
         if let (Some(child), true) = (child.or(cached), directory) {
@@ -347,7 +347,7 @@ impl<FS: Filesystem> Engine<FS> {
             moved = Some(source.inode);
         }
         let (reply, answer) = ReplyEmpty::local();
-        self.core.fs.rename(
+        self.core.fs.ask().rename(
             &call.request,
             INodeNo(from.directory.ino),
             from.name,
@@ -454,19 +454,19 @@ impl<FS: Filesystem> Engine<FS> {
         match op {
             Op::Mkdir => {
                 let mode = mode & 0o1777 | libc::S_IFDIR;
-                fs.mkdir(request, directory, parent.name, mode, call.frame.umask, reply);
+                fs.ask().mkdir(request, directory, parent.name, mode, call.frame.umask, reply);
             }
             Op::Mknod => {
                 let kind = if kind == 0 { libc::S_IFREG } else { kind };
                 let mode = mode & 0o7777 | kind;
-                fs.mknod(request, directory, parent.name, mode, call.frame.umask, 0, reply);
+                fs.ask().mknod(request, directory, parent.name, mode, call.frame.umask, 0, reply);
             }
             _ => {
                 if call.path2.is_empty() {
                     return fail(libc::ENOENT);
                 }
                 let target = Path::new(OsStr::from_bytes(call.path2));
-                fs.symlink(request, directory, parent.name, target, reply);
+                fs.ask().symlink(request, directory, parent.name, target, reply);
             }
         }
         self.made(&parent, changing, answer, mark)
@@ -535,7 +535,7 @@ impl<FS: Filesystem> Engine<FS> {
         let (reply, answer) = ReplyEntry::local();
         let mark = self.cache.mark();
         let (old, directory) = (INodeNo(source.inode.ino), INodeNo(parent.directory.ino));
-        self.core.fs.link(&call.request, old, directory, parent.name, reply);
+        self.core.fs.ask().link(&call.request, old, directory, parent.name, reply);
         let served = self.made(&parent, changing, answer, mark);
         self.cache.forget_attr(&source.inode);
         served
@@ -572,8 +572,8 @@ impl<FS: Filesystem> Engine<FS> {
         let (reply, answer) = ReplyXattr::local();
         let ino = INodeNo(node.inode.ino);
         match op {
-            Op::Listxattr => self.core.fs.listxattr(&call.request, ino, room, reply),
-            _ => self.core.fs.getxattr(&call.request, ino, name, room, reply),
+            Op::Listxattr => self.core.fs.ask().listxattr(&call.request, ino, room, reply),
+            _ => self.core.fs.ask().getxattr(&call.request, ino, name, room, reply),
         }
         match answer.wait().map_err(xattr_error)? {
             answer::Xattr::Size(size) => Ok(Reply::data(size)),
@@ -602,9 +602,9 @@ impl<FS: Filesystem> Engine<FS> {
         let ino = INodeNo(node.inode.ino);
         match op {
             Op::Setxattr => {
-                self.core.fs.setxattr(&call.request, ino, name, call.data, flags, 0, reply);
+                self.core.fs.ask().setxattr(&call.request, ino, name, call.data, flags, 0, reply);
             }
-            _ => self.core.fs.removexattr(&call.request, ino, name, reply),
+            _ => self.core.fs.ask().removexattr(&call.request, ino, name, reply),
         }
         let changed = answer.wait();
         self.cache.forget_attr(&node.inode);
@@ -633,7 +633,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// As [`setattr`](Self::setattr); it is left to the caller to forget the attributes.
     pub(super) fn ask_setattr(&self, request: &Request, inode: &Inode, changes: Changes) -> Result<(), Stop> {
         let (reply, answer) = ReplyAttr::local();
-        self.core.fs.setattr(
+        self.core.fs.ask().setattr(
             request,
             INodeNo(inode.ino),
             changes.mode,
@@ -770,7 +770,7 @@ impl<FS: Filesystem> Engine<FS> {
     fn statfs(&self, call: &Call<'_>) -> Served {
         let node = self.target(call)?;
         let (reply, answer) = ReplyStatfs::local();
-        self.core.fs.statfs(&call.request, INodeNo(node.inode.ino), reply);
+        self.core.fs.ask().statfs(&call.request, INodeNo(node.inode.ino), reply);
         let answer = answer.wait()?;
         Ok(Reply::statfs(Statfs {
             blocks: answer.blocks,

@@ -313,7 +313,7 @@ impl<FS: Filesystem> Engine<FS> {
     fn has_access_list(&self, ino: u64) -> bool {
         let context = Self::daemons_own();
         let (reply, answer) = ReplyXattr::local();
-        self.core.fs.getxattr(&self.request(&context), INodeNo(ino), OsStr::new(ACCESS_LIST), 0, reply);
+        self.core.fs.ask().getxattr(&self.request(&context), INodeNo(ino), OsStr::new(ACCESS_LIST), 0, reply);
         match answer.wait() {
             Ok(_) => true,
             Err(errno) => !matches!(errno.code(), libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS),

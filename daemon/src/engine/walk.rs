@@ -129,7 +129,7 @@ impl<FS: Filesystem> Engine<FS> {
     pub(crate) fn fresh_attr(&self, request: &Request, inode: &Inode) -> Result<FileAttr, Stop> {
         let mark = self.cache.mark();
         let (reply, answer) = ReplyAttr::local();
-        self.core.fs.getattr(request, INodeNo(inode.ino), None, reply);
+        self.core.fs.ask().getattr(request, INodeNo(inode.ino), None, reply);
         let answer = answer.wait()?;
         self.cache.learn_attr(inode, &answer, mark);
         Ok(answer.attr)
@@ -178,7 +178,7 @@ impl<FS: Filesystem> Engine<FS> {
             }
             Known::Unknown => {
                 let (reply, answer) = ReplyEntry::local();
-                self.core.fs.lookup(request, INodeNo(directory.ino), name, reply);
+                self.core.fs.ask().lookup(request, INodeNo(directory.ino), name, reply);
                 match answer.wait() {
                     Ok(entry) => self.learned(directory, name, &entry, mark),
                     Err(errno) if errno.code() == libc::ENOENT => None,
@@ -212,7 +212,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     fn readlink(&self, request: &Request, inode: &Inode) -> Result<Vec<u8>, Stop> {
         let (reply, answer) = ReplyData::local();
-        self.core.fs.readlink(request, INodeNo(inode.ino), reply);
+        self.core.fs.ask().readlink(request, INodeNo(inode.ino), reply);
         let target = answer.wait()?;
         if target.is_empty() { fail(libc::ENOENT) } else { Ok(target) }
     }

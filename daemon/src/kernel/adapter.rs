@@ -66,8 +66,12 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
     fn init(&mut self, req: &fuser::Request, config: &mut KernelConfig) -> io::Result<()> {
         let fs = self.operations.as_mut().and_then(Operations::sole);
         let fs = fs.ok_or_else(|| io::Error::other("the file system is in use already"))?;
-        fs.init(&req.into(), config)?;
-        if fs.bypass().grants {
+        fs.get_mut().init(&req.into(), config)?;
+        let bypass = fs.get_mut().bypass();
+        if bypass.calls_at_once {
+            fs.call_at_once();
+        }
+        if bypass.grants {
             // It can create, as it has backing files.
             self.operations().creates();
         }
@@ -96,7 +100,7 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         let deadline = Instant::now() + LAST_USER_WAIT;
         loop {
             if let Some(fs) = Operations::sole(&mut operations) {
-                fs.destroy();
+                fs.get_mut().destroy();
                 break;
             }
             if Instant::now() >= deadline {

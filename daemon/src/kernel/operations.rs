@@ -18,6 +18,7 @@ use fuser::{
 use super::hidden::{self, DIRECTORY};
 use super::hooks::{Effect, Hooks};
 use crate::answer;
+use crate::asking::{Asking, Called};
 use crate::coherence::{Access, Turn};
 use crate::engine::serve::without_privileges;
 use crate::filesystem::Filesystem;
@@ -54,7 +55,7 @@ impl<FS: Filesystem> Operations<FS> {
     }
 
     /// The file system, if nobody else holds it, not even weakly.
-    pub(crate) fn sole(self: &mut Arc<Self>) -> Option<&mut FS> {
+    pub(crate) fn sole(self: &mut Arc<Self>) -> Option<&mut Called<FS>> {
         let this = Arc::get_mut(self)?;
         Arc::get_mut(&mut Arc::get_mut(&mut this.core)?.fs)
     }
@@ -152,12 +153,12 @@ impl<FS: Filesystem> Operations<FS> {
         guard.check_link(ino, parent, name)
     }
 
-    fn fs(&self) -> &FS {
+    fn fs(&self) -> Asking<'_, FS> {
         let core = self.core();
         if let Some(cache) = core.coherence.cache() {
             cache.pay();
         }
-        &core.fs
+        core.fs.ask()
     }
 
     /// A file's attributes, asked for within another request.

@@ -531,6 +531,7 @@ impl Filesystem for PassthroughFs {
             .with_acts_as_caller(true)
             .with_applies_umask(true)
             .with_lists_all(self.lists_all)
+            .with_calls_at_once(true)
             // A removal that is deferred may fail, and the name comes back.
             .with_keeps_listings(self.options.cache == CachePolicy::Always && self.deferred.is_none())
             // With a lifetime of zero there would be nothing in it.

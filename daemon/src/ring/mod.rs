@@ -174,7 +174,7 @@ impl<FS: Filesystem> Service for Engine<FS> {
             (None, fuser::SessionACL::All) => None,
             (None, _) => Some("the mount is not shared with all users"),
         };
-        core.bpf.attach(device, obstacle, |files| core.fs.xattr_free(files));
+        core.bpf.attach(device, obstacle, |files| core.fs.ask().xattr_free(files));
     }
 
     fn transport(&self) -> handshake::Transport {
@@ -182,7 +182,7 @@ impl<FS: Filesystem> Service for Engine<FS> {
     }
 
     fn deferred(&self) -> Option<handshake::DeferredStatus> {
-        let counts = self.core().fs.deferred_unlinks()?;
+        let counts = self.core().fs.ask().deferred_unlinks()?;
         Some(handshake::DeferredStatus { waiting: counts.waiting, done: counts.done, failed: counts.failed })
     }
 

@@ -75,7 +75,9 @@ pub fn hello(name: &str) -> Mount {
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let directory = tempfile::Builder::new().prefix(&format!("finesse-{name}-")).tempdir().unwrap();
-    let session = finesse::spawn_mount(Hello, directory.path(), &Config::default())
+    let mut config = Config::default();
+    config.n_threads = Some(2);
+    let session = finesse::spawn_mount(Hello, directory.path(), &config)
         .expect("these tests need /dev/fuse and the right to mount");
     Mount { session: Some(session), _alone: alone, directory }
 }

@@ -158,7 +158,7 @@ impl MemFs {
 impl Filesystem for MemFs {
     fn bypass(&self) -> Bypass {
         // `Tree::rename` and `Tree::remove` look at types themselves. Nobody else changes anything.
-        Bypass::new().with_checks_types(true).with_keeps_listings(true)
+        Bypass::new().with_checks_types(true).with_keeps_listings(true).with_calls_at_once(true)
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
