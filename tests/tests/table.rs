@@ -130,6 +130,8 @@ fn what_has_been_looked_at_is_looked_up_without_a_round_trip() {
         ("lstat", "d/absent/below"),
         ("exists", "d/absent"),
         ("read", "d/absent"),
+        ("stat", "./d/./f"),
+        ("read", "./d/absent"),
         ("stat", "."),
     ] {
         let native = {

@@ -154,7 +154,12 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         loop {
             let (name, after) = split_first(rest);
             if matches!(name, b"." | b"..") {
-                return Walked::Unclear;
+                if name == b".." || after.is_empty() {
+                    return Walked::Unclear;
+                }
+                // Compilers look for files in `./include`.
+                rest = after;
+                continue;
             }
             let looked = match self.key(generation, directory, name) {
                 Some(key) => self.find_name(&key),
