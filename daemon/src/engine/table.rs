@@ -165,6 +165,7 @@ impl Published {
         let Some(key) = table.key(era.0, parent, name.as_bytes()) else { return false };
         let stands_for = child.map_or((0, Kind::Absent), |(ino, kind)| (ino, kind_of(kind)));
         self.any.store(true, Ordering::Release);
+        mutant::lingers("table: mark");
         table.publish_name(&key, stands_for, expiry, |parent| self.departs(era, parent), is_current)
     }
 
