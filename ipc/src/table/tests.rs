@@ -2,6 +2,7 @@ use std::cell::{Cell, RefCell};
 use std::sync::atomic::AtomicU64;
 
 use super::*;
+use crate::frame::PATH_MAX;
 
 const VERSION: u32 = 7;
 
@@ -88,6 +89,12 @@ fn paths_are_walked_and_what_is_unusual_is_left() {
         ("/d", Walked::Unclear),
     ] {
         assert_eq!(stat(&table, path), found, "{path}");
+    }
+    let longest = "./".repeat(PATH_MAX / 2) + "d";
+    assert_eq!((longest.len(), stat(&table, &longest)), (PATH_MAX, Walked::Found(attr(2))));
+    // ENAMETOOLONG
+    for path in ["./".repeat(PATH_MAX / 2) + "/d", "d".to_owned() + &"/".repeat(PATH_MAX - 1) + "f"] {
+        assert_eq!((path.len(), stat(&table, &path)), (PATH_MAX + 1, Walked::Unclear));
     }
     assert_eq!(
         table.stat(1, b"d/l", true, &mut Clock::default(), |attr| *attr),

@@ -5,7 +5,7 @@
 //! up in it, so that a directory that was replaced, or removed and its number given to another one, leads nowhere.
 
 use super::{Expiry, Generation, Kind, Looked, Seen, TARGET_MAX, Table};
-use crate::frame::Attr;
+use crate::frame::{Attr, PATH_MAX};
 use crate::ring::Atomic;
 
 /// The coarse monotonic clock, read once at most, and only if an entry has an end.
@@ -146,7 +146,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     /// The last name of a path.
     #[inline(always)]
     fn last(&self, generation: Generation, base: u64, path: &[u8], clock: &mut Clock) -> Walked<Last<'t, A>> {
-        if matches!(path.first(), None | Some(b'/')) || path.last() == Some(&b'/') {
+        if matches!(path.first(), None | Some(b'/')) || path.last() == Some(&b'/') || path.len() > PATH_MAX {
             return Walked::Unclear;
         }
         let (mut directory, mut rest) = (base, path);
