@@ -263,7 +263,14 @@ impl<'w> Work<'w> {
             return Ok(());
         }
         let calls = std::mem::replace(&mut share.calls, share.paths.len() as u64);
-        let outcome = share.perform();
+        let mut outcome = Ok(());
+        if matches!(self.call, Call::Open | Call::Read) {
+            // Reading a file for the first time changes when it was last accessed: so it has been read, and opened since.
+            let call = std::mem::replace(&mut share.call, Call::Read);
+            outcome = share.perform();
+            share.call = call;
+        }
+        outcome = outcome.and_then(|()| share.perform());
         share.calls = calls;
         outcome
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use finesse_ipc::table::Lending;
 use fuser::{
     AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, INodeNo, IoctlFlags,
     KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, RenameFlags, TimeOrNow, WriteFlags,
@@ -229,6 +230,27 @@ pub trait Filesystem: Send + Sync + 'static {
     /// # Errors
     /// Whatever they are, the program has the file without one. The default is `ENOSYS`.
     fn grant(&self, _req: &Request, _ino: INodeNo, _fh: FileHandle) -> io::Result<OwnedFd> {
+        Err(io::Error::from_raw_os_error(libc::ENOSYS))
+    }
+
+    /// Which files programs on the bypass may open to read by themselves, in directories of the backing file system that they are
+    /// [lent](Self::lend): that takes no round trip, and as long as natively. Only asked where files are granted ([`Bypass::grants`],
+    /// [`Bypass::backing_attrs`]), when the bypass begins and whenever mounts have changed. The default is none.
+    ///
+    /// Whoever lends promises for every regular file that has one name: its node id is its inode number in the backing file system, which is
+    /// one device; whatever is changed by this file system is there before it is answered; and the permissions there are the file's.
+    fn lends(&self) -> Lending {
+        Lending::Nothing
+    }
+
+    /// An `O_PATH` descriptor of the backing directory of `ino`, for a program that has reached it. What is opened in it
+    /// must be on a mount that nobody can write to, execute with other rights, or use devices of, and that does not
+    /// change times of last access; and nobody may get from it to a directory outside of this file system. Only asked if
+    /// something [is lent](Self::lends).
+    ///
+    /// # Errors
+    /// Whatever they are, the program goes on asking for each file. The default is `ENOSYS`.
+    fn lend(&self, _req: &Request, _ino: INodeNo) -> io::Result<OwnedFd> {
         Err(io::Error::from_raw_os_error(libc::ENOSYS))
     }
 

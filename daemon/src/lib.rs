@@ -33,6 +33,8 @@ pub use fuser::{
     consts,
 };
 
+pub use finesse_ipc::table::Lending;
+
 pub use crate::bpf::{Absent, XattrFree};
 pub use crate::filesystem::{Bypass, Filesystem, ForgetOne};
 pub use crate::kernel::uring::Transport;

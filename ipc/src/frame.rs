@@ -139,6 +139,10 @@ numbered! {
         Watch = "watch",
         /// Takes back one `Watch` of the inode `base`.
         Unwatch = "unwatch",
+        /// Lends the directory `base`/`path` (`flags`: `AT_EMPTY_PATH` for `base` itself): answers [`Attr`] with only `ino` set and a granted descriptor ([`REPLY_GRANT`], `O_PATH`) of
+        /// it in a read-only copy of the backing file system's tree, in which the client may open files by itself as long as the
+        /// table says so ([`crate::table::Lending`]).
+        Lend = "lend",
     }
 }
 

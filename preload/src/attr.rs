@@ -4,7 +4,9 @@
 //! not be able to tell the roads apart.
 
 use finesse_ipc::frame::{Attr, Statfs, Time, decode_dev};
+use finesse_ipc::table::Lending;
 
+use crate::fds::ITS_OWN;
 use crate::sys::Plain;
 
 /// `FUSE_SUPER_MAGIC`.
@@ -35,6 +37,26 @@ pub(crate) fn can_fill(mask: u32) -> bool {
 /// A device number as programs know it.
 pub(crate) fn dev_t((major, minor): (u32, u32)) -> u64 {
     libc::makedev(major, minor)
+}
+
+/// After this time reading a file changes when it was last accessed in any case (`relatime_need_update`), in seconds.
+const ATIME_LASTS: i64 = 24 * 60 * 60;
+
+/// Whether a file with these attributes may be opened in a directory that was lent: a regular one of the backing file system's own device
+/// (others' node ids have a number in the upper 16 bits), without bits that give rights when it is executed.
+#[inline(always)]
+pub(crate) fn is_lent(attr: &Attr, lending: Lending) -> bool {
+    let is_plain =
+        attr.mode & (libc::S_IFMT | libc::S_ISUID | libc::S_ISGID) == libc::S_IFREG && attr.ino >> 48 == 0;
+    is_plain && (lending == Lending::Everything || !reading_changes_atime(attr))
+}
+
+/// Whether reading a file changes when it was last accessed, on a file system that is mounted with `relatime`.
+#[inline(always)]
+fn reading_changes_atime(attr: &Attr) -> bool {
+    let [atime, mtime, ctime] = attr.times.map(|time| (time.sec, time.nsec));
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse).tv_sec;
+    atime <= mtime || atime <= ctime || now.saturating_sub(atime.0) >= ATIME_LASTS
 }
 
 /// The block size that FUSE reports: a power of two (`fuse_fillattr`).
@@ -96,7 +118,9 @@ pub(crate) fn statx(attr: &Attr, mount: &MountFacts) -> libc::statx {
 /// Makes the `struct stat` of a backing file the one of the file on the mount.
 pub(crate) fn rename_stat(stat: &mut libc::stat, dev: u64, ino: u64) {
     stat.st_dev = dev;
-    stat.st_ino = ino;
+    if ino != ITS_OWN {
+        stat.st_ino = ino;
+    }
 }
 
 /// Makes the `struct statx` of a backing file the one of the file on the mount, which FUSE gives no creation
@@ -112,7 +136,7 @@ pub(crate) fn rename_statx(statx: &mut libc::statx, dev: u64, ino: u64, mount: O
     clean.stx_uid = statx.stx_uid;
     clean.stx_gid = statx.stx_gid;
     clean.stx_mode = statx.stx_mode;
-    clean.stx_ino = ino;
+    clean.stx_ino = if ino == ITS_OWN { statx.stx_ino } else { ino };
     clean.stx_size = statx.stx_size;
     clean.stx_blocks = statx.stx_blocks;
     clean.stx_atime = statx.stx_atime;

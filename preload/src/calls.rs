@@ -5,23 +5,24 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, IntoRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, IntoRawFd, RawFd};
 
 use finesse_ipc::client::Call;
 use finesse_ipc::environment::MOUNT_PATH_MAX;
 use finesse_ipc::frame::{
-    Attr, Fallback, LIST_ATTRS, NOT_VIRTUAL, Op, Outcome, REPLY_END, REPLY_GRANT, REPLY_GRANTABLE,
+    Attr, Fallback, LIST_ATTRS, NOT_VIRTUAL, Op, Outcome, PATH_MAX, REPLY_END, REPLY_GRANT, REPLY_GRANTABLE,
     REPLY_KERNELS, REPLY_QUIET, REPLY_VIRTUAL, ROOT, Request, Statfs, Time,
 };
 use finesse_ipc::layout::DATA_BYTES;
-use finesse_ipc::table::{self, Clock, Walked};
+use finesse_ipc::table::{self, Clock, Lending, Walked};
 use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW};
+use rustix::fs::{CWD, OFlags};
 use rustix::process::Resource;
 
 use crate::attr::{self, MountFacts};
 use crate::connection::{self, Guard};
 use crate::dirstreams::Opened;
-use crate::fds::{Directory, Kind};
+use crate::fds::{self, Directory, Kind};
 use crate::files;
 use crate::process::{self, FDS};
 use crate::route::{self, Target, locate};
@@ -111,7 +112,7 @@ fn exchange<T>(
             return Road::Kernel;
         }
         let request = Request { base: target.base, ..request };
-        let filled = target.mount.client().call_with(op, &request, target.path, with, |buffer| {
+        let filled = target.mount.client().call_with(op, &request, target.path(), with, |buffer| {
             if !data.is_empty() {
                 buffer.append(data);
             }
@@ -185,7 +186,7 @@ fn serve_two(
             return fell_back(&from, Fallback::KernelByChoice);
         }
         let request = Request { base: from.base, base2: to.base, ..request };
-        match from.mount.client().call(op, &request, from.path, to.path) {
+        match from.mount.client().call(op, &request, from.path(), to.path()) {
             Ok(call) => match call.reply.outcome() {
                 Outcome::Kernel(Fallback::UnknownBase)
                     if attempt == 0 && (from.forget_proof() | to.forget_proof()) => {}
@@ -256,7 +257,7 @@ pub(crate) fn stat<R: Receive>(dirfd: RawFd, path: &PathArg, flags: i32, receive
         }
         let table = target.mount.client().table()?;
         let found = |attr: &Attr| receiver.receive(attr, &target.mount.facts());
-        match table.stat(target.base, target.path, follow, &mut Clock::default(), found) {
+        match table.stat(target.base, target.path(), follow, &mut Clock::default(), found) {
             Walked::Found(made) => Some(Ok(made)),
             Walked::Absent => Some(Err(libc::ENOENT)),
             Walked::Unclear => None,
@@ -271,7 +272,7 @@ pub(crate) fn stat<R: Receive>(dirfd: RawFd, path: &PathArg, flags: i32, receive
 #[inline]
 fn probe(target: &Target<'_>) -> Walked<table::Kind> {
     match target.mount.client().table() {
-        Some(table) => table.probe(target.base, target.path, &mut Clock::default()),
+        Some(table) => table.probe(target.base, target.path(), &mut Clock::default()),
         None => Walked::Unclear,
     }
 }
@@ -308,12 +309,21 @@ pub(crate) fn stat_fd(fd: RawFd) -> Road<Found> {
     Road::Kernel
 }
 
-/// The mount's names for a granted descriptor: device and inode number.
+/// The mount's names for a granted descriptor: device and inode number, which may be [`fds::ITS_OWN`].
 #[inline]
 pub(crate) fn granted(fd: RawFd) -> Option<(u64, u64)> {
     match FDS.get(fd) {
         Kind::Granted { dev, ino, .. } => Some((dev, ino)),
         _ => None,
+    }
+}
+
+/// As [`granted`], with a number that the descriptor is asked for if need be.
+pub(crate) fn granted_inode(fd: RawFd) -> Option<(u64, u64)> {
+    let (dev, ino) = granted(fd)?;
+    match ino {
+        fds::ITS_OWN => Some((dev, rustix::fs::fstat(sys::borrow(fd)?).ok()?.st_ino)),
+        ino => Some((dev, ino)),
     }
 }
 
@@ -403,7 +413,7 @@ pub(crate) fn readlink(dirfd: RawFd, path: &PathArg, mut out: Data, size: usize)
     let look_up = |target: &Target<'_>| {
         let table = target.mount.client().table()?;
         let mut buffer = [0; table::TARGET_MAX];
-        match table.read_link(target.base, target.path, &mut buffer, &mut Clock::default()) {
+        match table.read_link(target.base, target.path(), &mut buffer, &mut Clock::default()) {
             Walked::Found(found) => {
                 let mut out = out;
                 let len = found.len().min(size);
@@ -654,12 +664,66 @@ pub(crate) fn utimens(dirfd: RawFd, path: &PathArg, times: Times, flags: i32) ->
     }
 }
 
+/// Runs a call that changes what a descriptor is of, and that the kernel serves: the daemon is told of what was changed by a granted one.
+pub(crate) fn changing<R>(fd: RawFd, failed: impl Fn(&R) -> bool, next: impl Fn(RawFd) -> R) -> R {
+    let result = despite_lending(fd, &failed, next);
+    if !failed(&result) {
+        attributes_changed(fd);
+    }
+    result
+}
+
+/// Runs a call that may change what a descriptor is of. By one that was opened in a directory that was lent nothing can be changed (`EROFS`): the
+/// kernel's own does in its place.
+pub(crate) fn despite_lending<R>(fd: RawFd, failed: impl Fn(&R) -> bool, next: impl Fn(RawFd) -> R) -> R {
+    let result = next(fd);
+    if failed(&result)
+        && sys::errno() == libc::EROFS
+        && let Some(again) = open_again(fd)
+        && let Some(fd) = again.fd()
+    {
+        return next(fd.as_raw_fd());
+    }
+    result
+}
+
+/// The kernel's own descriptor of a granted file, to change what may be changed without permission to write.
+fn open_again(fd: RawFd) -> Option<sys::Hidden> {
+    open_again_as(fd, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY)
+}
+
+/// The same with other flags, by the path that the kernel shows for the descriptor, if that leads to the file.
+fn open_again_as(fd: RawFd, flags: OFlags) -> Option<sys::Hidden> {
+    let known = granted_inode(fd)?;
+    let mut path = [0; PATH_MAX + 1];
+    let again = sys::try_open_hidden(CWD, shown_path(fd, &mut path)?, flags).ok()?;
+    let stat = rustix::fs::fstat(again.fd()?).ok()?;
+    ((stat.st_dev, stat.st_ino) == known).then_some(again)
+}
+
+/// The path that the kernel shows for a descriptor.
+fn shown_path(fd: RawFd, buffer: &mut [u8; PATH_MAX + 1]) -> Option<&CStr> {
+    let len =
+        sys::read_link(descriptor_path(fd, &mut [0; DESCRIPTOR_PATH])?, buffer.get_mut(..PATH_MAX)?).ok()?;
+    CStr::from_bytes_with_nul(buffer.get(..=len)?).ok()
+}
+
+/// Longest path of a descriptor, with its NUL.
+const DESCRIPTOR_PATH: usize = 32;
+
+/// The path of a descriptor of this process.
+fn descriptor_path(fd: RawFd, buffer: &mut [u8; DESCRIPTOR_PATH]) -> Option<&CStr> {
+    use std::io::Write;
+    write!(&mut buffer[..], "/proc/self/fd/{fd}\0").ok()?;
+    CStr::from_bytes_until_nul(buffer).ok()
+}
+
 /// A granted file's attributes were changed through its descriptor, unseen by the daemon: makes it look.
-pub(crate) fn attributes_changed(fd: RawFd) {
+fn attributes_changed(fd: RawFd) {
     // The kernel cannot stand in here, so a connection that is busy with itself for a moment, because the mount
     // table has changed for instance, is tried again.
     const ATTEMPTS: u32 = 1000;
-    let Some((dev, ino)) = granted(fd) else { return };
+    let Some((dev, ino)) = granted_inode(fd) else { return };
     let request = Request { base: ino, ..Request::default() };
     for _ in 0..ATTEMPTS {
         let Some(index) = connection::by_dev((libc::major(dev), libc::minor(dev))) else { return };
@@ -834,7 +898,17 @@ pub(crate) fn open(dirfd: RawFd, path: &PathArg, flags: i32, mode: u32) -> Openi
 #[inline]
 pub(crate) fn open_as(wanted: Wanted, dirfd: RawFd, path: &PathArg, flags: i32, mode: u32) -> Opening<'_> {
     for attempt in 0..2 {
-        let Some(target) = locate(dirfd, path) else { return Opening::Kernel(flags, None) };
+        let located = locate(dirfd, path);
+        if flags & !READS == 0
+            && let Some(target) = &located
+        {
+            match look_and_open(target, flags) {
+                Walked::Found(fd) => return Opening::Done(Ok(fd)),
+                Walked::Absent => return Opening::Done(Err(libc::ENOENT)),
+                Walked::Unclear => {}
+            }
+        }
+        let Some(target) = located else { return Opening::Kernel(flags, None) };
         match open_target(&target, wanted, flags, mode) {
             Ok(done) => return done,
             Err(Fallback::UnknownBase) if attempt == 0 && target.forget_proof() => {}
@@ -851,6 +925,48 @@ pub(crate) fn open_as(wanted: Wanted, dirfd: RawFd, path: &PathArg, flags: i32, 
         }
     }
     Opening::Kernel(flags, None)
+}
+
+/// What may be asked for besides reading (`O_RDONLY` is 0) for a file to be opened without the daemon. Whoever asks for more may want more of the
+/// descriptor than one of a read-only mount allows: chattr(1) opens with `O_NONBLOCK`.
+const READS: i32 = libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NOCTTY | O_LARGEFILE;
+/// As the kernel knows it; libc's is 0 where files are large anyway.
+const O_LARGEFILE: i32 = 0o100_000;
+
+/// What the metadata table knows to be at the end of a path, and if it is a file that may be opened without the daemon, its descriptor.
+#[inline]
+fn look_and_open(target: &Target<'_>, flags: i32) -> Walked<RawFd> {
+    let client = target.mount.client();
+    let Some(table) = client.table() else { return Walked::Unclear };
+    let lending = table.lending();
+    if lending == Lending::Nothing || !client.welcome().backing_attrs {
+        return Walked::Unclear;
+    }
+    let is_lent = |attr: &Attr| attr::is_lent(attr, lending);
+    let open = |place| target.mount.open_lent(target.base, target.text, place, flags);
+    match table.by_path(target.base, target.path(), &mut Clock::default(), is_lent, open) {
+        Walked::Found(file) => match remember(target, file) {
+            Some(fd) => {
+                client.counters().looked_up(Op::Open);
+                Walked::Found(fd)
+            }
+            None => Walked::Unclear,
+        },
+        Walked::Absent => {
+            client.counters().looked_up(Op::Open);
+            Walked::Absent
+        }
+        _ => Walked::Unclear,
+    }
+}
+
+/// A file has been opened in a directory that was lent: its number.
+fn remember(target: &Target<'_>, file: sys::Hidden) -> Option<RawFd> {
+    let dev = attr::dev_t(target.mount.facts().dev);
+    let fd = file.fd()?.as_raw_fd();
+    // Its inode number it says itself: the name may lead to another file than a moment ago.
+    let is_known = FDS.set(fd, Kind::Granted { dev, ino: fds::ITS_OWN, nofollow: false });
+    if is_known { file.into_fd().map(IntoRawFd::into_raw_fd) } else { None }
 }
 
 fn open_target(
@@ -892,7 +1008,7 @@ fn open_target(
     let base2 = if wanted == Wanted::Kernels { NOT_VIRTUAL } else { 0 };
     let request =
         Request { base: target.base, base2, flags: flags as u32, mode, umask, ..Request::default() };
-    let call = client.call(Op::Open, &request, target.path, &[])?;
+    let call = client.call(Op::Open, &request, target.path(), &[])?;
     match call.reply.outcome() {
         Outcome::Kernel(reason) => return Err(reason),
         Outcome::Errno(errno) => {
@@ -980,6 +1096,26 @@ impl Drop for Reserved {
             sys::close(number);
         }
     }
+}
+
+/// A path of one of the process's descriptors (`/proc/self/fd/N`) has led to a file that was opened in a directory that was lent, which cannot be opened
+/// for writing: the kernel opens it by the path that it shows.
+#[cold]
+pub(crate) fn open_despite_lending(path: &PathArg, flags: i32) -> Option<RawFd> {
+    let fd = files::descriptor_at(path.get()?.bytes())?;
+    // Cut only when it is known to be the same file.
+    let cuts = flags & libc::O_TRUNC != 0;
+    let opens = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOFOLLOW);
+    let file = open_again_as(fd, OFlags::from_bits_retain(opens.cast_unsigned()))?;
+    if cuts {
+        rustix::fs::ftruncate(file.fd()?, 0).ok()?;
+    }
+    let file = file.into_fd()?;
+    if flags & libc::O_CLOEXEC == 0 {
+        // Cannot fail on a descriptor that was just opened.
+        let _ = rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty());
+    }
+    Some(file.into_raw_fd())
 }
 
 /// The kernel has opened what the bypass did not.

@@ -30,7 +30,7 @@ struct End {
 impl End {
     fn new((fd, offset): (RawFd, Out<off_t>)) -> Result<Self, Errno> {
         let borrowed = sys::borrow(fd).ok_or(Errno::BADF)?;
-        let file = match calls::granted(fd) {
+        let file = match calls::granted_inode(fd) {
             Some(file) => file,
             None => rustix::fs::fstat(borrowed).map(|stat| (stat.st_dev, stat.st_ino))?,
         };

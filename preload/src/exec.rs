@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use finesse_ipc::environment::{CONNECT_AFTER, DESCRIPTORS, GRANTED_FILE_MAX, GrantedFile, MOUNTS, PRELOAD};
 
+use crate::fds::ITS_OWN;
 use crate::process::{self, FDS, INHERITED_MAX};
 use crate::sys::{self, EnvString, Pages, Strings};
 
@@ -213,6 +214,7 @@ fn granted_files(start: Start, files: &mut [GrantedFile; FILES_MAX]) -> &[Grante
             return None;
         }
         let stat = rustix::fs::fstat(fd).ok()?;
+        let ino = if ino == ITS_OWN { stat.st_ino } else { ino };
         Some(GrantedFile { backing_dev: stat.st_dev, backing_ino: stat.st_ino, dev, ino })
     });
     let mut len = 0;

@@ -13,6 +13,9 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 /// Descriptors below this number are known; a system that allows more serves those through the kernel.
 pub(crate) const KNOWN: usize = 65_536;
 
+/// For the inode number of a file that is granted: the one that the descriptor itself shows.
+pub(crate) const ITS_OWN: u64 = 0;
+
 /// What a descriptor is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -26,7 +29,7 @@ pub(crate) enum Kind {
     Granted {
         /// `st_dev` of the mount.
         dev: u64,
-        /// `st_ino` on the mount.
+        /// `st_ino` on the mount, or [`ITS_OWN`].
         ino: u64,
         /// Whether it was opened with `O_NOFOLLOW`, which the daemon's own flags do not show.
         nofollow: bool,
@@ -154,7 +157,10 @@ impl Table {
     pub(crate) fn set(&self, fd: RawFd, kind: Kind) -> bool {
         let Some(entry) = self.entry(fd) else { return false };
         if matches!(kind, Kind::Granted { .. } | Kind::Own | Kind::Kept { .. } | Kind::Virtual(_)) {
-            self.end.fetch_max(fd + 1, Ordering::SeqCst);
+            // Nearly always it is there already, which a locked instruction need not say again.
+            if self.end.load(Ordering::SeqCst) <= fd {
+                self.end.fetch_max(fd + 1, Ordering::SeqCst);
+            }
         }
         let (word, ino) = encode(kind);
         // A reader between the two stores sees an unknown descriptor.

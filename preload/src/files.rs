@@ -801,6 +801,20 @@ pub(crate) fn named_by(path: &[u8]) {
     }
 }
 
+/// The descriptor of this process that a path stands for.
+pub(crate) fn descriptor_at(path: &[u8]) -> Option<RawFd> {
+    const DIRECTORIES: [&[u8]; 3] = [b"/proc/self/fd/", b"/proc/thread-self/fd/", b"/dev/fd/"];
+    match path {
+        b"/dev/stdin" => Some(0),
+        b"/dev/stdout" => Some(1),
+        b"/dev/stderr" => Some(2),
+        _ => {
+            let number = DIRECTORIES.iter().find_map(|directory| path.strip_prefix(*directory))?;
+            std::str::from_utf8(number).ok()?.parse().ok()
+        }
+    }
+}
+
 fn is_about_descriptors(path: &[u8]) -> bool {
     path.starts_with(b"/proc/") || path.starts_with(b"/dev/fd") || path.starts_with(b"/dev/std")
 }

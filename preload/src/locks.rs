@@ -11,7 +11,7 @@ use std::os::fd::{IntoRawFd, RawFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::connection;
-use crate::fds::Kind;
+use crate::fds::{ITS_OWN, Kind};
 use crate::process::FDS;
 use crate::{sys, virtuals};
 
@@ -36,7 +36,7 @@ pub(crate) fn taken(fd: RawFd) {
 /// The inode number of an open file on a mount; of others, the one that it has elsewhere.
 fn inode(fd: RawFd) -> Option<u64> {
     let known = match FDS.get(fd) {
-        Kind::Granted { ino, .. } => Some(ino),
+        Kind::Granted { ino, .. } if ino != ITS_OWN => Some(ino),
         Kind::Virtual(_) => virtuals::pin(fd).map(|pin| pin.ino()),
         _ => None,
     };

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::ffi::CStr;
 use std::os::fd::RawFd;
 
 use finesse_ipc::frame::{Fallback, Op, PATH_MAX, ROOT, Request};
@@ -28,18 +29,24 @@ pub(crate) struct Target<'p> {
     pub(crate) mount: Guard,
     /// Node id of the directory that the path is relative to.
     pub(crate) base: u64,
-    pub(crate) path: &'p [u8],
+    pub(crate) text: &'p CStr,
     start: Start,
 }
 
 /// The path of a mount's root, relative to it.
-const HERE: &[u8] = b".";
+const HERE: &CStr = c".";
 
-impl Target<'_> {
+impl<'p> Target<'p> {
+    /// The path, relative to the base.
+    #[inline]
+    pub(crate) fn path(&self) -> &'p [u8] {
+        self.text.to_bytes()
+    }
+
     /// Whether this is the mount's root itself, named by its absolute path: a mount point, which cannot be
     /// removed, renamed, created.
     pub(crate) fn is_root(&self) -> bool {
-        self.start == Start::Root && self.path == HERE
+        self.start == Start::Root && self.text == HERE
     }
 
     /// The daemon does not know the base (any more): whether it makes sense to prove it again.
@@ -95,10 +102,10 @@ fn locate_below_root(path: CPath<'_>) -> Option<Target<'_>> {
     if let Some(mount) = connection::enter_now(index)
         && connection::table().is_current(version)
     {
-        let (before, rest) = path.bytes_from(rest);
-        if before + rest.len() <= PATH_MAX {
-            let path = if rest.is_empty() { HERE } else { rest };
-            return Some(Target { mount, base: ROOT, path, start: Start::Root });
+        let (before, rest) = path.text_from(rest);
+        if before + rest.count_bytes() <= PATH_MAX {
+            let text = if rest.is_empty() { HERE } else { rest };
+            return Some(Target { mount, base: ROOT, text, start: Start::Root });
         }
     }
     locate_patiently(path)
@@ -113,14 +120,14 @@ fn locate_patiently(path: CPath<'_>) -> Option<Target<'_>> {
             // The place of a mount may be another one's in a later list.
             Entry::Inside(_) if !connection::table().is_current(version) => {}
             Entry::Inside(mount) => {
-                let (before, rest) = path.bytes_from(rest);
-                if before + rest.len() > PATH_MAX {
+                let (before, rest) = path.text_from(rest);
+                if before + rest.count_bytes() > PATH_MAX {
                     // ENAMETOOLONG, although what remains would fit.
                     mount.client().counters().fell_back(Fallback::BadPath);
                     return None;
                 }
-                let path = if rest.is_empty() { HERE } else { rest };
-                return Some(Target { mount, base: ROOT, path, start: Start::Root });
+                let text = if rest.is_empty() { HERE } else { rest };
+                return Some(Target { mount, base: ROOT, text, start: Start::Root });
             }
             Entry::Relisted => {}
             Entry::Outside => return None,
@@ -140,7 +147,7 @@ fn locate_relative(dirfd: RawFd, path: CPath<'_>) -> Option<Target<'_>> {
             (Start::Fd(fd), directory, mount)
         }
     };
-    Some(Target { mount, base: directory.node, path: path.bytes(), start })
+    Some(Target { mount, base: directory.node, text: path.text(), start })
 }
 
 /// A descriptor that is a directory of ours, accepted as a base by the daemon.
@@ -275,7 +282,7 @@ fn identify_by_path(target: &Target<'_>, identity: &Identity) -> Kind {
         return if identity.is_directory { Kind::Unknown } else { Kind::Other };
     }
     let request = Request { base: target.base, ..Request::default() };
-    let proven = match target.mount.client().call(Op::ResolveDir, &request, target.path, &[]) {
+    let proven = match target.mount.client().call(Op::ResolveDir, &request, target.path(), &[]) {
         Ok(call)
             if call.reply.outcome() == finesse_ipc::frame::Outcome::Ok
                 && call.reply.to_attr().ino == identity.ino =>

@@ -294,6 +294,7 @@ fn start(
     policy.policy = wanted.policy.clone();
     policy.table = wanted.table.unwrap_or(policy.table);
     policy.left_to_kernel = wanted.left_to_kernel.clone();
+    policy.mountpoint = Some(mountpoint.to_owned());
     policy.kernel_passthrough = !no_kernel_passthrough;
     policy.kernel_checked = wanted.session.mount_options.contains(&MountOption::DefaultPermissions);
     let fs = PassthroughFs::new(source, policy).map_err(|error| Failure::new(plain(&error)))?;

@@ -9,6 +9,7 @@
 //! | [`walk`] | from (base, path) to an inode or a parent and a name |
 //! | [`handles`] | what a client has open, by number |
 //! | [`table`] | what of that clients look up by themselves |
+//! | [`lending`] | directories in which clients open files by themselves |
 //! | [`open`] | opening files: granted, virtual, or by the kernel |
 //! | [`files`] | open files that the daemon keeps for clients |
 //! | [`directories`] | open directories: listing them, letting go of them |
@@ -23,6 +24,7 @@ pub(crate) mod cache;
 mod directories;
 pub(crate) mod files;
 pub(crate) mod handles;
+mod lending;
 mod listings;
 mod open;
 mod permission;
@@ -52,6 +54,7 @@ use crate::request::{Credentials, Request};
 use crate::ring::mounts;
 use crate::session::Core;
 use finesse_ipc::frame::{Fallback, Reply};
+use finesse_ipc::table::Lending;
 
 /// Why an operation stops: the program shall see an errno, or the kernel shall serve the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,6 +209,8 @@ pub(crate) struct Engine<FS: Filesystem> {
     watches: watch::Watches,
     /// Directories whose changes the kernel makes: paths below the root.
     subtrees: Vec<Vec<u8>>,
+    /// What the file system lends.
+    lends: Mutex<Lending>,
 }
 
 impl<FS: Filesystem> Engine<FS> {
@@ -246,6 +251,7 @@ impl<FS: Filesystem> Engine<FS> {
             closers: Closers::default(),
             watches: watch::Watches::default(),
             subtrees,
+            lends: Mutex::default(),
         }
     }
 
@@ -293,6 +299,7 @@ impl<FS: Filesystem> Engine<FS> {
             // What a covered name stands for is not what is seen there.
             self.cache.closed(None);
         }
+        self.ask_what_is_lent();
     }
 
     /// The daemon asks for itself.

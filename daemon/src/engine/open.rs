@@ -98,7 +98,13 @@ impl<FS: Filesystem> Engine<FS> {
             }
             match last? {
                 Last::There(_) if exclusive => return fail(libc::EEXIST),
-                Last::There(node) => return self.open_existing(call, &node, giving, output),
+                Last::There(node) => {
+                    let opened = self.open_existing(call, &node, giving, output)?;
+                    if flags & libc::O_ACCMODE == libc::O_RDONLY {
+                        self.publish_opened(call, &node);
+                    }
+                    return Ok(opened);
+                }
                 Last::Missing(directory, name) if flags & libc::O_CREAT != 0 => {
                     match self.create(call, &directory, &name, flags, giving, output) {
                         // Somebody else has made it meanwhile.

@@ -103,6 +103,7 @@ impl<FS: Filesystem> Engine<FS> {
                 | Op::Close
                 | Op::Watch
                 | Op::Unwatch
+                | Op::Lend
         );
         if changes && self.core.read_only {
             return Ok(Reply::kernel(Fallback::KernelByChoice));
@@ -154,12 +155,13 @@ impl<FS: Filesystem> Engine<FS> {
                 self.announce(&call, op);
                 Ok(Reply::ok())
             }
+            Op::Lend => self.lend(&call, output),
             Op::ProveDir => return Err(Malformed::Operation(asked.frame.op)),
         };
         Ok(served.unwrap_or_else(Reply::from))
     }
 
-    fn target(&self, call: &Call<'_>) -> Result<Node, Stop> {
+    pub(super) fn target(&self, call: &Call<'_>) -> Result<Node, Stop> {
         if call.frame.flags & BY_FILE != 0 {
             return Ok(Node { inode: self.file(call)?.inode().clone(), attr: None, public: None });
         }

@@ -23,7 +23,7 @@ use std::time::SystemTime;
 
 use finesse_ipc::frame::{Attr, ROOT};
 use finesse_ipc::segment::TableMap;
-use finesse_ipc::table::{Expiry, Generation, Kind, Table};
+use finesse_ipc::table::{Expiry, Generation, Kind, Lending, Table};
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::answer;
@@ -142,6 +142,18 @@ impl Published {
         {
             table.renew();
         }
+    }
+
+    /// Says what clients may open by themselves.
+    pub(crate) fn lend(&self, lending: Lending) {
+        if let Some(table) = self.table() {
+            table.lend(lending);
+        }
+    }
+
+    /// What clients may open by themselves.
+    pub(crate) fn lending(&self) -> Lending {
+        self.table().map(|table| table.lending()).unwrap_or_default()
     }
 
     /// Whether a name is in the table.

@@ -379,11 +379,19 @@ impl<FS: Filesystem> Engine<FS> {
             (_, Some(ino)) => self.watches.unwatch(&call.context.watched, ino),
             (_, None) => {}
         }
+        self.tell_what_is_lent();
     }
 
     /// A client has gone.
     pub(super) fn orphan_watches(&self, context: &Context) {
         self.watches.orphan(&context.watched);
+        self.tell_what_is_lent();
+    }
+
+    /// Of the watches of clients that have gone, keeps those that somebody holds.
+    pub(crate) fn keep_watches(&self, held: &Held) {
+        self.watches.keep(held);
+        self.tell_what_is_lent();
     }
 
     /// The watches of the mount.

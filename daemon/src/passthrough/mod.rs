@@ -25,6 +25,7 @@ mod hot;
 mod ids;
 mod inodes;
 mod ioctl;
+mod lending;
 mod locks;
 mod metadata;
 mod names;
@@ -51,6 +52,7 @@ use self::directories::Directories;
 use self::handles::{Handles, OpenDirectory, OpenFile, OpenInodes};
 use self::hot::Hot;
 use self::ids::{Device, Ids, ROOT};
+use self::lending::SourceCopy;
 use self::locks::{Caller, Locks};
 use self::metadata::{Changes, Xattr};
 use self::nodes::{Kind, Nodes};
@@ -58,10 +60,10 @@ use self::sys::FileLock;
 use crate::policy::Policy;
 use crate::{
     Absent, AccessFlags, BsdFileFlags, Bypass, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    ForgetOne, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags,
-    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
-    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Road,
-    TimeOrNow, WriteFlags, XattrFree,
+    ForgetOne, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, Lending, LockOwner, OpenFlags,
+    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    Road, TimeOrNow, WriteFlags, XattrFree,
 };
 
 /// For how long the kernel and the bypass may rely on what they were told about the source.
@@ -126,6 +128,9 @@ pub struct Options {
     pub deferred_unlinks: bool,
     /// Size in bytes of the metadata table ([`Bypass::table`]).
     pub table: usize,
+    /// Where it will be mounted, as an absolute path without symbolic links. Without it programs on the bypass ask for each file that they
+    /// open ([`Filesystem::lends`]).
+    pub mountpoint: Option<PathBuf>,
     /// Find inodes again by file handle where that works. Off: by name, as it is for ordinary users.
     pub file_handles: bool,
 }
@@ -143,6 +148,7 @@ impl Default for Options {
             policy: None,
             deferred_unlinks: false,
             table: Bypass::TABLE,
+            mountpoint: None,
             file_handles: true,
         }
     }
@@ -257,6 +263,8 @@ pub struct PassthroughFs {
     xattr_free: OnceLock<(XattrFree, Absent)>,
     /// Unlinks that are done later, if there are any.
     deferred: Option<Deferred>,
+    /// Of which directories are lent to programs, if any are.
+    copy: Option<SourceCopy>,
 }
 
 impl std::fmt::Debug for PassthroughFs {
@@ -310,6 +318,7 @@ impl PassthroughFs {
         let lists_all = rustix::fs::fstatfs(&root).is_ok_and(|found| LIST_ALL.contains(&found.f_type));
         let room = usize::try_from(sys::open_files_limit() / 4).unwrap_or(usize::MAX);
         let source_closes_quietly = rustix::fs::fstatfs(&root).is_ok_and(|fs| sys::closes_quietly(&fs));
+        let copy = SourceCopy::of(&root, &options, can_switch);
         Ok(Self {
             root,
             ids: Ids::new(stat.stx_ino, device),
@@ -333,6 +342,7 @@ impl PassthroughFs {
             kernel_serves_data: AtomicBool::new(false),
             xattr_free: OnceLock::new(),
             deferred,
+            copy,
         })
     }
 
@@ -557,6 +567,14 @@ impl Filesystem for PassthroughFs {
 
     fn left_to_kernel(&self) -> Vec<PathBuf> {
         self.options.left_to_kernel.clone()
+    }
+
+    fn lends(&self) -> Lending {
+        self.what_is_lent()
+    }
+
+    fn lend(&self, _req: &Request, ino: INodeNo) -> io::Result<OwnedFd> {
+        Ok(self.lend_directory(ino.0)?)
     }
 
     fn policy(&self) -> Option<Arc<Policy>> {

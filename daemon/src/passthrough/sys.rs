@@ -223,6 +223,32 @@ pub(super) fn open_files_limit() -> u64 {
     rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// How a mount is that is lent: nothing is written to it, not even times of last access, and nobody gets rights or devices by it.
+pub(super) const LENT: u64 =
+    libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOATIME;
+
+/// Gives a mount these attributes, `MOUNT_ATTR_NOATIME` among them, and takes it out of its peer group (mount_setattr(2)).
+pub(super) fn restrict_mount(mount: impl AsFd, attributes: u64) -> Result<()> {
+    let wanted = libc::mount_attr {
+        attr_set: attributes,
+        attr_clr: libc::MOUNT_ATTR__ATIME,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is NUL-terminated, and `wanted` is the structure of the size that is given; both outlive the call.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const wanted,
+            size_of::<libc::mount_attr>(),
+        )
+    })
+    .map(drop)
+}
+
 /// close(2), with the error that `OwnedFd`'s drop hides.
 pub(super) fn close(fd: OwnedFd) -> Result<()> {
     use std::os::fd::IntoRawFd;

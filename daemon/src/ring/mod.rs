@@ -114,7 +114,7 @@ impl<FS: Filesystem> Service for Engine<FS> {
     }
 
     fn keep_watches(&self, held: &Held) {
-        self.watches().keep(held);
+        Engine::keep_watches(self, held);
     }
 
     fn set_covered(&self, paths: &[Vec<u8>]) {

@@ -5,7 +5,7 @@
 //! runs the very code.
 //!
 //! ```text
-//! 0        header: magic, version, seed, generation, whether the daemon lives
+//! 0        header: magic, version, seed, generation, what is lent, whether the daemon lives
 //! 512      sets of names   (parent, name) → (node id, type), or "does not exist"
 //! …        sets of attributes  node id → the fields of `struct stat`
 //! …        sets of link targets  node id → a short symbolic link's target
@@ -35,7 +35,7 @@ mod write;
 
 use std::sync::atomic::Ordering;
 
-pub use self::walk::{Clock, Walked};
+pub use self::walk::{Clock, InDirectory, Walked};
 use crate::frame::{Attr, Time};
 use crate::ring::Atomic;
 
@@ -64,6 +64,8 @@ const MAGIC_AT: usize = 0;
 const VERSION_AT: usize = 1;
 const SEED_AT: usize = 2;
 const GENERATION_AT: usize = LINE;
+/// The number of a [`Lending`].
+const LENDING_AT: usize = LINE + 1;
 /// Entries that were evicted in this generation; the daemon's.
 const EVICTED_AT: usize = 3 * LINE;
 /// The word whose lower half is a robust futex that a thread of the daemon's holds (set_robust_list(2)).
@@ -158,6 +160,30 @@ impl Generation {
         }
         let above = u64::from(growths) | u64::from(era) << Self::GROWTHS_BITS;
         Some(Self(u64::from(number) | above << Self::NUMBER_BITS))
+    }
+}
+
+/// Which files clients may open to read by themselves, in directories that were lent to them
+/// ([`crate::frame::Op::Lend`]): there, reading changes no time of last access.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Lending {
+    /// None.
+    #[default]
+    Nothing = 0,
+    /// Those whose time of last access reading would not change elsewhere, either, as `relatime` decides.
+    Unchanged = 1,
+    /// Any: reading never changes it.
+    Everything = 2,
+}
+
+impl Lending {
+    fn from_word(word: u64) -> Self {
+        match word {
+            1 => Self::Unchanged,
+            2 => Self::Everything,
+            _ => Self::Nothing,
+        }
     }
 }
 
@@ -355,6 +381,12 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     #[inline]
     pub fn is_kept(&self) -> bool {
         self.words[HOLDER_AT].load(Ordering::Acquire) & HOLDER != 0
+    }
+
+    /// What clients may open by themselves.
+    #[inline]
+    pub fn lending(&self) -> Lending {
+        Lending::from_word(self.words[LENDING_AT].load(Ordering::Acquire))
     }
 
     /// How a name is looked for in a generation; `None` if it is too long to be in the table, or empty.

@@ -48,6 +48,16 @@ struct Last<'t, A> {
     seen: Seen<'t, A>,
     kind: Kind,
     ino: u64,
+    place: InDirectory,
+}
+
+/// Where a path ends: in a directory, at a name that takes so many bytes at the end of the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InDirectory {
+    /// The directory's node id.
+    pub directory: u64,
+    /// Length of the name in bytes.
+    pub name: usize,
 }
 
 /// Splits the first component off a path, and the slashes behind it.
@@ -78,10 +88,9 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
             // It has no name that could change.
             (base, None)
         } else {
-            match self.last(generation, base, path, clock) {
-                Walked::Found(Last { kind: Kind::Absent, .. }) | Walked::Absent => return Walked::Absent,
-                Walked::Found(Last { kind: Kind::Symlink, .. }) if follow => return Walked::Unclear,
+            match self.end(generation, base, path, follow, clock) {
                 Walked::Found(last) => (last.ino, Some(last.seen)),
+                Walked::Absent => return Walked::Absent,
                 Walked::Unclear => return Walked::Unclear,
             }
         };
@@ -92,6 +101,55 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
                 Walked::Found(found(&attr))
             }
             _ => Walked::Unclear,
+        }
+    }
+
+    /// Does something by the path of what has the attributes that are wanted; what comes of it is good only if nobody has changed in between what the
+    /// path leads to, as far as is known here.
+    #[inline(always)]
+    pub fn by_path<T>(
+        &self,
+        base: u64,
+        path: &[u8],
+        clock: &mut Clock,
+        is_wanted: impl FnOnce(&Attr) -> bool,
+        act: impl FnOnce(InDirectory) -> Option<T>,
+    ) -> Walked<T> {
+        if !self.is_kept() {
+            return Walked::Unclear;
+        }
+        let generation = self.generation();
+        let last = match self.end(generation, base, path, true, clock) {
+            Walked::Found(last) => last,
+            Walked::Absent => return Walked::Absent,
+            Walked::Unclear => return Walked::Unclear,
+        };
+        let Looked::Found(seen, attr) = self.find_attr(generation, last.ino) else { return Walked::Unclear };
+        if !is_wanted(&attr) || clock.is_past(seen.expiry()) || !last.seen.is_unchanged() {
+            return Walked::Unclear;
+        }
+        match act(last.place) {
+            Some(done) if last.seen.is_unchanged() && seen.is_unchanged() && self.is_kept() => {
+                Walked::Found(done)
+            }
+            _ => Walked::Unclear,
+        }
+    }
+
+    /// The last name of a path, if there is something.
+    #[inline(always)]
+    fn end(
+        &self,
+        generation: Generation,
+        base: u64,
+        path: &[u8],
+        follow: bool,
+        clock: &mut Clock,
+    ) -> Walked<Last<'t, A>> {
+        match self.last(generation, base, path, clock) {
+            Walked::Found(Last { kind: Kind::Absent, .. }) => Walked::Absent,
+            Walked::Found(Last { kind: Kind::Symlink, .. }) if follow => Walked::Unclear,
+            walked => walked,
         }
     }
 
@@ -175,7 +233,12 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
             }
             let Some((seen, (kind, ino))) = known else { return Walked::Absent };
             if after.is_empty() {
-                return Walked::Found(Last { seen, kind, ino });
+                return Walked::Found(Last {
+                    seen,
+                    kind,
+                    ino,
+                    place: InDirectory { directory, name: name.len() },
+                });
             }
             match kind {
                 Kind::Directory => {}

@@ -4,9 +4,9 @@
 use std::sync::atomic::Ordering;
 
 use super::{
-    CLOCK, EVICTED_AT, Expiry, GENERATION_AT, Generation, HOLDER_AT, KIND_SHIFT, Key, Kind, LINE, LOCK,
-    MAGIC, MAGIC_AT, NARROW, SEED_AT, SETS_PER_EVICTION, Sets, Shape, TARGET_MAX, Table, VERSION_AT, WAYS,
-    WIDE, is_in, is_name, is_of, pack, tag,
+    CLOCK, EVICTED_AT, Expiry, GENERATION_AT, Generation, HOLDER_AT, KIND_SHIFT, Key, Kind, LENDING_AT, LINE,
+    LOCK, Lending, MAGIC, MAGIC_AT, NARROW, SEED_AT, SETS_PER_EVICTION, Sets, Shape, TARGET_MAX, Table,
+    VERSION_AT, WAYS, WIDE, is_in, is_name, is_of, pack, tag,
 };
 use crate::frame::Attr;
 use crate::ring::Atomic;
@@ -129,6 +129,11 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     /// A thread keeps the table, or with 0 nobody does any more: then no client believes it.
     pub fn keep(&self, thread: u32) {
         self.words[HOLDER_AT].store(thread.into(), Ordering::Release);
+    }
+
+    /// Says what clients may open by themselves from here on.
+    pub fn lend(&self, lending: Lending) {
+        self.words[LENDING_AT].store(lending as u64, Ordering::Release);
     }
 
     /// Takes everything out at once. What is counted as changed must have been counted before. After 2^28 times the table ends.

@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 mod kept;
+mod lent;
 mod listing;
 
 use std::ffi::CStr;
@@ -21,10 +22,12 @@ use finesse_ipc::environment::{self, MOUNT_PATH_MAX, SOCKET_MAX};
 use finesse_ipc::frame::Fallback;
 use finesse_ipc::handshake;
 use finesse_ipc::jumps::Beginning;
+use finesse_ipc::table::InDirectory;
 use rustix::fs::OFlags;
 use rustix::process::Resource;
 
 use self::kept::Kept;
+use self::lent::Library;
 use self::listing::{Listing, list_from_hints, list_from_kernel};
 use crate::attr::MountFacts;
 use crate::fds::Kind;
@@ -89,6 +92,8 @@ pub(crate) struct Mount {
     hidden: Kept,
     /// What virtual descriptors are duplicates of.
     placeholder: Kept,
+    /// Directories in which files are opened without asking.
+    lent: Library,
     socket: [AtomicU8; SOCKET_MAX],
     socket_len: AtomicU32,
     /// The generation that came with the hint in the environment.
@@ -119,6 +124,7 @@ impl Mount {
             opens_virtually: AtomicBool::new(false),
             hidden: Kept::new(),
             placeholder: Kept::new(),
+            lent: Library::new(),
             socket: [const { AtomicU8::new(0) }; SOCKET_MAX],
             socket_len: AtomicU32::new(0),
             hinted: AtomicU64::new(NOT_HINTED),
@@ -136,8 +142,9 @@ impl Mount {
         })
     }
 
-    /// Gives up the hidden directory and what is in it.
+    /// Gives up the hidden directory and what is in it, and what was lent.
     fn drop_hidden(&self) {
+        self.lent.give_up();
         self.placeholder.give_up();
         self.hidden.give_up();
     }
@@ -318,6 +325,17 @@ impl Guard {
         }
         let low = self.open_hidden(handshake::PLACEHOLDER.as_bytes(), OFlags::PATH | OFlags::NOFOLLOW)?;
         kept.keep(now, low, self.client.first_fd())
+    }
+
+    /// Opens a path of the directory `base` to read, if that was lent, or the directory in which the path ends.
+    pub(crate) fn open_lent(
+        &self,
+        base: u64,
+        path: &CStr,
+        place: InDirectory,
+        flags: i32,
+    ) -> Option<sys::Hidden> {
+        self.mount.lent.open(self.client, (base, path), place, flags)
     }
 
     /// Gives up the placeholder, so that a number is free for a moment; whether there was one.
@@ -797,6 +815,9 @@ pub(crate) fn vacate(fd: RawFd) -> Result<(), i32> {
     let holds = |kept: &Kept| kept.now().fd() == Some(fd);
     if let Some(mount) = ALL.iter().find(|mount| holds(&mount.placeholder)) {
         return mount.placeholder.leave(fd);
+    }
+    if let Some(left) = ALL.iter().find_map(|mount| mount.lent.leave(fd)) {
+        return left;
     }
     let is_its = |mount: &&Mount| {
         holds(&mount.hidden) || mount.own.iter().any(|own| own.load(Ordering::Relaxed) == fd)

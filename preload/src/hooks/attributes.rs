@@ -2,23 +2,35 @@
 
 use std::ffi::c_int;
 
-use libc::{AT_FDCWD, AT_SYMLINK_NOFOLLOW, gid_t, mode_t, off_t, uid_t};
+use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, gid_t, mode_t, off_t, uid_t};
 
-use super::promote::itself;
+use super::promote::with;
 use super::{hook, take};
-use crate::calls::{self, Road, Times};
+use crate::calls::{self, Road, Times, names_descriptor};
 use crate::files;
 use crate::sys::{Data, PathArg, Vector};
 
 /// Runs a call that changes a descriptor's attributes: a virtual one's past the kernel, by `road`.
-fn by_descriptor(fd: c_int, road: Road<()>, next: impl FnOnce() -> c_int) -> c_int {
-    take(road, || {
-        let result = next();
-        if result == 0 {
-            calls::attributes_changed(fd);
-        }
-        result
-    })
+fn by_descriptor(fd: c_int, road: Road<()>, next: impl Fn(c_int) -> c_int) -> c_int {
+    take(road, || changing(fd, next))
+}
+
+fn changing(fd: c_int, next: impl Fn(c_int) -> c_int) -> c_int {
+    calls::changing(fd, |result| *result != 0, next)
+}
+
+/// Runs a call that changes what a path is of, or what a descriptor is of, with an empty path.
+fn by_either(
+    dirfd: c_int,
+    path: &PathArg,
+    flags: c_int,
+    road: impl Fn() -> Road<()>,
+    next: impl Fn(c_int) -> c_int,
+) -> c_int {
+    match flags & AT_EMPTY_PATH != 0 && names_descriptor(path) {
+        true => with(dirfd, || changing(dirfd, next)),
+        false => take(road(), || next(dirfd)),
+    }
 }
 
 hook! {
@@ -33,9 +45,10 @@ hook! {
     fn [lchown](path: PathArg, uid: uid_t, gid: gid_t) -> c_int, next =>
         take(calls::chown(AT_FDCWD, &path, uid, gid, AT_SYMLINK_NOFOLLOW), || next(path, uid, gid));
     fn [fchownat](dirfd: c_int, path: PathArg, uid: uid_t, gid: gid_t, flags: c_int) -> c_int, next =>
-        itself(
+        by_either(
             dirfd, &path, flags,
-            || take(calls::chown(dirfd, &path, uid, gid, flags), || next(dirfd, path, uid, gid, flags)),
+            || calls::chown(dirfd, &path, uid, gid, flags),
+            |dirfd| next(dirfd, path, uid, gid, flags),
         );
     fn [truncate, truncate64](path: PathArg, size: off_t) -> c_int, next =>
         take(calls::truncate(&path, size), || next(path, size));
@@ -64,7 +77,7 @@ hook! {
             true => by_descriptor(
                 dirfd,
                 files::utimens(dirfd, &Times::coarse(times)),
-                || next(dirfd, path, times),
+                |dirfd| next(dirfd, path, times),
             ),
             false => take(calls::utimens(dirfd, &path, Times::coarse(times), 0), || next(dirfd, path, times)),
         };
@@ -72,25 +85,26 @@ hook! {
         match path.is_null() {
             // `EINVAL`, by libc.
             true => next(dirfd, path, times, flags),
-            false => itself(dirfd, &path, flags, || take(
-                calls::utimens(dirfd, &path, Times::precise(times), flags),
-                || next(dirfd, path, times, flags),
-            )),
+            false => by_either(
+                dirfd, &path, flags,
+                || calls::utimens(dirfd, &path, Times::precise(times), flags),
+                |dirfd| next(dirfd, path, times, flags),
+            ),
         };
 
-    fn [fchmod](fd: c_int, mode: mode_t) -> c_int, next => by_descriptor(fd, files::chmod(fd, mode), || next(fd, mode));
+    fn [fchmod](fd: c_int, mode: mode_t) -> c_int, next => by_descriptor(fd, files::chmod(fd, mode), |fd| next(fd, mode));
     fn [fchown](fd: c_int, uid: uid_t, gid: gid_t) -> c_int, next =>
-        by_descriptor(fd, files::chown(fd, uid, gid), || next(fd, uid, gid));
+        by_descriptor(fd, files::chown(fd, uid, gid), |fd| next(fd, uid, gid));
     fn [futimens](fd: c_int, times: Vector<libc::timespec, 2>) -> c_int, next =>
-        by_descriptor(fd, files::utimens(fd, &Times::precise(times)), || next(fd, times));
+        by_descriptor(fd, files::utimens(fd, &Times::precise(times)), |fd| next(fd, times));
     fn [futimes](fd: c_int, times: Vector<libc::timeval, 2>) -> c_int, next =>
-        by_descriptor(fd, files::utimens(fd, &Times::coarse(times)), || next(fd, times));
+        by_descriptor(fd, files::utimens(fd, &Times::coarse(times)), |fd| next(fd, times));
     fn [fsetxattr](fd: c_int, name: PathArg, value: Data, size: usize, flags: c_int) -> c_int, next =>
         by_descriptor(
             fd,
             files::set_xattr(fd, &name, value, size, flags),
-            || next(fd, name, value, size, flags),
+            |fd| next(fd, name, value, size, flags),
         );
     fn [fremovexattr](fd: c_int, name: PathArg) -> c_int, next =>
-        by_descriptor(fd, files::remove_xattr(fd, &name), || next(fd, name));
+        by_descriptor(fd, files::remove_xattr(fd, &name), |fd| next(fd, name));
 }

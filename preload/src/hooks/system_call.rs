@@ -87,6 +87,13 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         libc::SYS_linkat => take(calls::link((a.int(), &b.path()), (c.int(), &d.path()), e.int()), next),
         libc::SYS_symlinkat => take(calls::symlink(&a.path(), b.int(), &c.path()), next),
         libc::SYS_fchmodat => take(calls::chmod(a.int(), &b.path(), c.unsigned(), 0), next),
+        libc::SYS_fchownat if is_itself(b.path(), e.int()) => changing(number, all, pass),
+        libc::SYS_utimensat if is_itself(b.path(), d.int()) => changing(number, all, pass),
+        libc::SYS_fchmodat2 if is_itself(b.path(), d.int()) => changing(number, all, pass),
+        libc::SYS_ioctl => {
+            let again = |fd: c_int| pass(number, [Word(fd.into()), b, c, d, e, all[5]]);
+            calls::despite_lending(a.int(), |result: &Word| result.0 == -1, again)
+        }
         libc::SYS_fchownat => {
             take(calls::chown(a.int(), &b.path(), c.unsigned(), d.unsigned(), e.int()), next)
         }
@@ -176,19 +183,28 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         | libc::SYS_fchown
         | libc::SYS_utimensat
         | libc::SYS_fsetxattr
-        | libc::SYS_fremovexattr => {
-            let result = next();
-            if result.0 == 0 {
-                calls::attributes_changed(a.int());
-            }
-            result
-        }
+        | libc::SYS_fremovexattr => changing(number, all, pass),
         libc::SYS_copy_file_range => {
             let copy = copies::range((a.int(), b.out()), (c.int(), d.out()), e.size(), || next().0 as isize);
             Word(copy as i64)
         }
         _ => historical(number, all, pass),
     }
+}
+
+/// Whether a call is about its descriptor.
+fn is_itself(path: PathArg, flags: c_int) -> bool {
+    flags & libc::AT_EMPTY_PATH != 0 && calls::names_descriptor(&path)
+}
+
+/// A call that changes what its first argument, a descriptor, is of.
+fn changing(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Word) -> Word {
+    let [fd, b, c, d, e, f] = all;
+    calls::changing(
+        fd.int(),
+        |result: &Word| result.0 != 0,
+        |fd| pass(number, [Word(fd.into()), b, c, d, e, f]),
+    )
 }
 
 /// Calls on virtual descriptors: those that transfer data as the functions of their names, all others by the kernel, to

@@ -41,6 +41,15 @@ impl PathArg {
     }
 }
 
+/// The last bytes of a string.
+#[inline]
+pub(crate) fn end_of(string: &CStr, len: usize) -> Option<&CStr> {
+    let bytes = string.to_bytes_with_nul();
+    let end = bytes.get(bytes.len().checked_sub(len + 1)?..)?;
+    // SAFETY: the end of a C string, with its only NUL.
+    Some(unsafe { CStr::from_bytes_with_nul_unchecked(end) })
+}
+
 /// Runs `f` with a path of ours in the shape of a program's.
 pub(crate) fn with_path<R>(path: &CStr, f: impl FnOnce(&PathArg) -> R) -> R {
     f(&PathArg(path.as_ptr()))
@@ -84,17 +93,23 @@ impl<'p> CPath<'p> {
         Some(Self { start: rest, ..self })
     }
 
-    /// The bytes of a suffix, and how many come before it.
+    /// A suffix, and how many bytes come before it.
     #[inline]
-    pub(crate) fn bytes_from(self, rest: Self) -> (usize, &'p [u8]) {
-        (rest.start.addr().get() - self.start.addr().get(), rest.bytes())
+    pub(crate) fn text_from(self, rest: Self) -> (usize, &'p CStr) {
+        (rest.start.addr().get() - self.start.addr().get(), rest.text())
+    }
+
+    /// The path.
+    #[inline]
+    pub(crate) fn text(self) -> &'p CStr {
+        // SAFETY: `start` is the beginning or a suffix of a C string that lives for 'p.
+        unsafe { CStr::from_ptr(self.start.as_ptr().cast()) }
     }
 
     /// The path's bytes.
     #[inline]
     pub(crate) fn bytes(self) -> &'p [u8] {
-        // SAFETY: `start` is the beginning or a suffix of a C string that lives for 'p.
-        unsafe { CStr::from_ptr(self.start.as_ptr().cast()) }.to_bytes()
+        self.text().to_bytes()
     }
 }
 

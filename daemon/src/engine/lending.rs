@@ -1,0 +1,73 @@
+//! Lending directories of the backing file system, in which clients open files to read by themselves: no round trip, and no descriptor to
+//! pass.
+//!
+//! A client does so only for what the metadata table shows it to be a regular file that everybody may look up, with one name and its attributes
+//! known. Whatever cannot be seen there it asks for. The backing file system is what both roads show, so what is
+//! opened in it is what an open by the daemon would find.
+//!
+//! Nothing is lent while somebody watches the mount, as nobody would tell him that a file was opened or read, or while something is mounted on a
+//! directory of ours, below which a client would find what is hidden there.
+
+use finesse_ipc::frame::{self, Attr, Fallback, Reply};
+use finesse_ipc::table::Lending;
+use fuser::{FileType, INodeNo};
+
+use crate::engine::serve::{Call, Output, Served};
+use crate::engine::walk::Node;
+use crate::engine::{Engine, kernel};
+use crate::filesystem::Filesystem;
+
+impl<FS: Filesystem> Engine<FS> {
+    /// Mounts may have changed: asks the file system anew what it lends.
+    pub(crate) fn ask_what_is_lent(&self) {
+        if self.table().is_none() || !self.grants() {
+            return;
+        }
+        let lends = self.core.fs.ask().lends();
+        *self.lends.lock() = lends;
+        self.tell_what_is_lent();
+    }
+
+    /// Tells clients what they may open by themselves from here on.
+    pub(crate) fn tell_what_is_lent(&self) {
+        let Some(table) = self.table() else { return };
+        // Whoever changes what decides here tells afterwards: the last one sees everything.
+        let lends = self.lends.lock();
+        let held_back = self.watches.any() || !self.covered.is_empty();
+        table.lend(if held_back { Lending::Nothing } else { *lends });
+    }
+
+    fn is_lending(&self) -> bool {
+        self.table().is_some_and(|table| table.lending() != Lending::Nothing)
+    }
+
+    pub(super) fn lend(&self, call: &Call<'_>, output: &mut Output) -> Served {
+        let directory = self.target(call)?.inode;
+        if !self.is_lending() || directory.kind != FileType::Directory {
+            return kernel(Fallback::NotGranted);
+        }
+        let lent = self.core.fs.ask().lend(&call.request, INodeNo(directory.ino));
+        match lent {
+            Ok(lent) => output.grant = Some(lent),
+            Err(error) => {
+                tracing::debug!(%error, ino = directory.ino, "a directory cannot be lent");
+                return kernel(Fallback::NotGranted);
+            }
+        }
+        let mut reply = Reply::attr(Attr { ino: directory.ino, ..Attr::default() });
+        reply.flags |= frame::REPLY_GRANT;
+        Ok(reply)
+    }
+
+    /// A file was opened to read: with its attributes in the table, whoever opens it next need not ask.
+    pub(super) fn publish_opened(&self, call: &Call<'_>, node: &Node) {
+        if !self.is_lending() || node.public.is_none() {
+            return;
+        }
+        let mark = self.cache.mark();
+        // Whether it can be opened does not depend on it.
+        if let Ok(attr) = self.attr(&call.request, &node.inode) {
+            self.publish_found(node, &attr, mark);
+        }
+    }
+}
