@@ -6,6 +6,7 @@
 //! | [`differential`] | random scripts of file calls, performed and compared on all roads |
 //! | [`hunt`] | the staleness hunt: both roads change, both look |
 //! | [`mount`] | a directory mounted with the command; unmounted, whatever happens |
+//! | [`python`] | a program that does what it is told, one thing after another |
 //! | [`road`] | one place per road, and programs run there |
 //! | [`account`] | what a daemon says of its clients, and what the kernel asked it |
 //! | [`guest`] | a guest machine with another kernel |
@@ -25,6 +26,7 @@ pub mod guest;
 pub mod hunt;
 pub mod mount;
 pub mod needs;
+pub mod python;
 pub mod road;
 pub mod tree;
 pub mod uring;

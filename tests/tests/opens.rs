@@ -15,7 +15,9 @@ use finesse_tests::road::{Place, Road};
 use finesse_tests::tree::{self, Times};
 use finesse_tests::wait;
 
-const LARGE: &[&str] = &["--cache=always", "-o", "grant=large"];
+/// Without a table nothing is opened without asking the daemon.
+const LARGE: &[&str] = &["--cache=always", "-o", "grant=large,table=0"];
+const WITH_TABLE: &[&str] = &["--cache=always", "-o", "grant=large"];
 const NEVER: &[&str] = &["--cache=always", "-o", "grant=never"];
 
 fn options<'o>(arguments: &'o [&'o str]) -> Options<'o> {
@@ -139,7 +141,7 @@ fn nobody_reads_what_only_others_may_though_it_is_open() {
     const STRANGER: &[&str] = &["setpriv", "--reuid=1003", "--regid=1003", "--clear-groups"];
     const MEMBER: &[&str] = &["setpriv", "--reuid=1002", "--regid=1002", "--groups=1002,2000"];
     const NO_MEMBER: &[&str] = &["setpriv", "--reuid=1002", "--regid=1002", "--groups=1002"];
-    for arguments in [LARGE, NEVER, &["--cache=auto", "-o", "grant=large"]] {
+    for arguments in [LARGE, WITH_TABLE, NEVER, &["--cache=auto", "-o", "grant=large"]] {
         let place = bypass(arguments, |root| {
             fs::set_permissions(root, PermissionsExt::from_mode(0o755)).unwrap();
             let file = root.join("file");
@@ -211,7 +213,7 @@ fn permissions_that_change_in_the_source_hold_at_once() {
 
 #[test]
 fn what_takes_the_place_of_an_open_file_is_what_is_opened() {
-    for arguments in [LARGE, NEVER, &["--cache=never", "-o", "grant=large"]] {
+    for arguments in [LARGE, WITH_TABLE, NEVER, &["--cache=never", "-o", "grant=large"]] {
         let place = bypass(arguments, |root| fs::write(root.join("file"), "0").unwrap());
         let mut reader = Reader::new(&place, &[]);
         assert_eq!(reader.reads("file"), "0");
@@ -287,7 +289,7 @@ if os.fork() == 0:
 os.wait()
 print(os.lseek(one, 0, os.SEEK_CUR), os.lseek(three, 0, os.SEEK_CUR))
 ";
-    for arguments in [LARGE, NEVER] {
+    for arguments in [LARGE, WITH_TABLE, NEVER] {
         agrees(arguments, SCRIPT, |root| {
             let bytes: Vec<u8> = (0..1_000_000u32).flat_map(|word| word.to_le_bytes()).collect();
             fs::write(root.join("large"), bytes).unwrap();
@@ -315,7 +317,7 @@ print(lock(three, fcntl.LOCK_SH), lock(one, fcntl.LOCK_SH), lock(three, fcntl.LO
 os.close(one)
 print(lock(two, fcntl.LOCK_EX))
 ";
-    for arguments in [LARGE, NEVER, &["--cache=auto", "-o", "grant=never"]] {
+    for arguments in [LARGE, WITH_TABLE, NEVER, &["--cache=auto", "-o", "grant=never"]] {
         agrees(arguments, SCRIPT, |root| fs::write(root.join("file"), "contents").unwrap());
     }
 }
@@ -363,7 +365,7 @@ os.setgid(1001)
 os.setuid(1001)
 print([make(path) for path in ['denied', 'file', 'closed/new', 'closed/file', 'own/new', 'own/new']])
 ";
-    for arguments in [LARGE, NEVER, &["--cache=auto"]] {
+    for arguments in [LARGE, WITH_TABLE, NEVER, &["--cache=auto"]] {
         agrees(arguments, SCRIPT, |root| {
             fs::set_permissions(root, PermissionsExt::from_mode(0o755)).unwrap();
             for directory in ["directory", "closed", "own"] {

@@ -1,29 +1,24 @@
 //! The metadata table: what preloaded programs look up without a round trip, and that it is right.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 
 use finesse_tests::build;
 use finesse_tests::mount::Options;
 use finesse_tests::needs;
+use finesse_tests::python::Python;
 use finesse_tests::road::{Place, Road};
 use finesse_tests::wait::{PATIENCE, eventually};
 use rustix::fs::{XattrFlags, removexattr, setxattr};
 use rustix::process::Signal;
 
-/// A preloaded program that does what it is told, one line at a time, and says what came of it.
-struct Looker {
-    child: Child,
-    orders: ChildStdin,
-    answers: BufReader<ChildStdout>,
-}
+/// A preloaded program that does what it is told.
+struct Looker(Python);
 
-/// Python calls: the answer of each is one line.
-const SCRIPT: &str = r"
-import errno, os, sys
+/// What it may be told: a call and its arguments.
+const CALLS: &str = r"
 def stat(path, follow=True):
     s = os.stat(path, follow_symlinks=follow)
     return f'{s.st_mode:o} {s.st_nlink} {s.st_uid} {s.st_size} {s.st_mtime_ns}'
@@ -34,32 +29,20 @@ def exists(path):
 def read(path):
     with open(path) as file:
         return file.read()
-for line in sys.stdin:
-    call, *arguments = line.rstrip('\n').split(' ')
+def do(call, *arguments):
     call = globals().get(call) or getattr(os, call)
-    arguments = [int(argument[1:], 8) if argument.startswith('%') else argument for argument in arguments]
-    try:
-        answer = call(*arguments)
-    except OSError as error:
-        answer = errno.errorcode[error.errno]
-    print(answer, flush=True)
+    return call(*[int(argument[1:], 8) if argument.startswith('%') else argument for argument in arguments])
 ";
 
 impl Looker {
     fn new(place: &Place, wrapper: &[&str]) -> Self {
         let mut command = place.command_as(&build::command(), wrapper, "/usr/bin/python3");
-        command.current_dir("/").args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        let (orders, answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        Self { child, orders, answers: BufReader::new(answers) }
+        command.current_dir("/");
+        Self(Python::start(command, CALLS))
     }
 
     fn does(&mut self, order: &str) -> String {
-        writeln!(self.orders, "{order}").unwrap();
-        let mut line = String::new();
-        self.answers.read_line(&mut line).unwrap();
-        assert!(!line.is_empty(), "{order}: the program has ended");
-        line.trim_end().to_owned()
+        self.0.says(&format!("do(*{order:?}.split(' '))"))
     }
 
     /// The same on a file of the mount.
@@ -74,14 +57,6 @@ impl Looker {
             assert_eq!(self.looks(call, place, path), first, "{call} {path}");
         }
         first
-    }
-}
-
-impl Drop for Looker {
-    fn drop(&mut self) {
-        // Fails when it has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -217,10 +192,8 @@ fn whatever_changes_on_either_road_is_seen_at_once() {
             Road::Bypass => Looker::new(&place, ROOT),
             _ => {
                 let mut command = place.command_on(Road::Kernel, "/usr/bin/python3");
-                command.current_dir("/").args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped());
-                let mut child = command.spawn().unwrap();
-                let (orders, answers) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-                Looker { child, orders, answers: BufReader::new(answers) }
+                command.current_dir("/");
+                Looker(Python::start(command, CALLS))
             }
         };
         let (mount, source) = (place.path().display(), place.source().display());

@@ -26,7 +26,7 @@ pub(crate) struct Opens {
     pub(super) kept: bool,
     /// Some that can write were opened otherwise: mapped, they can have changed pages that the file system has not
     /// got yet.
-    pub(super) writer: bool,
+    pub(crate) writer: bool,
     /// Some of the writers were opened in cached mode, so the kernel decides by itself where the file ends.
     pub(crate) cached_writer: bool,
     /// While the kernel had writers, the bypass changed the file, so its end is not where the kernel thinks.
@@ -216,7 +216,10 @@ impl Coherence {
         }
         self.count_open(opens, mode, access);
         drop(shard);
-        if passthrough && let Some(cache) = self.cache() {
+        if (passthrough || access.writes)
+            && let Some(cache) = self.cache()
+        {
+            // Also what is changed through a mapping of the page cache: who opens the backing file by himself would miss it.
             cache.unseen(ino);
         }
         if passthrough && access.writes && created_in.is_none() {

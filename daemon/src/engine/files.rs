@@ -259,7 +259,7 @@ impl<FS: Filesystem> Engine<FS> {
         self.core.fs.ask().read(&call.request, ino, file.fh, at, len as u32, file.open_flags(), None, reply);
         let mut data = answer.wait().map_err(shown)?;
         data.truncate(len);
-        if file.flags() & libc::O_NOATIME == 0 {
+        if file.flags() & libc::O_NOATIME == 0 && !self.keeps_atime(&file.inode) {
             self.cache.forget_atime(&file.inode);
         }
         Ok(data)

@@ -8,11 +8,16 @@
 //! Nothing is lent while somebody watches the mount, as nobody would tell him that a file was opened or read, or while something is mounted on a
 //! directory of ours, below which a client would find what is hidden there.
 
+use std::time::SystemTime;
+
 use finesse_ipc::frame::{self, Attr, Fallback, Reply};
 use finesse_ipc::table::Lending;
 use fuser::{FileType, INodeNo};
 
+use crate::coherence::reading_changes_atime;
+use crate::engine::cache::Inode;
 use crate::engine::serve::{Call, Output, Served};
+use crate::engine::table::Published;
 use crate::engine::walk::Node;
 use crate::engine::{Engine, kernel};
 use crate::filesystem::Filesystem;
@@ -39,6 +44,24 @@ impl<FS: Filesystem> Engine<FS> {
 
     fn is_lending(&self) -> bool {
         self.table().is_some_and(|table| table.lending() != Lending::Nothing)
+    }
+
+    /// Whether the kernel may have contents of a file that are not in the backing file yet.
+    pub(super) fn is_missed_by_lending(&self, inode: &Inode) -> bool {
+        inode.kind == FileType::RegularFile
+            && self.is_lending()
+            && self.core.coherence.kernel_opens(inode.ino).writer
+    }
+
+    /// Whether reading a file is known not to change when it was last accessed: what lends says by which rule that goes.
+    pub(super) fn keeps_atime(&self, inode: &Inode) -> bool {
+        match self.table().map(Published::lending) {
+            Some(Lending::Everything) => true,
+            Some(Lending::Unchanged) => {
+                self.known_attr(inode).is_some_and(|attr| !reading_changes_atime(&attr, SystemTime::now()))
+            }
+            Some(Lending::Nothing) | None => false,
+        }
     }
 
     pub(super) fn lend(&self, call: &Call<'_>, output: &mut Output) -> Served {

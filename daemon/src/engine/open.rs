@@ -188,6 +188,10 @@ impl<FS: Filesystem> Engine<FS> {
                 self.before_writable_grant(&node.inode)?;
                 None
             }
+            Giving::AtOnce if self.core.coherence.kernel_opens(node.inode.ino).writer => {
+                // It may have changed, through a mapping, what the backing file has not got yet.
+                return kernel(Fallback::KernelHasItOpen);
+            }
             Giving::AtOnce => None,
             Giving::OnRequest | Giving::Never => Some(self.virtual_open(&node.inode, writes)?),
         };

@@ -449,7 +449,10 @@ impl<FS: Filesystem> Engine<FS> {
         mark: u64,
     ) {
         let has_names = attr.nlink > 1 && inode.kind != FileType::Directory;
-        let mut good = expiry > Instant::EXPIRED && !has_names && !self.changes_unseen(inode);
+        let mut good = expiry > Instant::EXPIRED
+            && !has_names
+            && !self.changes_unseen(inode)
+            && !self.is_missed_by_lending(inode);
         if good && self.may_be_read_unseen(inode) {
             match unread_for(attr, SystemTime::now()) {
                 Some(left) => expiry = expiry.min(Instant::now().after(left)),
