@@ -373,6 +373,17 @@ fn a_small_table_forgets_and_stays_right() {
         }
     }
     assert_eq!(looker.learns("stat", &place, "e/absent"), "ENOENT");
+    // What had to make room is there again once it was asked for, be it a file or that there is none.
+    let absent =
+        |looker: &mut Looker, number: u32| looker.looks("stat", &place, &format!("e/absent{number}"));
+    for number in 0..20_000 {
+        assert_eq!(absent(&mut looker, number), "ENOENT");
+    }
+    let again = (0..200).filter(|number| {
+        absent(&mut looker, *number);
+        from_table(&place, || drop(absent(&mut looker, *number))) == 1
+    });
+    assert!(again.count() > 190);
 }
 
 #[test]

@@ -276,8 +276,8 @@ impl Shared {
 pub(crate) enum Known {
     /// The name leads to this inode, until then.
     Inode(Arc<Inode>, Instant),
-    /// The name does not exist.
-    Nothing,
+    /// The name does not exist, until then.
+    Nothing(Instant),
     /// Ask the file system.
     Unknown,
 }
@@ -443,7 +443,7 @@ impl Cache {
         match shard.get(&key) {
             Some(dentry) if dentry.expiry > Instant::now() => match &dentry.inode {
                 Some(inode) => Known::Inode(inode.clone(), dentry.expiry),
-                None => Known::Nothing,
+                None => Known::Nothing(dentry.expiry),
             },
             _ => Known::Unknown,
         }

@@ -138,7 +138,7 @@ impl<FS: Filesystem> Engine<FS> {
         let is_known = match self.cache.lookup(&parent.directory, parent.name) {
             Known::Inode(..) => true,
             // Nothing needs to be looked up.
-            Known::Nothing => !exclusive,
+            Known::Nothing(_) => !exclusive,
             Known::Unknown => false,
         };
         if is_known || self.core.read_only && !exclusive {

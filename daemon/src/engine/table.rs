@@ -412,6 +412,16 @@ impl<FS: Filesystem> Engine<FS> {
         Some(era)
     }
 
+    /// Publishes that a name does not exist, as was remembered at `mark`, unless it is in the table: an entry may have made room, or a new
+    /// generation have begun.
+    pub(super) fn publish_known_absent(&self, directory: &Inode, name: &OsStr, expiry: Instant, mark: u64) {
+        if let (Some(table), Some(era)) = (self.cache.table(), self.era_of(directory))
+            && !table.holds(era, directory.ino, name)
+        {
+            table.name(era, directory.ino, name, None, expiry.expiry(), || self.cache.is_current(mark));
+        }
+    }
+
     /// Publishes an inode before its name: its attributes, as far as they are known, take the place of whatever had its node id
     /// before. `None` if nobody is to find it.
     fn publish_inode(

@@ -171,7 +171,10 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let mark = self.cache.mark();
         let node = match self.cache.lookup(directory, name) {
-            Known::Nothing => None,
+            Known::Nothing(expiry) => {
+                self.publish_known_absent(directory, name, expiry, mark);
+                None
+            }
             Known::Inode(inode, expiry) => {
                 let public = self.publish_known(directory, name, &inode, expiry, mark);
                 Some(Node { inode, attr: None, public })
