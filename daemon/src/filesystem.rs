@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -251,6 +251,15 @@ pub trait Filesystem: Send + Sync + 'static {
     /// # Errors
     /// Whatever they are, the program goes on asking for each file. The default is `ENOSYS`.
     fn lend(&self, _req: &Request, _ino: INodeNo) -> io::Result<OwnedFd> {
+        Err(io::Error::from_raw_os_error(libc::ENOSYS))
+    }
+
+    /// A descriptor of the backing file, as [`grant`](Self::grant) gives it, for one that a program has opened in a directory that it was [lent](Self::lend), and
+    /// through which it cannot change mode, owner, times or extended attributes. `file` is what a program has sent: it may be anything.
+    ///
+    /// # Errors
+    /// If it is no file that was opened so; the program gets `EROFS` then. The default is `ENOSYS`.
+    fn exchange(&self, _req: &Request, _file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
         Err(io::Error::from_raw_os_error(libc::ENOSYS))
     }
 

@@ -368,18 +368,36 @@ impl Client {
     /// # Errors
     /// As for [`Client::call`]; [`Fallback::UnknownBase`] if it is no directory of this mount.
     pub fn prove(&self, directory: BorrowedFd<'_>) -> Result<u64, Fallback> {
-        let slot = self.claim()?;
-        ring::prepare(&self.segment.slot(slot).state);
-        self.note(&self.submitted, slot);
-        if handshake::send(&self.socket, &Ask::Prove { slot }, &[directory]).is_err() {
-            self.release(slot);
-            return Err(Fallback::Disconnected);
-        }
-        let call = self.wait(slot, Op::ProveDir, false)?;
+        let call = self.show(directory)?;
         match call.reply.outcome() {
             crate::frame::Outcome::Ok => Ok(call.reply.to_attr().ino),
             _ => Err(Fallback::UnknownBase),
         }
+    }
+
+    /// Exchanges the descriptor of a file that was opened in a directory that was lent for one that the daemon grants, by which what belongs to the
+    /// file can be changed.
+    ///
+    /// # Errors
+    /// As for [`Client::call`]; [`Fallback::NotGranted`] if the daemon has none, or this process no room for it.
+    pub fn exchange(&self, file: BorrowedFd<'_>) -> Result<OwnedFd, Fallback> {
+        let call = self.show(file)?;
+        match call.reply.flags & REPLY_GRANT {
+            0 => Err(Fallback::NotGranted),
+            _ => call.take_grant(),
+        }
+    }
+
+    /// Sends a descriptor to the daemon.
+    fn show(&self, descriptor: BorrowedFd<'_>) -> Result<Call<'_>, Fallback> {
+        let slot = self.claim()?;
+        ring::prepare(&self.segment.slot(slot).state);
+        self.note(&self.submitted, slot);
+        if handshake::send(&self.socket, &Ask::Prove { slot }, &[descriptor]).is_err() {
+            self.release(slot);
+            return Err(Fallback::Disconnected);
+        }
+        self.wait(slot, Op::ProveDir, false)
     }
 
     /// Forgets a connection that belongs to the parent process: closes this process's copies of its

@@ -83,7 +83,8 @@ numbered! {
         /// Answers [`Attr`].
         ResolveDir = "resolve-dir",
         /// Sent by control message with a directory's descriptor, never through the bitmap: makes its node id
-        /// usable as a base. Answers [`Attr`] with only `ino` set.
+        /// usable as a base. Answers [`Attr`] with only `ino` set. Or with that of a file that was opened in a directory that was lent: answers a
+        /// granted descriptor of it ([`REPLY_GRANT`]).
         ProveDir = "prove-dir",
         /// The client has changed the attributes of the file `base` through a granted descriptor: they are to be
         /// asked for again. Needs no permission, as forgetting betrays nothing.

@@ -38,7 +38,8 @@ pub enum Ask<'a> {
         /// The program's name, for `finesse status`.
         program: &'a str,
     },
-    /// Carries a directory's descriptor: "make its node id usable as a base"; the answer comes in the slot.
+    /// Carries a directory's descriptor: "make its node id usable as a base", or that of a file that was opened in a directory that was lent: "grant
+    /// me one like it"; the answer comes in the slot.
     Prove {
         /// The slot that waits for the answer.
         slot: u32,

@@ -673,32 +673,26 @@ pub(crate) fn changing<R>(fd: RawFd, failed: impl Fn(&R) -> bool, next: impl Fn(
     result
 }
 
-/// Runs a call that may change what a descriptor is of. By one that was opened in a directory that was lent nothing can be changed (`EROFS`): the
-/// kernel's own does in its place.
+/// Runs a call that may change what a descriptor is of. By one that was opened in a directory that was lent nothing can be changed (`EROFS`): by one
+/// that the daemon gives for it, everything can.
 pub(crate) fn despite_lending<R>(fd: RawFd, failed: impl Fn(&R) -> bool, next: impl Fn(RawFd) -> R) -> R {
     let result = next(fd);
     if failed(&result)
         && sys::errno() == libc::EROFS
-        && let Some(again) = open_again(fd)
-        && let Some(fd) = again.fd()
+        && let Some(exchanged) = exchanged(fd)
+        && let Some(fd) = exchanged.fd()
     {
         return next(fd.as_raw_fd());
     }
     result
 }
 
-/// The kernel's own descriptor of a granted file, to change what may be changed without permission to write.
-fn open_again(fd: RawFd) -> Option<sys::Hidden> {
-    open_again_as(fd, OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY)
-}
-
-/// The same with other flags, by the path that the kernel shows for the descriptor, if that leads to the file.
-fn open_again_as(fd: RawFd, flags: OFlags) -> Option<sys::Hidden> {
-    let known = granted_inode(fd)?;
-    let mut path = [0; PATH_MAX + 1];
-    let again = sys::try_open_hidden(CWD, shown_path(fd, &mut path)?, flags).ok()?;
-    let stat = rustix::fs::fstat(again.fd()?).ok()?;
-    ((stat.st_dev, stat.st_ino) == known).then_some(again)
+/// A descriptor of the same file on a mount that can be written to, from the daemon; `None` if it was opened on one, or if the daemon has none.
+fn exchanged(fd: RawFd) -> Option<sys::Hidden> {
+    let (dev, _) = granted(fd)?;
+    let index = connection::by_dev((libc::major(dev), libc::minor(dev)))?;
+    let mount = connection::enter_at_once(index)?;
+    mount.client().exchange(sys::borrow(fd)?).ok().map(sys::Hidden::new)
 }
 
 /// The path that the kernel shows for a descriptor.
@@ -927,9 +921,9 @@ pub(crate) fn open_as(wanted: Wanted, dirfd: RawFd, path: &PathArg, flags: i32, 
     Opening::Kernel(flags, None)
 }
 
-/// What may be asked for besides reading (`O_RDONLY` is 0) for a file to be opened without the daemon. Whoever asks for more may want more of the
-/// descriptor than one of a read-only mount allows: chattr(1) opens with `O_NONBLOCK`.
-const READS: i32 = libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NOCTTY | O_LARGEFILE;
+/// What may be asked for besides reading (`O_RDONLY` is 0) for a file to be opened without the daemon.
+const READS: i32 =
+    libc::O_CLOEXEC | libc::O_NOFOLLOW | libc::O_NOCTTY | libc::O_NONBLOCK | libc::O_NOATIME | O_LARGEFILE;
 /// As the kernel knows it; libc's is 0 where files are large anyway.
 const O_LARGEFILE: i32 = 0o100_000;
 
@@ -942,6 +936,7 @@ fn look_and_open(target: &Target<'_>, flags: i32) -> Walked<RawFd> {
     if lending == Lending::Nothing || !client.welcome().backing_attrs {
         return Walked::Unclear;
     }
+    let lending = if flags & libc::O_NOATIME != 0 { Lending::Everything } else { lending };
     let is_lent = |attr: &Attr| attr::is_lent(attr, lending);
     let open = |place| target.mount.open_lent(target.base, target.text, place, flags);
     match table.by_path(target.base, target.path(), &mut Clock::default(), is_lent, open) {
@@ -1106,7 +1101,14 @@ pub(crate) fn open_despite_lending(path: &PathArg, flags: i32) -> Option<RawFd> 
     // Cut only when it is known to be the same file.
     let cuts = flags & libc::O_TRUNC != 0;
     let opens = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOFOLLOW);
-    let file = open_again_as(fd, OFlags::from_bits_retain(opens.cast_unsigned()))?;
+    let known = granted_inode(fd)?;
+    let mut path = [0; PATH_MAX + 1];
+    let flags_again = OFlags::from_bits_retain(opens.cast_unsigned());
+    let file = sys::try_open_hidden(CWD, shown_path(fd, &mut path)?, flags_again).ok()?;
+    let stat = rustix::fs::fstat(file.fd()?).ok()?;
+    if (stat.st_dev, stat.st_ino) != known {
+        return None;
+    }
     if cuts {
         rustix::fs::ftruncate(file.fd()?, 0).ok()?;
     }

@@ -241,7 +241,12 @@ fn attributes_are_changed_by_such_a_descriptor_as_by_any() {
     // FS_IOC_GETFLAGS, FS_IOC_SETFLAGS: FS_NODUMP_FL.
     let flags = "fcntl.ioctl(fd, 0x40086602, (64).to_bytes(8, 'little')) and None";
     let got = "with_open('d/f', lambda fd: fcntl.ioctl(fd, 0x80086601, bytes(8))[0] & 64)";
-    assert_eq!(after(&mut program, flags, &got), "64");
+    assert_eq!(after(&mut program, flags, got), "64");
+    // Also of what has been removed.
+    fs::write(place.path().join("gone"), "gone").unwrap();
+    learn(&place, &mut program, "gone");
+    let gone = "with_open('gone', lambda fd: (os.unlink('gone'), os.fchmod(fd, 0o621), os.fstat(fd).st_mode & 0o777, os.fstat(fd).st_nlink))";
+    assert_eq!(program.says(gone), "(None, None, 401, 0)");
     // By /proc, a file can be opened again, to write.
     for path in ["/proc/self/fd/", "/dev/fd/"] {
         let change = format!("with_open(f'{path}{{fd}}', lambda fd: os.write(fd, b'FOUR'), os.O_RDWR)");

@@ -8,6 +8,7 @@
 //! Nothing is lent while somebody watches the mount, as nobody would tell him that a file was opened or read, or while something is mounted on a
 //! directory of ours, below which a client would find what is hidden there.
 
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
 use finesse_ipc::frame::{self, Attr, Fallback, Reply};
@@ -19,7 +20,7 @@ use crate::engine::cache::Inode;
 use crate::engine::serve::{Call, Output, Served};
 use crate::engine::table::Published;
 use crate::engine::walk::Node;
-use crate::engine::{Engine, kernel};
+use crate::engine::{Context, Engine, kernel};
 use crate::filesystem::Filesystem;
 
 impl<FS: Filesystem> Engine<FS> {
@@ -80,6 +81,12 @@ impl<FS: Filesystem> Engine<FS> {
         let mut reply = Reply::attr(Attr { ino: directory.ino, ..Attr::default() });
         reply.flags |= frame::REPLY_GRANT;
         Ok(reply)
+    }
+
+    /// Grants a descriptor for one of a file that a client has opened in a directory that was lent, at whatever time.
+    pub(crate) fn exchange(&self, context: &Context, file: BorrowedFd<'_>) -> Option<OwnedFd> {
+        let granted = self.core.fs.ask().exchange(&self.request(context), file);
+        granted.inspect_err(|error| tracing::debug!(%error, "a file that was lent is not granted")).ok()
     }
 
     /// A file was opened to read: with its attributes in the table, whoever opens it next need not ask.

@@ -10,11 +10,15 @@
 #![deny(unsafe_code)]
 
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags, mkdirat, openat};
+use rustix::fs::{
+    AtFlags, CWD, Mode, OFlags, StatVfsMountFlags, StatxFlags, fcntl_getfl, fcntl_setfl, mkdirat, openat,
+    statx,
+};
 use rustix::io::{Errno, Result};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsmount,
@@ -23,7 +27,7 @@ use rustix::mount::{
 
 use super::inodes::{ProcPath, stat_of};
 use super::nodes::{Kind, Way};
-use super::{CachePolicy, Grants, Options, PassthroughFs, ROOT, credentials, sys};
+use super::{CachePolicy, Grants, Options, PassthroughFs, ROOT, attributes, credentials, sys};
 use crate::Lending;
 use crate::ring::mounts;
 
@@ -35,14 +39,16 @@ pub(super) struct SourceCopy {
     _place: OwnedFd,
     /// What may be lent as long as nothing is mounted below the source.
     lends: Lending,
+    /// The copied mount's id (`stx_mnt_id`).
+    mount_id: u64,
 }
 
 impl SourceCopy {
     /// Copies the mount of the directory `source`; `None` if nothing is to be lent. `mountpoint` is where the file system will be mounted.
-    pub(super) fn of(source: &OwnedFd, options: &Options, can_switch: bool) -> Option<Self> {
+    pub(super) fn of(source: &OwnedFd, options: &Options, has_handles: bool) -> Option<Self> {
         let mountpoint = options.mountpoint.as_deref()?;
         // Who had a file is to be known of deferred unlinks; under a policy, who has it, too. Without lifetimes there is no table.
-        let is_wanted = can_switch
+        let is_wanted = has_handles
             && options.grants != Grants::Never
             && options.cache != CachePolicy::Never
             && options.policy.is_none()
@@ -50,17 +56,21 @@ impl SourceCopy {
         if !is_wanted {
             return None;
         }
-        let lends = match rustix::fs::fstatvfs(source).ok()?.f_flag {
-            flags if flags.contains(StatVfsMountFlags::NOATIME) => Lending::Everything,
-            flags if flags.contains(StatVfsMountFlags::RELATIME) => Lending::Unchanged,
-            // Every read changes a time.
-            _ => return None,
-        };
-        Self::mount(source, mountpoint, lends)
+        Self::new(source, mountpoint)
             .inspect_err(|error| {
                 tracing::info!(%error, "programs do not open files of the source by themselves: its mount cannot be copied");
             })
             .ok()
+    }
+
+    fn new(source: &OwnedFd, mountpoint: &Path) -> Result<Self> {
+        let lends = match rustix::fs::fstatvfs(source)?.f_flag {
+            flags if flags.contains(StatVfsMountFlags::NOATIME) => Lending::Everything,
+            flags if flags.contains(StatVfsMountFlags::RELATIME) => Lending::Unchanged,
+            // Every read changes a time.
+            _ => Lending::Nothing,
+        };
+        Self::mount(source, mountpoint, lends)
     }
 
     fn mount(source: &OwnedFd, mountpoint: &Path, lends: Lending) -> Result<Self> {
@@ -81,21 +91,34 @@ impl SourceCopy {
         sys::restrict_mount(&place, sys::LENT)?;
         // File handles are opened on the mount of a descriptor that can read.
         let root = openat(&copy, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(Self { root, _place: place, lends })
+        let mount_id = statx(&root, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id;
+        Ok(Self { root, _place: place, lends, mount_id })
     }
+}
+
+/// Whether nothing is mounted below the source.
+fn is_whole(source: &OwnedFd) -> bool {
+    let path = rustix::fs::readlinkat(CWD, ProcPath::of(source).as_c_str(), Vec::new());
+    let (Ok(path), Ok(mountinfo)) = (path, std::fs::read("/proc/self/mountinfo")) else { return false };
+    mounts::below(&mountinfo, Path::new(OsStr::from_bytes(path.as_bytes()))).is_empty()
+}
+
+/// Tries whether programs could open files of a directory by themselves ([`Filesystem::lends`](crate::Filesystem::lends)).
+///
+/// # Errors
+/// The directory cannot be opened (`ENOENT`, `EACCES`, `ENOTDIR`), or its mount cannot be copied: `EPERM` without `CAP_SYS_ADMIN`, `EINVAL` before
+/// Linux 6.15.
+pub fn try_to_lend(source: &Path) -> io::Result<Lending> {
+    let root = openat(CWD, source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let copy = SourceCopy::new(&root, Path::new("/mnt"))?;
+    Ok(if is_whole(&root) { copy.lends } else { Lending::Nothing })
 }
 
 impl PassthroughFs {
     /// What may be lent at this moment.
     pub(super) fn what_is_lent(&self) -> Lending {
         let Some(copy) = &self.copy else { return Lending::Nothing };
-        let is_whole = || {
-            let source = rustix::fs::readlinkat(CWD, ProcPath::of(&self.root).as_c_str(), Vec::new()).ok()?;
-            let mountinfo = std::fs::read("/proc/self/mountinfo").ok()?;
-            let source = Path::new(OsStr::from_bytes(source.as_bytes()));
-            Some(mounts::below(&mountinfo, source).is_empty())
-        };
-        if is_whole() == Some(true) { copy.lends } else { Lending::Nothing }
+        if is_whole(&self.root) { copy.lends } else { Lending::Nothing }
     }
 
     /// A descriptor of a directory in the copy.
@@ -116,5 +139,28 @@ impl PassthroughFs {
             true => Ok(directory),
             false => Err(Errno::STALE),
         }
+    }
+
+    /// A descriptor like one that was opened in the copy, on the source's own mount. The file may have been removed since.
+    pub(super) fn exchange_file(&self, file: BorrowedFd<'_>) -> Result<OwnedFd> {
+        let copy = self.copy.as_ref().ok_or(Errno::NOTSUP)?;
+        // It may be anything, of a file system that does not answer.
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+        let stat = statx(file, c"", flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)?;
+        let opened = fcntl_getfl(file)?;
+        let is_lent = stat.stx_mnt_id == copy.mount_id
+            && attributes::is_regular(&stat)
+            && u32::from(stat.stx_mode) & (libc::S_ISUID | libc::S_ISGID) == 0
+            && opened & (OFlags::ACCMODE | OFlags::PATH) == OFlags::RDONLY;
+        let (device, _) = self.ids.resolve(ROOT).filter(|_| is_lent).ok_or(Errno::ACCESS)?;
+        let handle = sys::name_to_handle(file, c"")?;
+        let careful = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let granted = self.open_handle(&device, &handle, careful)?;
+        if stat_of(&granted)?.stx_ino != stat.stx_ino {
+            return Err(Errno::STALE);
+        }
+        fcntl_setfl(&granted, opened)?;
+        self.xattrs_change_unseen(self.ids.beside(ROOT, stat.stx_ino)?);
+        Ok(granted)
     }
 }

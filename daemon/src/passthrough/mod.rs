@@ -37,7 +37,7 @@ mod tests;
 
 use std::ffi::OsStr;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -53,6 +53,7 @@ use self::handles::{Handles, OpenDirectory, OpenFile, OpenInodes};
 use self::hot::Hot;
 use self::ids::{Device, Ids, ROOT};
 use self::lending::SourceCopy;
+pub use self::lending::try_to_lend;
 use self::locks::{Caller, Locks};
 use self::metadata::{Changes, Xattr};
 use self::nodes::{Kind, Nodes};
@@ -318,7 +319,7 @@ impl PassthroughFs {
         let lists_all = rustix::fs::fstatfs(&root).is_ok_and(|found| LIST_ALL.contains(&found.f_type));
         let room = usize::try_from(sys::open_files_limit() / 4).unwrap_or(usize::MAX);
         let source_closes_quietly = rustix::fs::fstatfs(&root).is_ok_and(|fs| sys::closes_quietly(&fs));
-        let copy = SourceCopy::of(&root, &options, can_switch);
+        let copy = SourceCopy::of(&root, &options, device.handles.is_some());
         Ok(Self {
             root,
             ids: Ids::new(stat.stx_ino, device),
@@ -575,6 +576,10 @@ impl Filesystem for PassthroughFs {
 
     fn lend(&self, _req: &Request, ino: INodeNo) -> io::Result<OwnedFd> {
         Ok(self.lend_directory(ino.0)?)
+    }
+
+    fn exchange(&self, _req: &Request, file: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+        Ok(self.exchange_file(file)?)
     }
 
     fn policy(&self) -> Option<Arc<Policy>> {

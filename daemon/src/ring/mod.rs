@@ -21,7 +21,7 @@ mod sys;
 mod watchers;
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use finesse_ipc::frame::Reply;
@@ -44,6 +44,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     ///
     /// `path` is where it is below the mount's root, if that is known.
     fn prove(&self, context: &Context, ino: u64, path: Option<&[u8]>);
+    /// A granted descriptor for one of a file that a client has opened in a directory that was lent.
+    fn exchange(&self, context: &Context, file: BorrowedFd<'_>) -> Option<OwnedFd>;
     /// The mount's metadata table, for clients to map.
     fn table(&self) -> Option<BorrowedFd<'_>>;
     /// The calling thread keeps the table: it is believed until that ends.
@@ -97,6 +99,10 @@ impl<FS: Filesystem> Service for Engine<FS> {
         Engine::prove(self, context, ino);
         self.open_base(ino, path);
         self.proven_at(context, ino, path);
+    }
+
+    fn exchange(&self, context: &Context, file: BorrowedFd<'_>) -> Option<OwnedFd> {
+        Engine::exchange(self, context, file)
     }
 
     fn table(&self) -> Option<BorrowedFd<'_>> {

@@ -3,9 +3,10 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// The mount points below `mountpoint`, relative to it.
-pub(crate) fn below(mountinfo: &[u8], mountpoint: &Path) -> Vec<Vec<u8>> {
-    let prefix = mountpoint.as_os_str().as_bytes();
+/// The mount points below a directory, relative to it.
+pub(crate) fn below(mountinfo: &[u8], directory: &Path) -> Vec<Vec<u8>> {
+    let prefix = directory.as_os_str().as_bytes();
+    let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
     mountinfo
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
@@ -83,5 +84,7 @@ mod tests {
             32 22 0:42 / /mnt/ab rw - tmpfs t rw\n";
         assert_eq!(below(mountinfo, Path::new("/mnt/a")), [b"in side/b".to_vec()]);
         assert!(below(mountinfo, Path::new("/mnt/ab")).is_empty());
+        let all: [&[u8]; 3] = [b"mnt/a", b"mnt/a/in side/b", b"mnt/ab"];
+        assert_eq!(below(mountinfo, Path::new("/")), all, "not itself");
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use finesse_ipc::counters::Counts;
-use finesse_ipc::frame::{Attr, Fallback, Op, PATH_MAX, Reply};
+use finesse_ipc::frame::{Attr, Fallback, Op, PATH_MAX, REPLY_GRANT, Reply};
 use finesse_ipc::handshake::{self, Answer};
 use finesse_ipc::layout::DATA_BYTES;
 use finesse_ipc::ring;
@@ -218,7 +218,7 @@ impl Peer {
 
     fn answer(&self, slot: u32, workspace: &mut Workspace) -> Result<Reply, Misconduct> {
         if self.proofs_waiting.load(Ordering::Acquire) & (1 << slot) != 0 {
-            return Ok(self.prove(slot));
+            return self.prove(slot);
         }
         let frame = self.segment.read_request(slot);
         for len in [frame.len, frame.len2] {
@@ -255,8 +255,7 @@ impl Peer {
             }
         };
         if let Some(descriptor) = output.grant {
-            handshake::send(&self.socket, &Answer::Grant { slot }, &[descriptor.as_fd()])
-                .map_err(|_| Misconduct::Deaf)?;
+            self.grant(slot, &descriptor)?;
         }
         if !output.data.is_empty() {
             self.segment.write_data(slot, &output.data);
@@ -264,23 +263,35 @@ impl Peer {
         Ok(reply)
     }
 
-    fn prove(&self, slot: u32) -> Reply {
+    fn grant(&self, slot: u32, descriptor: &OwnedFd) -> Result<(), Misconduct> {
+        handshake::send(&self.socket, &Answer::Grant { slot }, &[descriptor.as_fd()])
+            .map_err(|_| Misconduct::Deaf)
+    }
+
+    fn prove(&self, slot: u32) -> Result<Reply, Misconduct> {
         let descriptor = self.proofs.lock().remove(&slot);
         self.proofs_waiting.fetch_and(!(1 << slot), Ordering::Release);
-        let Some(directory) = descriptor else { return Reply::kernel(Fallback::UnknownBase) };
+        let Some(descriptor) = descriptor else { return Ok(Reply::kernel(Fallback::UnknownBase)) };
         // Without synchronisation: the daemon must not ask itself through the kernel.
         let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
-        let stat = rustix::fs::statx(&directory, c"", flags, StatxFlags::INO | StatxFlags::TYPE);
-        match stat {
-            Ok(stat)
-                if (stat.stx_dev_major, stat.stx_dev_minor) == self.dev
-                    && u32::from(stat.stx_mode) & libc::S_IFMT == libc::S_IFDIR =>
-            {
-                let path = self.service.mountpoint().and_then(|root| watchers::path_below(&directory, root));
+        let stat = rustix::fs::statx(&descriptor, c"", flags, StatxFlags::INO | StatxFlags::TYPE);
+        let Ok(stat) = stat else { return Ok(Reply::kernel(Fallback::UnknownBase)) };
+        match u32::from(stat.stx_mode) & libc::S_IFMT {
+            libc::S_IFDIR if (stat.stx_dev_major, stat.stx_dev_minor) == self.dev => {
+                let path = self.service.mountpoint().and_then(|root| watchers::path_below(&descriptor, root));
                 self.service.prove(&self.context, stat.stx_ino, path.as_deref());
-                Reply::attr(Attr { ino: stat.stx_ino, ..Attr::default() })
+                Ok(Reply::attr(Attr { ino: stat.stx_ino, ..Attr::default() }))
             }
-            _ => Reply::kernel(Fallback::UnknownBase),
+            libc::S_IFREG => match self.service.exchange(&self.context, descriptor.as_fd()) {
+                Some(granted) => {
+                    self.grant(slot, &granted)?;
+                    let mut reply = Reply::ok();
+                    reply.flags |= REPLY_GRANT;
+                    Ok(reply)
+                }
+                None => Ok(Reply::kernel(Fallback::NotGranted)),
+            },
+            _ => Ok(Reply::kernel(Fallback::UnknownBase)),
         }
     }
 }

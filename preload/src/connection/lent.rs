@@ -163,8 +163,10 @@ impl Library {
 fn borrow(client: &Client, (base, path): (u64, &[u8]), node: u64) -> Option<sys::Hidden> {
     let flags = if path.is_empty() { libc::AT_EMPTY_PATH as u32 } else { 0 };
     let call = client.call(Op::Lend, &Request { base, flags, ..Request::default() }, path, &[]).ok()?;
-    let is_it = call.reply.outcome() == Outcome::Ok
-        && call.reply.flags & REPLY_GRANT != 0
-        && call.reply.to_attr().ino == node;
-    if is_it { call.take_grant().ok().map(sys::Hidden::new) } else { None }
+    if call.reply.outcome() != Outcome::Ok || call.reply.flags & REPLY_GRANT == 0 {
+        return None;
+    }
+    // Taken in any case: otherwise the next one in this slot would be given it.
+    let directory = sys::Hidden::new(call.take_grant().ok()?);
+    (call.reply.to_attr().ino == node).then_some(directory)
 }

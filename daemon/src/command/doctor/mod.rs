@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use finesse::Lending;
+use finesse::passthrough::try_to_lend;
 use finesse_ipc::segment::Segment;
 use rustix::process::{Resource, getrlimit};
 use serde_json::json;
@@ -100,6 +102,7 @@ fn findings(source: &Path) -> Vec<Finding> {
     let mut findings = vec![kernel(), device(), fusermount(), sharing()];
     findings.extend(mounting());
     findings.push(handles(source));
+    findings.push(lending(source));
     findings.extend(bpf::findings());
     findings.extend([shared_memory(), open_files(), memory(), cpus()]);
     findings
@@ -253,6 +256,31 @@ fn handles(source: &Path) -> Finding {
                 _ => "files are reopened by name instead",
             };
             Finding::off(name, format!("{place}: {}", plain(&error)), hint)
+        }
+    }
+}
+
+fn lending(source: &Path) -> Finding {
+    let (name, place) = ("lending", source.display());
+    let instead = "preloaded programs ask for each file that they open";
+    match try_to_lend(source) {
+        Ok(Lending::Nothing) => Finding::off(
+            name,
+            format!("something is mounted below {place}, or it is mounted with strictatime"),
+            format!("{instead}; try --source elsewhere"),
+        ),
+        Ok(_) => Finding::on(name, format!("preloaded programs open files of {place} to read by themselves")),
+        Err(error) => {
+            let needs = match error.raw_os_error() {
+                Some(libc::EPERM) => "needs root (CAP_SYS_ADMIN); ",
+                Some(libc::EINVAL) => "needs Linux 6.15; ",
+                _ => "",
+            };
+            Finding::off(
+                name,
+                format!("the mount of {place} cannot be copied: {}", plain(&error)),
+                format!("{needs}{instead}"),
+            )
         }
     }
 }
