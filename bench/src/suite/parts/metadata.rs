@@ -8,7 +8,7 @@ use crate::ways::Way;
 pub(in crate::suite) const ABOUT: &str = "\
 Calls of an unmodified program on names, by so many threads, each in a directory of its own (\"private\"), all in one (\"shared\"), or all \
 on one file. The time is what a thread waits for one call. Names are composed beforehand, and every call that can be repeated has \
-been made once before it is timed, so caches are hot; for \"stat, cold\" the file system is mounted anew and the kernel drops its \
+been made once before it is timed, files that are opened have been read, so caches are hot; for \"stat, cold\" the file system is mounted anew and the kernel drops its \
 caches (a native tmpfs has nothing that could be dropped). Files have 4 KiB; directories that are listed have more files than the others, \
 and the time is that of one listing. FxMark's names are those of the same operation there, as RFUSE ran them; its create and unlink \
 are of empty files.";
