@@ -5,9 +5,9 @@
 #![forbid(unsafe_code)]
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd, AsRawFd, IntoRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, RawFd};
 
-use finesse_ipc::client::Call;
+use finesse_ipc::client::{Call, Client};
 use finesse_ipc::environment::MOUNT_PATH_MAX;
 use finesse_ipc::frame::{
     Attr, Fallback, LIST_ATTRS, NOT_VIRTUAL, Op, Outcome, PATH_MAX, REPLY_END, REPLY_GRANT, REPLY_GRANTABLE,
@@ -16,7 +16,8 @@ use finesse_ipc::frame::{
 use finesse_ipc::layout::DATA_BYTES;
 use finesse_ipc::table::{self, Clock, Lending, Walked};
 use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_FOLLOW, AT_SYMLINK_NOFOLLOW};
-use rustix::fs::{CWD, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
+use rustix::io::FdFlags;
 use rustix::process::Resource;
 
 use crate::attr::{self, MountFacts};
@@ -24,6 +25,7 @@ use crate::connection::{self, Guard};
 use crate::dirstreams::Opened;
 use crate::fds::{self, Directory, Kind};
 use crate::files;
+use crate::locks;
 use crate::process::{self, FDS};
 use crate::route::{self, Target, locate};
 use crate::sys::{self, Data, PathArg, Vector};
@@ -673,26 +675,56 @@ pub(crate) fn changing<R>(fd: RawFd, failed: impl Fn(&R) -> bool, next: impl Fn(
     result
 }
 
+/// As [`changing`], for a call that changes what a path is of: it may be that of a descriptor (`/proc/self/fd/N`).
+pub(crate) fn changing_at<R>(path: PathArg, failed: impl Fn(&R) -> bool, next: impl Fn(PathArg) -> R) -> R {
+    let fd = path.get().and_then(|path| files::descriptor_at(path.bytes()));
+    let Some(fd) = fd.filter(|fd| granted(*fd).is_some()) else { return next(path) };
+    changing(fd, failed, |given| match descriptor_path(given, &mut [0; DESCRIPTOR_PATH]) {
+        Some(other) if given != fd => sys::with_path(other, |path| next(*path)),
+        _ => next(path),
+    })
+}
+
 /// Runs a call that may change what a descriptor is of. By one that was opened in a directory that was lent nothing can be changed (`EROFS`): by one
 /// that the daemon gives for it, everything can.
 pub(crate) fn despite_lending<R>(fd: RawFd, failed: impl Fn(&R) -> bool, next: impl Fn(RawFd) -> R) -> R {
     let result = next(fd);
-    if failed(&result)
-        && sys::errno() == libc::EROFS
-        && let Some(exchanged) = exchanged(fd)
-        && let Some(fd) = exchanged.fd()
-    {
-        return next(fd.as_raw_fd());
+    if !failed(&result) || sys::errno() != libc::EROFS {
+        return result;
     }
+    if let Some(exchanged) = exchanged(fd)
+        && let Some(other) = exchanged.fd()
+    {
+        return next(other.as_raw_fd());
+    }
+    sys::set_errno(libc::EROFS);
     result
 }
 
 /// A descriptor of the same file on a mount that can be written to, from the daemon; `None` if it was opened on one, or if the daemon has none.
-fn exchanged(fd: RawFd) -> Option<sys::Hidden> {
+fn exchanged(fd: RawFd) -> Option<locks::Beside> {
     let (dev, _) = granted(fd)?;
-    let index = connection::by_dev((libc::major(dev), libc::minor(dev)))?;
-    let mount = connection::enter_at_once(index)?;
-    mount.client().exchange(sys::borrow(fd)?).ok().map(sys::Hidden::new)
+    let file = sys::borrow(fd)?;
+    let exchanged = insist(dev, |client| match client.exchange(file) {
+        Err(Fallback::NotGranted) => Ok(None),
+        answer => answer.map(Some),
+    });
+    exchanged.flatten().map(|file| locks::Beside::new(sys::Hidden::new(file)))
+}
+
+/// A descriptor of the program's that is about to be opened again by its own path, to write, becomes one of the same file that can be, if it was opened in a directory
+/// that was lent.
+pub(crate) fn prepare_to_write(fd: RawFd) {
+    let is_lent =
+        |fd| rustix::fs::fstatvfs(fd).is_ok_and(|found| found.f_flag.contains(StatVfsMountFlags::RDONLY));
+    if granted(fd).is_some()
+        && let Some(old) = sys::borrow(fd).filter(|fd| is_lent(*fd))
+        && let Ok(flags) = rustix::io::fcntl_getfd(old)
+        && let Some(exchanged) = exchanged(fd)
+        && let Some(new) = exchanged.fd()
+    {
+        sys::replace(new.as_raw_fd(), fd, flags.contains(FdFlags::CLOEXEC));
+    }
 }
 
 /// The path that the kernel shows for a descriptor.
@@ -714,21 +746,25 @@ fn descriptor_path(fd: RawFd, buffer: &mut [u8; DESCRIPTOR_PATH]) -> Option<&CSt
 
 /// A granted file's attributes were changed through its descriptor, unseen by the daemon: makes it look.
 fn attributes_changed(fd: RawFd) {
-    // The kernel cannot stand in here, so a connection that is busy with itself for a moment, because the mount
-    // table has changed for instance, is tried again.
-    const ATTEMPTS: u32 = 1000;
     let Some((dev, ino)) = granted_inode(fd) else { return };
     let request = Request { base: ino, ..Request::default() };
+    // A daemon that is gone has nothing cached.
+    insist(dev, |client| client.call(Op::Changed, &request, &[], &[]).map(drop));
+}
+
+/// Asks the daemon of the mount of this device for what the kernel cannot do in its place: a connection that is busy with itself for a moment, because
+/// the mount table has changed for instance, or with other threads, is tried again. `None` if the daemon is gone.
+fn insist<T>(dev: u64, ask: impl Fn(&Client) -> Result<T, Fallback>) -> Option<T> {
+    const ATTEMPTS: u32 = 1000;
     for _ in 0..ATTEMPTS {
-        let Some(index) = connection::by_dev((libc::major(dev), libc::minor(dev))) else { return };
-        let told = connection::enter_at_once(index)
-            .map(|mount| mount.client().call(Op::Changed, &request, &[], &[]).err());
-        match told {
-            // A daemon that is gone has nothing cached.
-            Some(None | Some(Fallback::Disconnected)) => return,
-            Some(Some(_)) | None => rustix::thread::sched_yield(),
+        let index = connection::by_dev((libc::major(dev), libc::minor(dev)))?;
+        match connection::enter_at_once(index).map(|mount| ask(mount.client())) {
+            Some(Ok(answer)) => return Some(answer),
+            Some(Err(Fallback::Disconnected)) => return None,
+            Some(Err(_)) | None => rustix::thread::sched_yield(),
         }
     }
+    None
 }
 
 // --- directories ---
@@ -956,7 +992,7 @@ fn look_and_open(target: &Target<'_>, flags: i32) -> Walked<RawFd> {
 }
 
 /// A file has been opened in a directory that was lent: its number.
-fn remember(target: &Target<'_>, file: sys::Hidden) -> Option<RawFd> {
+fn remember(target: &Target<'_>, file: locks::Beside) -> Option<RawFd> {
     let dev = attr::dev_t(target.mount.facts().dev);
     let fd = file.fd()?.as_raw_fd();
     // Its inode number it says itself: the name may lead to another file than a moment ago.
@@ -1059,7 +1095,7 @@ fn open_target(
         && let Some(fd) = sys::borrow(fd)
     {
         // Cannot fail on a descriptor that was just received.
-        let _ = rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty());
+        let _ = rustix::io::fcntl_setfd(fd, FdFlags::empty());
     }
     Ok(Opening::Done(Ok(fd)))
 }
@@ -1094,30 +1130,29 @@ impl Drop for Reserved {
 }
 
 /// A path of one of the process's descriptors (`/proc/self/fd/N`) has led to a file that was opened in a directory that was lent, which cannot be opened
-/// for writing: the kernel opens it by the path that it shows.
+/// for writing: the kernel opens it by the path that it shows, on the mount; if that leads to it no longer, by a descriptor that the daemon grants.
 #[cold]
-pub(crate) fn open_despite_lending(path: &PathArg, flags: i32) -> Option<RawFd> {
-    let fd = files::descriptor_at(path.get()?.bytes())?;
-    // Cut only when it is known to be the same file.
-    let cuts = flags & libc::O_TRUNC != 0;
-    let opens = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOFOLLOW);
-    let known = granted_inode(fd)?;
-    let mut path = [0; PATH_MAX + 1];
-    let flags_again = OFlags::from_bits_retain(opens.cast_unsigned());
-    let file = sys::try_open_hidden(CWD, shown_path(fd, &mut path)?, flags_again).ok()?;
-    let stat = rustix::fs::fstat(file.fd()?).ok()?;
-    if (stat.st_dev, stat.st_ino) != known {
-        return None;
+pub(crate) fn open_despite_lending(path: &PathArg, flags: i32) -> Result<RawFd, i32> {
+    let fd = path.get().and_then(|path| files::descriptor_at(path.bytes())).ok_or(libc::EROFS)?;
+    let known = granted_inode(fd).ok_or(libc::EROFS)?;
+    let flags = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_NOFOLLOW);
+    let flags = OFlags::from_bits_retain(flags.cast_unsigned());
+    let again = |file: BorrowedFd<'_>| {
+        let mut path = [0; DESCRIPTOR_PATH];
+        let path = descriptor_path(file.as_raw_fd(), &mut path).ok_or(libc::EROFS)?;
+        let opened = rustix::fs::openat(CWD, path, flags, Mode::empty());
+        opened.map(IntoRawFd::into_raw_fd).map_err(|errno| errno.raw_os_error())
+    };
+    // Nothing is opened, and cut, before it is known to be the same file.
+    let shown = shown_path(fd, &mut [0; PATH_MAX + 1])
+        .and_then(|path| sys::try_open_hidden(CWD, path, OFlags::PATH).ok());
+    if let Some(file) = shown.as_ref().and_then(sys::Hidden::fd)
+        && rustix::fs::fstat(file).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == known)
+    {
+        return again(file);
     }
-    if cuts {
-        rustix::fs::ftruncate(file.fd()?, 0).ok()?;
-    }
-    let file = file.into_fd()?;
-    if flags & libc::O_CLOEXEC == 0 {
-        // Cannot fail on a descriptor that was just opened.
-        let _ = rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty());
-    }
-    Some(file.into_raw_fd())
+    let exchanged = exchanged(fd);
+    again(exchanged.as_ref().and_then(locks::Beside::fd).ok_or(libc::EROFS)?)
 }
 
 /// The kernel has opened what the bypass did not.

@@ -2,12 +2,12 @@
 //! but the kernel does not see a virtual one being closed. So the files that the process has locked are remembered, and a virtual
 //! descriptor of one of those is promoted before it is closed.
 //!
-//! For the same reason the library itself must close no descriptor of such a file: the one that a promotion leaves over is kept
-//! until the program closes one.
+//! For the same reason the library itself must close no descriptor of such a file: the one that a promotion leaves over, or that was
+//! opened in vain ([`Beside`]), is kept until the program closes one.
 
 #![forbid(unsafe_code)]
 
-use std::os::fd::{IntoRawFd, RawFd};
+use std::os::fd::{BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::connection;
@@ -61,6 +61,36 @@ pub(crate) fn keep(file: sys::Hidden, ino: u64) {
         && FDS.set(fd, Kind::Kept { ino })
     {
         COUNT.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// A descriptor that the library has opened beside the program's, perhaps of the same file.
+pub(crate) struct Beside(Option<sys::Hidden>);
+
+impl Beside {
+    pub(crate) fn new(file: sys::Hidden) -> Self {
+        Self(Some(file))
+    }
+
+    /// The descriptor.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref()?.fd()
+    }
+
+    /// The descriptor, for somebody else to close.
+    pub(crate) fn into_fd(mut self) -> Option<OwnedFd> {
+        self.0.take()?.into_fd()
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        if LOCKED.load(Ordering::SeqCst) != 0
+            && let Some(file) = self.0.take()
+            && let Some(ino) = file.fd().and_then(|fd| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_ino)
+        {
+            keep(file, ino);
+        }
     }
 }
 

@@ -45,12 +45,21 @@ def child(fd):
     said = os.fdopen(read_end).read().strip()
     os.waitpid(pid, 0)
     return said
+libc = ctypes.CDLL(None, use_errno=True)
+libc.fopen.restype = libc.freopen.restype = ctypes.c_void_p
 def by_number(number, *arguments):
-    libc = ctypes.CDLL(None, use_errno=True)
     result = libc.syscall(ctypes.c_long(number), *arguments)
     if result < 0:
         raise OSError(ctypes.get_errno(), '')
     return result
+def stream(name, *arguments):
+    opened = getattr(libc, name)(*arguments)
+    if not opened:
+        raise OSError(ctypes.get_errno(), '')
+    return ctypes.c_void_p(opened)
+def written(opened, text):
+    libc.fputs(text, opened)
+    return libc.fclose(opened)
 ";
 
 const ALWAYS: Options<'static> =
@@ -255,6 +264,34 @@ fn attributes_are_changed_by_such_a_descriptor_as_by_any() {
             format!("with_open(f'{path}{{fd}}', lambda fd: os.write(fd, b'cut!'), os.O_WRONLY | os.O_TRUNC)");
         assert_eq!(after(&mut program, &cut, "read('d/f')"), "cut!");
     }
+    // By such a path everything else can be changed as well.
+    let here = "f'/proc/self/fd/{fd}'";
+    for (change, look, result) in [
+        ("os.chmod(@, 0o601)", "oct(s.st_mode & 0o777)", "0o601"),
+        ("os.chown(@, 3, 4)", "(s.st_uid, s.st_gid)", "(3, 4)"),
+        ("os.utime(@, (7, 8))", "(s.st_atime, s.st_mtime)", "(7.0, 8.0)"),
+        ("os.setxattr(@, 'user.y', b'2')", "os.getxattr('d/f', 'user.y')", "b'2'"),
+        ("os.removexattr(@, 'user.y')", "os.listxattr('d/f')", "[]"),
+        ("os.truncate(@, 3)", "s.st_size", "3"),
+        (&format!("by_number({}, @.encode(), 0o605)", libc::SYS_chmod), "oct(s.st_mode & 0o777)", "0o605"),
+        (
+            &format!("by_number({}, {}, @.encode(), 0o607)", libc::SYS_fchmodat, libc::AT_FDCWD),
+            "oct(s.st_mode & 0o777)",
+            "0o607",
+        ),
+        ("with_open(@, lambda fd: None, os.O_RDONLY | os.O_TRUNC)", "s.st_size", "0"),
+        ("written(stream('fopen', @.encode(), b'r+'), b'again')", "read('d/f')", "again"),
+        ("written(stream('fopen', @.encode(), b'a'), b'!')", "read('d/f')", "again!"),
+        ("os.chmod(@, 0o644)", "oct(s.st_mode & 0o777)", "0o644"),
+    ] {
+        assert_eq!(after(&mut program, &change.replace('@', here), look), result, "{change}");
+    }
+    let reopened = "written(stream('freopen', None, b'r+', stream('fopen', b'd/f', b'r')), b'FOUR')";
+    assert_eq!(after(&mut program, reopened, "read('d/f')"), "FOURn!");
+    let removed = "with_open('gone', lambda fd: (os.unlink('gone'), with_open(f'/proc/self/fd/{fd}', lambda fd: os.write(fd, b'GO'), os.O_RDWR), os.pread(fd, 9, 0)))";
+    fs::write(place.path().join("gone"), "gone").unwrap();
+    learn(&place, &mut program, "gone");
+    assert_eq!(program.says(removed), "(None, 2, b'GOne')");
     // What natively cannot be changed cannot be changed here.
     learn(&place, &mut program, "d/f");
     assert_eq!(program.says("with_open('d/f', lambda fd: os.write(fd, b'x'))"), "EBADF");
@@ -262,6 +299,17 @@ fn attributes_are_changed_by_such_a_descriptor_as_by_any() {
     let mut other = python(&place, NOBODY);
     learn(&place, &mut other, "d/g");
     assert_eq!(other.says("with_open('d/g', lambda fd: os.fchmod(fd, 0o666))"), "EPERM");
+    for (call, errno) in [
+        ("os.chmod(@, 0o666)", "EPERM"),
+        ("os.truncate(@, 0)", "EACCES"),
+        ("with_open(@, stat, os.O_RDWR)", "EACCES"),
+        ("with_open(@, stat, os.O_WRONLY | os.O_TRUNC)", "EACCES"),
+        ("stream('fopen', @.encode(), b'r+')", "EACCES"),
+        ("stream('freopen', None, b'r+', stream('fopen', b'd/g', b'r'))", "EACCES"),
+    ] {
+        let call = format!("with_open('d/g', lambda fd: {})", call.replace('@', here));
+        assert_eq!(other.says(&call), errno, "{call}");
+    }
 }
 
 #[test]
@@ -447,6 +495,68 @@ fn nobody_gets_further_by_what_was_lent() {
     });
 }
 
+/// What somebody could do with a directory that was lent, in namespaces of his own: each must fail.
+const BREAK: &str = r"
+import ctypes, errno, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+AT_FDCWD, AT_EMPTY_PATH, AT_RECURSIVE = -100, 0x1000, 0x8000
+OPEN_TREE_CLONE = 1
+SYS_OPEN_TREE, SYS_MOVE_MOUNT, SYS_MOUNT_SETATTR = 428, 429, 442
+lent = os.open(sys.argv[1], os.O_PATH)
+above = [lent]
+for _ in range(40):
+    above.append(os.open('..', os.O_PATH, dir_fd=above[-1]))
+def tried(what, number, *arguments):
+    result = libc.syscall(ctypes.c_long(number), *arguments)
+    print(what, errno.errorcode[ctypes.get_errno()] if result < 0 else 'done')
+    return result
+# MOUNT_ATTR_RDONLY, NOSUID and NODEV off.
+less = (ctypes.c_uint64 * 4)(0, 7, 0, 0)
+if sys.argv[2] == 'unshare':
+    assert libc.unshare(0x10000000 | 0x20000) == 0
+for name, fd in ('directory', above[0]), ('way', above[1]), ('root', above[-1]):
+    tried(f'{name}: change', SYS_MOUNT_SETATTR, fd, b'', AT_EMPTY_PATH, less, 32)
+    tried(f'{name}: change all', SYS_MOUNT_SETATTR, fd, b'', AT_EMPTY_PATH | AT_RECURSIVE, less, 32)
+    tried(f'{name}: move', SYS_MOVE_MOUNT, fd, b'', AT_FDCWD, b'/tmp', 4)
+    for flags in OPEN_TREE_CLONE, OPEN_TREE_CLONE | AT_RECURSIVE:
+        copy = tried(f'{name}: copy', SYS_OPEN_TREE, fd, b'', AT_EMPTY_PATH | flags)
+        if copy >= 0:
+            tried(f'{name}: change copy', SYS_MOUNT_SETATTR, copy, b'', AT_EMPTY_PATH | AT_RECURSIVE, less, 32)
+    tried(f'{name}: unmount', 166, f'/proc/self/fd/{fd}'.encode(), 2)
+    tried(f'{name}: mount', 165, b'none', f'/proc/self/fd/{fd}'.encode(), b'tmpfs', 0, None)
+";
+
+#[test]
+fn nobody_changes_or_copies_the_mounts_that_were_lent() {
+    if !needs::root("nobody_changes_or_copies_the_mounts_that_were_lent") {
+        return;
+    }
+    let place = place();
+    let mut program = python(&place, ROOT);
+    learn(&place, &mut program, "d/f");
+    let descriptors = format!("/proc/{}/fd", program.pid());
+    let all = fs::read_dir(&descriptors).unwrap().flatten().map(|entry| entry.path());
+    let mut lent = all.filter(|path| fs::read_link(path).is_ok_and(|target| target == place.path()));
+    let lent = lent.find(|path| fs::metadata(path.join("d")).is_ok()).expect("a directory was lent");
+    let tries = |wrapper: &[&str]| {
+        let mut command = std::process::Command::new("/usr/bin/python3");
+        command.args(["-c", BREAK]).arg(&lent).args(wrapper);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        said
+    };
+    let said = tries(&["unshare"]);
+    assert_eq!(said.lines().count(), 21, "{said}");
+    for line in said.lines() {
+        assert!(line.ends_with(" EINVAL") || line.ends_with(" EPERM"), "{line}");
+    }
+    // It is the namespace that stands against it: the daemon's root may copy what it may unmount.
+    assert!(tries(&["stay"]).contains("directory: copy done"));
+    assert_eq!(fs::write(lent.join("d/f"), "x").unwrap_err().raw_os_error(), Some(libc::EROFS));
+    assert_eq!(program.says("read('d/f')"), "four");
+}
+
 fn lent_of(descriptors: &str, path: &Path) -> usize {
     let all = fs::read_dir(descriptors).unwrap().flatten();
     all.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path)).count()
@@ -469,6 +579,13 @@ fn locks_on_such_descriptors_are_everybodys() {
         assert_eq!(by.says(lock), "EAGAIN");
     }
     assert_eq!(program.says("fcntl.flock(fd, fcntl.LOCK_UN) or fcntl.lockf(fd, fcntl.LOCK_SH)"), "None");
+    for by in [&mut other, &mut unmodified] {
+        let lock = "with_open('d/f', lambda fd: fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB), os.O_RDWR)";
+        assert_eq!(by.says(lock), "EAGAIN");
+    }
+    // What the library opens and closes besides does not.
+    assert_eq!(program.says("os.fchmod(fd, 0o640) or os.chmod(f'/proc/self/fd/{fd}', 0o644)"), "None");
+    assert_eq!(program.says("with_open('d/g', lambda fd: os.fchmod(fd, 0o640))"), "None");
     for by in [&mut other, &mut unmodified] {
         let lock = "with_open('d/f', lambda fd: fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB), os.O_RDWR)";
         assert_eq!(by.says(lock), "EAGAIN");

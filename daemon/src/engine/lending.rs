@@ -15,7 +15,7 @@ use finesse_ipc::frame::{self, Attr, Fallback, Reply};
 use finesse_ipc::table::Lending;
 use fuser::{FileType, INodeNo};
 
-use crate::coherence::reading_changes_atime;
+use crate::coherence::{Invalidate, reading_changes_atime};
 use crate::engine::cache::Inode;
 use crate::engine::serve::{Call, Output, Served};
 use crate::engine::table::Published;
@@ -30,7 +30,11 @@ impl<FS: Filesystem> Engine<FS> {
             return;
         }
         let lends = self.core.fs.ask().lends();
-        *self.lends.lock() = lends;
+        let before = std::mem::replace(&mut *self.lends.lock(), lends);
+        if before == Lending::Nothing && lends != Lending::Nothing {
+            // Nobody has asked of what is in the table whether lending would miss something.
+            self.cache.closed(None);
+        }
         self.tell_what_is_lent();
     }
 
@@ -47,10 +51,11 @@ impl<FS: Filesystem> Engine<FS> {
         self.table().is_some_and(|table| table.lending() != Lending::Nothing)
     }
 
-    /// Whether the kernel may have contents of a file that are not in the backing file yet.
+    /// Whether the kernel may have contents of a file that are not in the backing file yet. That files are not lent now may be over while the
+    /// attributes are in the table.
     pub(super) fn is_missed_by_lending(&self, inode: &Inode) -> bool {
         inode.kind == FileType::RegularFile
-            && self.is_lending()
+            && *self.lends.lock() != Lending::Nothing
             && self.core.coherence.kernel_opens(inode.ino).writer
     }
 

@@ -5,6 +5,11 @@
 //! the machine's. So it is mounted in a detached tmpfs, at the path where the file system itself is mounted: what /proc/PID/fd and /proc/PID/maps show
 //! leads to the file, through the mount.
 //!
+//! Nobody who is lent a directory can change or copy these mounts, unless he could mount and unmount here anyway. Whoever is root of a user namespace
+//! of his own may do both with the root of a detached tree, and with all of it if it was made by fsmount(2), as that belongs to no mount
+//! namespace (`seq_origin` in `struct mnt_namespace`). So the tmpfs is mounted on the root of a tree that was copied from this one, which is
+//! out of reach: `..` of the tmpfs's root is itself.
+//!
 //! Mounts below the source are not copied, as somebody may change them at any time: with any, nothing is lent.
 
 #![deny(unsafe_code)]
@@ -35,10 +40,8 @@ use crate::ring::mounts;
 pub(super) struct SourceCopy {
     /// Its root, on the copied mount.
     root: OwnedFd,
-    /// What it is mounted in, which ends with this.
-    _place: OwnedFd,
-    /// What may be lent as long as nothing is mounted below the source.
-    lends: Lending,
+    /// What everything is mounted on, and ends with.
+    _base: OwnedFd,
     /// The copied mount's id (`stx_mnt_id`).
     mount_id: u64,
 }
@@ -64,16 +67,6 @@ impl SourceCopy {
     }
 
     fn new(source: &OwnedFd, mountpoint: &Path) -> Result<Self> {
-        let lends = match rustix::fs::fstatvfs(source)?.f_flag {
-            flags if flags.contains(StatVfsMountFlags::NOATIME) => Lending::Everything,
-            flags if flags.contains(StatVfsMountFlags::RELATIME) => Lending::Unchanged,
-            // Every read changes a time.
-            _ => Lending::Nothing,
-        };
-        Self::mount(source, mountpoint, lends)
-    }
-
-    fn mount(source: &OwnedFd, mountpoint: &Path, lends: Lending) -> Result<Self> {
         let empty = fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
         fsconfig_create(&empty)?;
         let place = fsmount(&empty, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
@@ -85,14 +78,28 @@ impl SourceCopy {
         }
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
-        let copy = open_tree(source, "", flags)?;
-        sys::restrict_mount(&copy, sys::LENT)?;
+        let [base, copy] = [open_tree(source, "", flags)?, open_tree(source, "", flags)?];
+        for mount in [&base, &place, &copy] {
+            sys::restrict_mount(mount, sys::LENT)?;
+        }
+        let empty_paths = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        move_mount(&place, "", &base, "", empty_paths)?;
         move_mount(&copy, "", &place, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-        sys::restrict_mount(&place, sys::LENT)?;
         // File handles are opened on the mount of a descriptor that can read.
         let root = openat(&copy, ".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
         let mount_id = statx(&root, c"", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID)?.stx_mnt_id;
-        Ok(Self { root, _place: place, lends, mount_id })
+        Ok(Self { root, _base: base, mount_id })
+    }
+}
+
+/// What may be lent of the source's mount as it is now.
+fn may_be_lent(source: &OwnedFd) -> Lending {
+    match rustix::fs::fstatvfs(source).map(|found| found.f_flag) {
+        Ok(_) if !is_whole(source) => Lending::Nothing,
+        Ok(flags) if flags.contains(StatVfsMountFlags::NOATIME) => Lending::Everything,
+        Ok(flags) if flags.contains(StatVfsMountFlags::RELATIME) => Lending::Unchanged,
+        // Every read changes a time.
+        _ => Lending::Nothing,
     }
 }
 
@@ -110,15 +117,14 @@ fn is_whole(source: &OwnedFd) -> bool {
 /// Linux 6.15.
 pub fn try_to_lend(source: &Path) -> io::Result<Lending> {
     let root = openat(CWD, source, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    let copy = SourceCopy::new(&root, Path::new("/mnt"))?;
-    Ok(if is_whole(&root) { copy.lends } else { Lending::Nothing })
+    SourceCopy::new(&root, Path::new("/mnt"))?;
+    Ok(may_be_lent(&root))
 }
 
 impl PassthroughFs {
     /// What may be lent at this moment.
     pub(super) fn what_is_lent(&self) -> Lending {
-        let Some(copy) = &self.copy else { return Lending::Nothing };
-        if is_whole(&self.root) { copy.lends } else { Lending::Nothing }
+        self.copy.as_ref().map_or(Lending::Nothing, |_| may_be_lent(&self.root))
     }
 
     /// A descriptor of a directory in the copy.

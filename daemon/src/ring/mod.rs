@@ -56,6 +56,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn keep_watches(&self, held: &Held);
     /// Sets the directories below which other file systems are mounted.
     fn set_covered(&self, paths: &[Vec<u8>]);
+    /// Something may have been mounted, nobody knows where.
+    fn ask_what_is_lent(&self);
     /// A client is about to be served.
     fn connected(&self);
     /// A client is gone: lets go of what it had open. Does not block.
@@ -125,6 +127,10 @@ impl<FS: Filesystem> Service for Engine<FS> {
 
     fn set_covered(&self, paths: &[Vec<u8>]) {
         Engine::set_covered(self, paths.iter().map(Vec::as_slice));
+    }
+
+    fn ask_what_is_lent(&self) {
+        Engine::ask_what_is_lent(self);
     }
 
     fn connected(&self) {

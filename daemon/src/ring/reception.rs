@@ -267,6 +267,7 @@ impl Reception {
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot read /proc/self/mountinfo; mounts below go unseen");
+                self.service.ask_what_is_lent();
                 None
             }
         }

@@ -12,6 +12,7 @@ use finesse_ipc::table::InDirectory;
 use rustix::fs::{Mode, OFlags};
 
 use super::kept::{Kept, Now};
+use crate::locks::Beside;
 use crate::sys;
 
 /// A directory in which paths begin is borrowed when so many files, and one more, could have been opened in it in a row.
@@ -117,7 +118,7 @@ impl Library {
         (base, path): (u64, &CStr),
         place: InDirectory,
         flags: i32,
-    ) -> Option<sys::Hidden> {
+    ) -> Option<Beside> {
         let (lent, now, directory, path) = match self.near.of(place.directory) {
             Some((lent, now, fd)) => (lent, now, fd, sys::end_of(path, place.name)?),
             None => {
@@ -135,7 +136,7 @@ impl Library {
         };
         let flags = OFlags::from_bits_retain(flags.cast_unsigned());
         let file = rustix::fs::openat(sys::borrow(directory)?, path, flags, Mode::empty()).ok()?;
-        let file = sys::Hidden::new(file);
+        let file = Beside::new(sys::Hidden::new(file));
         // Otherwise it may have been opened in whatever has that number now.
         if lent.fd.now() == now { Some(file) } else { None }
     }
@@ -150,7 +151,8 @@ impl Library {
 
     #[cold]
     fn fetch(&self, lent: &Lent, client: &Client, path: (u64, &[u8]), node: u64) {
-        if !self.borrowing.swap(true, Ordering::Acquire) {
+        // Where numbers are few, they are the program's.
+        if super::has_many_numbers() && !self.borrowing.swap(true, Ordering::Acquire) {
             if let Some(directory) = borrow(client, path, node) {
                 lent.replace(node, directory, client);
             }

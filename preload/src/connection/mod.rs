@@ -31,6 +31,7 @@ use self::lent::Library;
 use self::listing::{Listing, list_from_hints, list_from_kernel};
 use crate::attr::MountFacts;
 use crate::fds::Kind;
+use crate::locks::Beside;
 use crate::mounts::{self, MOUNTS};
 use crate::process::{self, FDS};
 use crate::sys::{self, Identity, Object, Pages};
@@ -328,13 +329,7 @@ impl Guard {
     }
 
     /// Opens a path of the directory `base` to read, if that was lent, or the directory in which the path ends.
-    pub(crate) fn open_lent(
-        &self,
-        base: u64,
-        path: &CStr,
-        place: InDirectory,
-        flags: i32,
-    ) -> Option<sys::Hidden> {
+    pub(crate) fn open_lent(&self, base: u64, path: &CStr, place: InDirectory, flags: i32) -> Option<Beside> {
         self.mount.lent.open(self.client, (base, path), place, flags)
     }
 
@@ -738,6 +733,11 @@ fn first_fd() -> RawFd {
         Some(limit) if limit < SMALL_LIMIT => limit.saturating_sub(RESERVED).max(3) as RawFd,
         _ => FIRST_FD,
     }
+}
+
+/// Whether the limit of descriptors is the usual one or higher.
+fn has_many_numbers() -> bool {
+    rustix::process::getrlimit(Resource::Nofile).current.is_none_or(|limit| limit >= SMALL_LIMIT)
 }
 
 /// Whether limits leave room for a connection beside what the program counts on: natively it has every descriptor below the

@@ -20,9 +20,9 @@ pub(super) fn open_at(
         Opening::Done(Ok(fd)) => fd,
         Opening::Done(Err(errno)) => fail(errno),
         Opening::Kernel(flags, target) => {
-            let fd = next(flags);
+            let mut fd = next(flags);
             if fd == -1 && sys::errno() == libc::EROFS {
-                return calls::open_despite_lending(&path, flags).unwrap_or(fd);
+                fd = calls::open_despite_lending(&path, flags).unwrap_or_else(fail);
             }
             calls::opened(fd, flags, target.as_ref());
             fd

@@ -20,30 +20,38 @@ fn open(path: PathArg, mode: PathArg, next: impl FnOnce() -> *mut Stream) -> *mu
     let Some(flags) = mode.get().and_then(|mode| flags_of(mode.bytes())) else { return next() };
     // libc reads and writes by calls of its own.
     match calls::open_as(Wanted::Kernels, AT_FDCWD, &path, flags, MODE) {
-        Opening::Done(Ok(fd)) => {
-            // As `_IO_new_file_fopen` does, and `fdopen` only if it has to set the flag itself.
-            if flags & (libc::O_APPEND | libc::O_ACCMODE) == libc::O_APPEND | libc::O_WRONLY
-                && let Some(fd) = sys::borrow(fd)
-            {
-                let _ = rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0));
-            }
-            let stream = sys::fdopen(fd, mode_of(flags));
-            if stream.is_null() {
-                FDS.clear(fd);
-                sys::close(fd);
-            }
-            stream
-        }
-        Opening::Done(Err(errno)) => {
-            sys::set_errno(errno);
-            std::ptr::null_mut()
-        }
+        Opening::Done(opened) => stream_of(opened, flags),
         Opening::Kernel(..) => {
-            let stream = next();
+            let mut stream = next();
+            if stream.is_null() && sys::errno() == libc::EROFS {
+                stream = stream_of(calls::open_despite_lending(&path, flags), flags);
+            }
             calls::opened(sys::fileno(stream), flags, None);
             stream
         }
     }
+}
+
+fn stream_of(opened: Result<c_int, c_int>, flags: c_int) -> *mut Stream {
+    let fd = match opened {
+        Ok(fd) => fd,
+        Err(errno) => {
+            sys::set_errno(errno);
+            return std::ptr::null_mut();
+        }
+    };
+    // As `_IO_new_file_fopen` does, and `fdopen` only if it has to set the flag itself.
+    if flags & (libc::O_APPEND | libc::O_ACCMODE) == libc::O_APPEND | libc::O_WRONLY
+        && let Some(fd) = sys::borrow(fd)
+    {
+        let _ = rustix::fs::seek(fd, rustix::fs::SeekFrom::End(0));
+    }
+    let stream = sys::fdopen(fd, mode_of(flags));
+    if stream.is_null() {
+        FDS.clear(fd);
+        sys::close(fd);
+    }
+    stream
 }
 
 hook! {
@@ -53,6 +61,10 @@ hook! {
     fn [freopen, freopen64](path: PathArg, mode: PathArg, stream: *mut Stream) -> *mut Stream, next => {
         calls::by_choice(&path);
         let before = FDS.get(sys::fileno(stream));
+        let writes = || mode.get().and_then(|mode| flags_of(mode.bytes())) != Some(libc::O_RDONLY);
+        if path.is_null() && writes() {
+            calls::prepare_to_write(sys::fileno(stream));
+        }
         FDS.clear(sys::fileno(stream));
         let stream = next(path, mode, stream);
         match before {

@@ -63,6 +63,7 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
     let [a, b, c, d, e, _] = all;
     let next = || pass(number, all);
     let next_int = || pass(number, all).int();
+    let by_path = |at, road| by_path(number, (all, at), road, &pass);
     if virtuals::any()
         && let Some(served) = by_number(number, all, next)
     {
@@ -86,7 +87,7 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         libc::SYS_mknodat => make(a.int(), b.path(), c.unsigned(), d.unsigned(), next),
         libc::SYS_linkat => take(calls::link((a.int(), &b.path()), (c.int(), &d.path()), e.int()), next),
         libc::SYS_symlinkat => take(calls::symlink(&a.path(), b.int(), &c.path()), next),
-        libc::SYS_fchmodat => take(calls::chmod(a.int(), &b.path(), c.unsigned(), 0), next),
+        libc::SYS_fchmodat => by_path(1, calls::chmod(a.int(), &b.path(), c.unsigned(), 0)),
         libc::SYS_fchownat if is_itself(b.path(), e.int()) => changing(number, all, pass),
         libc::SYS_utimensat if is_itself(b.path(), d.int()) => changing(number, all, pass),
         libc::SYS_fchmodat2 if is_itself(b.path(), d.int()) => changing(number, all, pass),
@@ -95,12 +96,12 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
             calls::despite_lending(a.int(), |result: &Word| result.0 == -1, again)
         }
         libc::SYS_fchownat => {
-            take(calls::chown(a.int(), &b.path(), c.unsigned(), d.unsigned(), e.int()), next)
+            by_path(1, calls::chown(a.int(), &b.path(), c.unsigned(), d.unsigned(), e.int()))
         }
-        libc::SYS_truncate => take(calls::truncate(&a.path(), b.0), next),
+        libc::SYS_truncate => by_path(0, calls::truncate(&a.path(), b.0)),
         // A null path means the descriptor.
         libc::SYS_utimensat if !b.path().is_null() => {
-            take(calls::utimens(a.int(), &b.path(), Times::precise(c.vector()), d.int()), next)
+            by_path(1, calls::utimens(a.int(), &b.path(), Times::precise(c.vector()), d.int()))
         }
         libc::SYS_getxattr => count(calls::xattr(&a.path(), Some(&b.path()), c.data(), d.size(), 0), next),
         libc::SYS_lgetxattr => {
@@ -112,13 +113,13 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
             count(calls::xattr(&a.path(), None, b.data(), c.size(), AT_SYMLINK_NOFOLLOW), next)
         }
         libc::SYS_setxattr => {
-            take(calls::set_xattr(&a.path(), &b.path(), c.data(), d.size(), e.int(), 0), next)
+            by_path(0, calls::set_xattr(&a.path(), &b.path(), c.data(), d.size(), e.int(), 0))
         }
         libc::SYS_lsetxattr => {
             let (path, name) = (a.path(), b.path());
             take(calls::set_xattr(&path, &name, c.data(), d.size(), e.int(), AT_SYMLINK_NOFOLLOW), next)
         }
-        libc::SYS_removexattr => take(calls::remove_xattr(&a.path(), &b.path(), 0), next),
+        libc::SYS_removexattr => by_path(0, calls::remove_xattr(&a.path(), &b.path(), 0)),
         libc::SYS_lremovexattr => take(calls::remove_xattr(&a.path(), &b.path(), AT_SYMLINK_NOFOLLOW), next),
 
         libc::SYS_close => take(closed(a.int()), || {
@@ -207,6 +208,29 @@ fn changing(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Word
     )
 }
 
+/// A call that changes what one of its arguments, a path, is of.
+fn by_path(
+    number: Word,
+    (all, at): ([Word; 6], usize),
+    road: Road<()>,
+    pass: impl Fn(Word, [Word; 6]) -> Word,
+) -> Word {
+    let path = all.get(at).map_or(PathArg::NULL, |path| path.path());
+    take(road, || {
+        calls::changing_at(
+            path,
+            |result: &Word| result.0 != 0,
+            |path| {
+                let mut all = all;
+                if let Some(word) = all.get_mut(at) {
+                    *word = Word::of(path);
+                }
+                pass(number, all)
+            },
+        )
+    })
+}
+
 /// Calls on virtual descriptors: those that transfer data as the functions of their names, all others by the kernel, to
 /// which everything that could be such a descriptor is given over. `None` leaves the call to others.
 fn by_number(number: Word, all: [Word; 6], next: impl FnOnce() -> Word) -> Option<Word> {
@@ -274,6 +298,7 @@ fn historical(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
     let [a, b, c, d, e, f] = all;
     let next = || pass(number, all);
     let next_int = || pass(number, all).int();
+    let by_path = |at, road| by_path(number, (all, at), road, &pass);
     match number.0 {
         libc::SYS_open => word(open_at(AT_FDCWD, a.path(), b.int(), c.unsigned(), |flags| {
             pass(number, [a, Word(flags.into()), c, d, e, f]).int()
@@ -291,16 +316,16 @@ fn historical(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         libc::SYS_mknod => make(AT_FDCWD, a.path(), b.unsigned(), c.unsigned(), next),
         libc::SYS_link => take(calls::link((AT_FDCWD, &a.path()), (AT_FDCWD, &b.path()), 0), next),
         libc::SYS_symlink => take(calls::symlink(&a.path(), AT_FDCWD, &b.path()), next),
-        libc::SYS_chmod => take(calls::chmod(AT_FDCWD, &a.path(), b.unsigned(), 0), next),
-        libc::SYS_chown => take(calls::chown(AT_FDCWD, &a.path(), b.unsigned(), c.unsigned(), 0), next),
+        libc::SYS_chmod => by_path(0, calls::chmod(AT_FDCWD, &a.path(), b.unsigned(), 0)),
+        libc::SYS_chown => by_path(0, calls::chown(AT_FDCWD, &a.path(), b.unsigned(), c.unsigned(), 0)),
         libc::SYS_lchown => {
             let path = a.path();
             take(calls::chown(AT_FDCWD, &path, b.unsigned(), c.unsigned(), AT_SYMLINK_NOFOLLOW), next)
         }
-        libc::SYS_utime => take(calls::utimens(AT_FDCWD, &a.path(), Times::seconds(b.vector()), 0), next),
-        libc::SYS_utimes => take(calls::utimens(AT_FDCWD, &a.path(), Times::coarse(b.vector()), 0), next),
+        libc::SYS_utime => by_path(0, calls::utimens(AT_FDCWD, &a.path(), Times::seconds(b.vector()), 0)),
+        libc::SYS_utimes => by_path(0, calls::utimens(AT_FDCWD, &a.path(), Times::coarse(b.vector()), 0)),
         libc::SYS_futimesat if !b.path().is_null() => {
-            take(calls::utimens(a.int(), &b.path(), Times::coarse(c.vector()), 0), next)
+            by_path(1, calls::utimens(a.int(), &b.path(), Times::coarse(c.vector()), 0))
         }
         libc::SYS_dup2 => word(onto(a.int(), b.int(), next_int)),
         _ => next(),

@@ -345,6 +345,11 @@ impl Word {
         PathArg(std::ptr::with_exposed_provenance(self.size()))
     }
 
+    /// Of a path.
+    pub(crate) fn of(path: PathArg) -> Self {
+        Self(path.0.expose_provenance() as c_long)
+    }
+
     /// As a buffer.
     pub(crate) fn data(self) -> Data {
         Data(std::ptr::with_exposed_provenance_mut(self.size()))
