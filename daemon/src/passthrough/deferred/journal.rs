@@ -339,6 +339,7 @@ impl Journal {
     }
 
     /// How many blocks may still be begun, if there is memory.
+    #[cfg(test)]
     pub(super) fn free_blocks(&self) -> u32 {
         let room = self.room.lock();
         room.free.len() as u32 + (self.most - room.blocks)

@@ -48,8 +48,10 @@ use crate::{Notifier, Request, Road, mutant};
 pub(super) use self::recovery::finish_left;
 pub use self::recovery::{Leftover, finish_leftovers, leftovers};
 
-/// Most directories in which something waits at a time.
-const DIRECTORIES_MAX: usize = 1024;
+/// Of so many descriptors that the daemon may have, one may be of a directory in which something waits.
+const DESCRIPTORS: u64 = 4;
+/// Fewest and most such directories at a time.
+const DIRECTORIES: std::ops::RangeInclusive<u64> = 64..=65_536;
 /// Files with grants above which every file counts as one.
 const GRANTS_MAX: usize = 1_000_000;
 /// One of so many blocks, or inodes, of the source must be free, for nobody to miss what is freed later.
@@ -120,6 +122,8 @@ struct Shared {
     ttl: u64,
     root: Arc<OwnedFd>,
     directories: Mutex<HashMap<u64, Arc<Directory>>>,
+    /// Most of them.
+    most_directories: usize,
     /// Nodes of files whose names wait: directory and record.
     inodes: Mutex<HashMap<u64, (u64, Place)>>,
     announced: Mutex<Announced>,
@@ -201,12 +205,15 @@ impl Deferred {
     }
 
     fn with(journal: Journal, root: &Arc<OwnedFd>, ttl: Duration) -> Self {
+        let most_directories =
+            (sys::open_files_limit() / DESCRIPTORS).clamp(*DIRECTORIES.start(), *DIRECTORIES.end());
         let shared = Arc::new(Shared {
             journal,
             can_switch: credentials::can_switch(),
             ttl: u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX),
             root: Arc::clone(root),
             directories: Mutex::default(),
+            most_directories: usize::try_from(most_directories).unwrap_or(usize::MAX),
             inodes: Mutex::default(),
             announced: Mutex::default(),
             announcements: AtomicUsize::new(0),
@@ -366,12 +373,17 @@ impl Deferred {
         {
             return false;
         }
-        let Some(directory) = shared.directory(fs, parent, dir) else { return false };
+        let await_room = |most| shared.await_room(most) && fs.act(req, Rights::Checked).is_ok();
+        let directory = match shared.directory(fs, parent, dir) {
+            Err(Full) if await_room(shared.most_directories as u32) => shared.directory(fs, parent, dir),
+            directory => directory,
+        };
+        let Ok(Some(directory)) = directory else { return false };
         loop {
             match shared.try_take(fs, req, &directory, name) {
                 Verdict::Taken => return true,
                 Verdict::AtOnce => return false,
-                Verdict::Full if shared.await_room() && fs.act(req, Rights::Checked).is_ok() => {}
+                Verdict::Full if await_room(shared.journal.most_blocks()) => {}
                 Verdict::Full => return false,
             }
         }
@@ -469,23 +481,38 @@ impl Shared {
     }
 
     /// The state of a directory, if something may be deferred in it.
-    fn directory(&self, fs: &PassthroughFs, id: u64, fd: &Arc<OwnedFd>) -> Option<Arc<Directory>> {
+    ///
+    /// # Errors
+    /// [`Full`]: something waits in as many directories as there may be.
+    fn directory(
+        &self,
+        fs: &PassthroughFs,
+        id: u64,
+        fd: &Arc<OwnedFd>,
+    ) -> std::result::Result<Option<Arc<Directory>>, Full> {
         let mut directories = self.directories.lock();
         if let Some(directory) = directories.get(&id) {
             if Arc::ptr_eq(&directory.fd, fd) {
-                return Some(Arc::clone(directory));
+                return Ok(Some(Arc::clone(directory)));
             }
             // Opened anew, or another one of that number.
             if !self.retire(directory) {
-                return None;
+                return Ok(None);
             }
         }
-        if directories.len() >= DIRECTORIES_MAX {
+        if directories.len() >= self.most_directories {
             directories.retain(|_, directory| !self.retire(directory));
-            if directories.len() >= DIRECTORIES_MAX {
-                return None;
+            if directories.len() >= self.most_directories {
+                return Err(Full);
             }
         }
+        let Some(directory) = self.state_of(fs, id, fd).map(Arc::new) else { return Ok(None) };
+        directories.insert(id, Arc::clone(&directory));
+        Ok(Some(directory))
+    }
+
+    /// A directory in which nothing waits yet.
+    fn state_of(&self, fs: &PassthroughFs, id: u64, fd: &Arc<OwnedFd>) -> Option<Directory> {
         let inode = stat_of(fd).ok()?.stx_ino;
         let locator = if fs.ids.has_handles(id) {
             let handle = sys::name_to_handle(fd, c"").ok()?;
@@ -493,16 +520,14 @@ impl Shared {
         } else {
             Locator::Path(self.path_of(fd)?)
         };
-        let directory = Arc::new(Directory {
+        Some(Directory {
             id,
             fd: Arc::clone(fd),
             inode,
             locator,
             inner: Mutex::default(),
             settled: Condvar::new(),
-        });
-        directories.insert(id, Arc::clone(&directory));
-        Some(directory)
+        })
     }
 
     /// The path of a directory below the source.

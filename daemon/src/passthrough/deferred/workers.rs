@@ -1,7 +1,8 @@
 //! The threads that do what was deferred.
 //!
 //! While unlinks keep coming, who acknowledges them and who asks for them are to have the CPUs; so most workers begin when none has come
-//! for a moment, when the journal is full, or when somebody waits.
+//! for a moment, when there is no room for more, or when somebody waits. Each has a directory to itself, if there are enough: the kernel removes one name
+//! of a directory at a time.
 
 #![deny(unsafe_code)]
 
@@ -23,19 +24,27 @@ const FEW_MEANWHILE: u64 = 4;
 pub(super) const LOOKS_AFTER: usize = 32;
 /// Most workers.
 const WORKERS_MAX: usize = 8;
-/// When the journal was full, unlinks wait until one of so many blocks is free.
+/// When there was no room, unlinks wait until one of so many parts of what there may be is free.
 const RELIEF: u32 = 16;
+/// Among so many directories that were last begun, one is looked for that has got a further block.
+const RECENT: usize = 8;
+
+/// Blocks of one directory that nobody goes through yet.
+struct Task {
+    directory: Arc<Directory>,
+    blocks: VecDeque<u32>,
+}
 
 /// What is to be done.
 #[derive(Default)]
 pub(super) struct Queue {
-    blocks: VecDeque<(u32, Arc<Directory>)>,
+    tasks: VecDeque<Task>,
     /// All workers may go on.
     released: bool,
     /// How many wait for everything to be done.
     urgent: usize,
-    /// No block is left.
-    full: bool,
+    /// So many blocks are to be given back until there is room again.
+    lacking: u32,
     /// What had been acknowledged at the last look.
     looked: u64,
     stopping: bool,
@@ -59,18 +68,18 @@ pub(super) fn start(shared: &Arc<Shared>) -> Vec<JoinHandle<()>> {
 impl Shared {
     fn work(&self, index: usize, always: bool) {
         loop {
-            let (block, directory) = {
+            let task = {
                 let mut queue = self.queue.lock();
                 loop {
-                    let may = always || queue.released || queue.urgent > 0 || queue.full;
-                    if may && let Some(job) = queue.blocks.pop_front() {
-                        break job;
+                    let may = always || queue.released || queue.urgent > 0 || queue.lacking > 0;
+                    if may && let Some(task) = queue.tasks.pop_front() {
+                        break task;
                     }
                     if queue.stopping {
                         return;
                     }
-                    if queue.blocks.is_empty() || index > 0 {
-                        queue.released &= !queue.blocks.is_empty();
+                    if queue.tasks.is_empty() || index > 0 {
+                        queue.released &= !queue.tasks.is_empty();
                         self.work.wait(&mut queue);
                         continue;
                     }
@@ -91,12 +100,21 @@ impl Shared {
                     return false;
                 }
                 let mut queue = self.queue.lock();
-                let pauses = queue.urgent == 0 && !queue.full;
+                let pauses = queue.urgent == 0 && queue.lacking == 0;
                 queue.released &= !pauses;
                 pauses
             };
-            if !self.go_through(block, &directory, pauses) {
-                self.queue.lock().blocks.push_front((block, directory));
+            self.advance(task, pauses);
+        }
+    }
+
+    /// Goes through blocks until `pauses`; those that are left are the next.
+    fn advance(&self, mut task: Task, mut pauses: impl FnMut() -> bool) {
+        while let Some(block) = task.blocks.pop_front() {
+            if !self.go_through(block, &task.directory, &mut pauses) {
+                task.blocks.push_front(block);
+                self.queue.lock().tasks.push_front(task);
+                return;
             }
         }
     }
@@ -104,8 +122,14 @@ impl Shared {
     /// A block has been begun.
     pub(super) fn enqueue(&self, block: u32, directory: &Arc<Directory>) {
         let mut queue = self.queue.lock();
-        queue.blocks.push_back((block, Arc::clone(directory)));
-        let first = queue.blocks.len() == 1;
+        let mut recent = queue.tasks.iter_mut().rev().take(RECENT);
+        match recent.find(|task| Arc::ptr_eq(&task.directory, directory)) {
+            Some(task) => task.blocks.push_back(block),
+            None => {
+                queue.tasks.push_back(Task { directory: Arc::clone(directory), blocks: [block].into() });
+            }
+        }
+        let first = queue.tasks.len() == 1;
         drop(queue);
         if first {
             self.work.notify_all();
@@ -115,25 +139,29 @@ impl Shared {
     /// A block has been given back.
     pub(super) fn has_freed(&self) {
         let mut queue = self.queue.lock();
-        if queue.full && self.journal.free_blocks() >= self.journal.most_blocks() / RELIEF {
-            queue.full = false;
-            self.idle.notify_all();
+        if queue.lacking > 0 {
+            queue.lacking -= 1;
+            if queue.lacking == 0 {
+                self.idle.notify_all();
+            }
         }
     }
 
-    /// Waits until the journal has room again; whether it has.
-    pub(super) fn await_room(&self) -> bool {
+    /// Waits until there is room again for some part of `most` blocks, or directories; whether there may be.
+    pub(super) fn await_room(&self, most: u32) -> bool {
         let mut queue = self.queue.lock();
         if self.waiting.load(Ordering::SeqCst) == 0 {
             // Nothing that will be given back: no memory is left.
             return false;
         }
-        queue.full = true;
+        if queue.lacking == 0 {
+            queue.lacking = most.div_ceil(RELIEF);
+        }
         self.work.notify_all();
-        while queue.full && self.waiting.load(Ordering::SeqCst) > 0 {
+        while queue.lacking > 0 && self.waiting.load(Ordering::SeqCst) > 0 {
             self.idle.wait_for(&mut queue, Duration::from_millis(100));
         }
-        queue.full = false;
+        queue.lacking = 0;
         !queue.stopping
     }
 
@@ -146,10 +174,10 @@ impl Shared {
         queue.urgent += 1;
         self.work.notify_all();
         while self.waiting.load(Ordering::SeqCst) > 0 {
-            match queue.blocks.pop_front() {
-                Some((block, directory)) => {
+            match queue.tasks.pop_front() {
+                Some(task) => {
                     drop(queue);
-                    self.go_through(block, &directory, || false);
+                    self.advance(task, || false);
                     queue = self.queue.lock();
                 }
                 None => {
