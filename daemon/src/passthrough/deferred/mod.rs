@@ -23,7 +23,7 @@ mod recovery;
 mod tests;
 mod workers;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque, btree_map};
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -124,8 +124,9 @@ struct Shared {
     directories: Mutex<HashMap<u64, Arc<Directory>>>,
     /// Most of them.
     most_directories: usize,
-    /// Nodes of files whose names wait: directory and record.
-    inodes: Mutex<HashMap<u64, (u64, Place)>>,
+    /// Nodes of files whose names wait: directory and record. In order: files are mostly removed as they were made, so that what is looked up is beside what
+    /// was looked up before, and in the caches.
+    inodes: Mutex<BTreeMap<u64, (u64, Place)>>,
     announced: Mutex<Announced>,
     /// How many announcements there are.
     announcements: AtomicUsize,
@@ -688,7 +689,7 @@ impl Shared {
         target: Target,
     ) -> Verdict {
         let mut inodes = self.inodes.lock();
-        let hashbrown::hash_map::Entry::Vacant(entry) = inodes.entry(node) else { return Verdict::AtOnce };
+        let btree_map::Entry::Vacant(entry) = inodes.entry(node) else { return Verdict::AtOnce };
         if self.is_announced(directory.id, name) || self.is_kept(node) || self.ended.load(Ordering::SeqCst) {
             return Verdict::AtOnce;
         }
