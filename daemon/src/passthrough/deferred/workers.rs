@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use super::{Directory, Shared};
 
-/// Without further unlinks for so long, the workers begin.
-const QUIET: Duration = Duration::from_millis(1);
+/// Without further unlinks for so long, the workers begin. A shorter pause may be one of the machine's: two workers that begin for its sake would be in the
+/// way of both who ask and who answer.
+const QUIET: Duration = Duration::from_millis(4);
 /// So few within that time are none.
-const FEW: u64 = 50;
+const FEW: u64 = 100;
 /// Nor are so few while a worker removes as many as it does between two looks ([`LOOKS_AFTER`]).
 const FEW_MEANWHILE: u64 = 4;
 /// After so many records a worker looks whether unlinks come again.
