@@ -809,8 +809,15 @@ pub(crate) fn descriptor_at(path: &[u8]) -> Option<RawFd> {
         b"/dev/stdout" => Some(1),
         b"/dev/stderr" => Some(2),
         _ => {
-            let number = DIRECTORIES.iter().find_map(|directory| path.strip_prefix(*directory))?;
-            std::str::from_utf8(number).ok()?.parse().ok()
+            let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.parse::<RawFd>().ok();
+            if let Some(digits) = DIRECTORIES.iter().find_map(|directory| path.strip_prefix(*directory)) {
+                return number(digits);
+            }
+            let path = path.strip_prefix(b"/proc/")?;
+            let end = path.iter().position(|byte| *byte == b'/')?;
+            let digits = path.get(end..)?.strip_prefix(b"/fd/")?;
+            let is_own = number(path.get(..end)?)? == rustix::process::getpid().as_raw_pid();
+            if is_own { number(digits) } else { None }
         }
     }
 }

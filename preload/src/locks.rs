@@ -30,8 +30,20 @@ pub(crate) fn taken(fd: RawFd) {
     }
     if let Some(ino) = inode(fd) {
         LOCKED.fetch_or(bit(ino), Ordering::SeqCst);
+        // Who has not seen that may be about to close one. A signal handler may have interrupted him.
+        for _ in 0..PATIENCE {
+            if CLOSING.load(Ordering::SeqCst) == 0 {
+                break;
+            }
+            rustix::thread::sched_yield();
+        }
     }
 }
+
+/// How long whoever takes a lock waits for others to have closed, in turns.
+const PATIENCE: u32 = 1000;
+/// How many descriptors the library is about to close.
+static CLOSING: AtomicUsize = AtomicUsize::new(0);
 
 /// The inode number of an open file on a mount; of others, the one that it has elsewhere.
 fn inode(fd: RawFd) -> Option<u64> {
@@ -51,17 +63,38 @@ pub(crate) fn may_be_on(ino: u64) -> bool {
 /// Descriptors that are left over.
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
-/// A promotion has left a descriptor over, which stays open if closing it would end locks.
+/// A descriptor is left over, which stays open if closing it would end locks.
 pub(crate) fn keep(file: sys::Hidden, ino: u64) {
-    if !may_be_on(ino) {
-        return;
+    CLOSING.fetch_add(1, Ordering::SeqCst);
+    if may_be_on(ino) {
+        CLOSING.fetch_sub(1, Ordering::SeqCst);
+        if let Some(file) = file.fd() {
+            // Cannot fail on a descriptor of ours.
+            let _ = rustix::io::fcntl_setfd(file, rustix::io::FdFlags::CLOEXEC);
+        }
+        // With a number beyond the table it stays open for good: a lock too long is better than none.
+        if let Some(fd) = file.into_fd().map(IntoRawFd::into_raw_fd)
+            && FDS.set(fd, Kind::Kept { ino })
+        {
+            COUNT.fetch_add(1, Ordering::AcqRel);
+        }
+    } else {
+        drop(file);
+        CLOSING.fetch_sub(1, Ordering::SeqCst);
     }
-    // With a number beyond the table it stays open for good: a lock too long is better than none.
-    if let Some(fd) = file.into_fd().map(IntoRawFd::into_raw_fd)
-        && FDS.set(fd, Kind::Kept { ino })
-    {
-        COUNT.fetch_add(1, Ordering::AcqRel);
+}
+
+/// One of the descriptors that are left over of a file, if it is as wanted; it is the caller's then.
+pub(crate) fn left_over(ino: u64, is_wanted: impl Fn(BorrowedFd<'_>) -> bool) -> Option<Beside> {
+    if COUNT.load(Ordering::Acquire) == 0 {
+        return None;
     }
+    let mut found = FDS.kept().filter(|(fd, kept)| *kept == ino && FDS.take_kept(*fd));
+    found.find_map(|(fd, _)| {
+        COUNT.fetch_sub(1, Ordering::AcqRel);
+        let file = Beside::new(sys::take(fd));
+        file.fd().is_some_and(&is_wanted).then_some(file)
+    })
 }
 
 /// A descriptor that the library has opened beside the program's, perhaps of the same file.
@@ -85,8 +118,7 @@ impl Beside {
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        if LOCKED.load(Ordering::SeqCst) != 0
-            && let Some(file) = self.0.take()
+        if let Some(file) = self.0.take()
             && let Some(ino) = file.fd().and_then(|fd| rustix::fs::fstat(fd).ok()).map(|stat| stat.st_ino)
         {
             keep(file, ino);

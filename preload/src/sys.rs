@@ -272,6 +272,12 @@ impl Hidden {
     }
 }
 
+/// A descriptor that nobody else closes any more.
+pub(crate) fn take(fd: RawFd) -> Hidden {
+    // SAFETY: callers have taken it out of the table of descriptors, where it was the library's.
+    Hidden::new(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 impl Drop for Hidden {
     fn drop(&mut self) {
         if let Some(fd) = self.0.take() {

@@ -57,6 +57,20 @@ def stream(name, *arguments):
     if not opened:
         raise OSError(ctypes.get_errno(), '')
     return ctypes.c_void_p(opened)
+def full(use):
+    taken = []
+    try:
+        while True:
+            taken.append(os.dup(0))
+    except OSError:
+        pass
+    try:
+        return use()
+    finally:
+        for fd in taken:
+            os.close(fd)
+def descriptors():
+    return len(os.listdir('/proc/self/fd'))
 def written(opened, text):
     libc.fputs(text, opened)
     return libc.fclose(opened)
@@ -292,6 +306,14 @@ fn attributes_are_changed_by_such_a_descriptor_as_by_any() {
     fs::write(place.path().join("gone"), "gone").unwrap();
     learn(&place, &mut program, "gone");
     assert_eq!(program.says(removed), "(None, 2, b'GOne')");
+    let access = "os.access(@, os.W_OK | os.R_OK)".replace('@', here);
+    assert_eq!(after(&mut program, &format!("{access} or os.abort()"), "True"), "True");
+    let own = "os.chmod(f'/proc/{os.getpid()}/fd/{fd}', 0o602)";
+    assert_eq!(after(&mut program, own, "oct(s.st_mode & 0o777)"), "0o602");
+    // No number is needed for it, either.
+    let full = "full(lambda: os.fchmod(fd, 0o603))";
+    assert_eq!(after(&mut program, full, "oct(s.st_mode & 0o777)"), "0o603");
+    assert_eq!(after(&mut program, "os.fchmod(fd, 0o644)", "oct(s.st_mode & 0o777)"), "0o644");
     // What natively cannot be changed cannot be changed here.
     learn(&place, &mut program, "d/f");
     assert_eq!(program.says("with_open('d/f', lambda fd: os.write(fd, b'x'))"), "EBADF");
@@ -585,7 +607,11 @@ fn locks_on_such_descriptors_are_everybodys() {
     }
     // What the library opens and closes besides does not.
     assert_eq!(program.says("os.fchmod(fd, 0o640) or os.chmod(f'/proc/self/fd/{fd}', 0o644)"), "None");
-    assert_eq!(program.says("with_open('d/g', lambda fd: os.fchmod(fd, 0o640))"), "None");
+    let before: usize = program.says("descriptors()").parse().unwrap();
+    let often = "[os.fchmod(fd, 0o640 + n % 2) for n in range(50)] and os.fchmod(fd, 0o644)";
+    assert_eq!(program.says(often), "None");
+    let after: usize = program.says("descriptors()").parse().unwrap();
+    assert!(after <= before + 1, "{before} descriptors, then {after}");
     for by in [&mut other, &mut unmodified] {
         let lock = "with_open('d/f', lambda fd: fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB), os.O_RDWR)";
         assert_eq!(by.says(lock), "EAGAIN");

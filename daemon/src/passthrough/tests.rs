@@ -133,7 +133,7 @@ impl Mirror {
         ask!(self.fs, unlink(req, INodeNo(parent), OsStr::new(name)), ReplyEmpty)
     }
 
-    fn rmdir(&self, req: &Request, parent: u64, name: &str) -> Answer<()> {
+    pub(super) fn rmdir(&self, req: &Request, parent: u64, name: &str) -> Answer<()> {
         ask!(self.fs, rmdir(req, INodeNo(parent), OsStr::new(name)), ReplyEmpty)
     }
 

@@ -95,13 +95,15 @@ impl Library {
         [&self.root, &self.other, &self.near]
     }
 
-    /// Gives everything back.
-    pub(super) fn give_up(&self) {
+    /// Gives everything back; whether there was something.
+    pub(super) fn give_up(&self) -> bool {
+        let mut any = false;
         for lent in self.all() {
-            lent.fd.give_up();
+            any |= lent.fd.give_up();
             lent.misses.store(0, Ordering::Relaxed);
         }
         self.borrowing.store(false, Ordering::Relaxed);
+        any
     }
 
     /// If this is one of its descriptors, moves it elsewhere.

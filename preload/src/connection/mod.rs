@@ -592,6 +592,12 @@ pub(crate) fn by_dev(dev: (u32, u32)) -> Option<usize> {
     })
 }
 
+/// Gives up every descriptor of all connections that can be had again; whether there was one.
+pub(crate) fn spare_numbers() -> bool {
+    // All are to be given up.
+    ALL.iter().fold(false, |any, mount| any | mount.placeholder.give_up() | mount.lent.give_up())
+}
+
 /// What the kernel says about the mount with a device number: that takes being connected to it.
 pub(crate) fn facts_of(dev: (u32, u32)) -> Option<MountFacts> {
     let mut of_dev = ALL.iter().enumerate().filter(|(_, mount)| {

@@ -108,6 +108,11 @@ fn is_current(version: c_int) -> bool {
     version == 0 || (cfg!(target_arch = "x86_64") && version == 1)
 }
 
+/// Asks what may be done with what a path leads to.
+fn accessible(path: PathArg, road: Road<()>, next: impl Fn(PathArg) -> c_int) -> c_int {
+    take(road, || calls::despite_lending_at(path, |result| *result != 0, next))
+}
+
 hook! {
     fn [stat, stat64](path: PathArg, out: StatOut) -> c_int, next =>
         stat_at(AT_FDCWD, path, out, 0, || next(path, out));
@@ -248,13 +253,16 @@ hook! {
         take_with(files::xattr(fd, None, out, size), |len| len as isize, || next(fd, out, size));
 
     fn [access](path: PathArg, mode: c_int) -> c_int, next =>
-        take(calls::access(AT_FDCWD, &path, mode, 0), || next(path, mode));
+        accessible(path, calls::access(AT_FDCWD, &path, mode, 0), |path| next(path, mode));
     fn [eaccess, euidaccess](path: PathArg, mode: c_int) -> c_int, next =>
-        take(calls::access(AT_FDCWD, &path, mode, AT_EACCESS), || next(path, mode));
+        accessible(path, calls::access(AT_FDCWD, &path, mode, AT_EACCESS), |path| next(path, mode));
     fn [faccessat](dirfd: c_int, path: PathArg, mode: c_int, flags: c_int) -> c_int, next =>
         itself(
             dirfd, &path, flags,
-            || take(calls::access(dirfd, &path, mode, flags), || next(dirfd, path, mode, flags)),
+            || {
+                let road = calls::access(dirfd, &path, mode, flags);
+                accessible(path, road, |path| next(dirfd, path, mode, flags))
+            },
         );
 
     fn [readlink](path: PathArg, out: Data, size: usize) -> isize, next =>

@@ -7,6 +7,7 @@ use libc::AT_FDCWD;
 use super::hook;
 use crate::calls::{self, Opening, Wanted};
 use crate::fds::Kind;
+use crate::locks;
 use crate::next::Stream;
 use crate::process::FDS;
 use crate::streams::{flags_of, mode_of};
@@ -60,11 +61,12 @@ hook! {
     // Keeps the stream's descriptor number, which is libc's own affair: the kernel opens the file.
     fn [freopen, freopen64](path: PathArg, mode: PathArg, stream: *mut Stream) -> *mut Stream, next => {
         calls::by_choice(&path);
-        let before = FDS.get(sys::fileno(stream));
+        locks::closing(sys::fileno(stream));
         let writes = || mode.get().and_then(|mode| flags_of(mode.bytes())) != Some(libc::O_RDONLY);
         if path.is_null() && writes() {
             calls::prepare_to_write(sys::fileno(stream));
         }
+        let before = FDS.get(sys::fileno(stream));
         FDS.clear(sys::fileno(stream));
         let stream = next(path, mode, stream);
         match before {
@@ -75,6 +77,7 @@ hook! {
         stream
     };
     fn [fclose, _IO_fclose](stream: *mut Stream) -> c_int, next => {
+        locks::closing(sys::fileno(stream));
         FDS.clear(sys::fileno(stream));
         next(stream)
     };

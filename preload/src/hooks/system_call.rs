@@ -91,6 +91,7 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         libc::SYS_fchownat if is_itself(b.path(), e.int()) => changing(number, all, pass),
         libc::SYS_utimensat if is_itself(b.path(), d.int()) => changing(number, all, pass),
         libc::SYS_fchmodat2 if is_itself(b.path(), d.int()) => changing(number, all, pass),
+        libc::SYS_fchmodat2 => by_path(1, calls::chmod(a.int(), &b.path(), c.unsigned(), d.int())),
         libc::SYS_ioctl => {
             let again = |fd: c_int| pass(number, [Word(fd.into()), b, c, d, e, all[5]]);
             calls::despite_lending(a.int(), |result: &Word| result.0 == -1, again)

@@ -338,16 +338,10 @@ impl Journal {
         })
     }
 
-    /// How many blocks may still be begun, if there is memory.
-    #[cfg(test)]
-    pub(super) fn free_blocks(&self) -> u32 {
+    /// How many blocks have been begun and not been given back.
+    pub(super) fn used_blocks(&self) -> u32 {
         let room = self.room.lock();
-        room.free.len() as u32 + (self.most - room.blocks)
-    }
-
-    /// How many blocks there may be.
-    pub(super) fn most_blocks(&self) -> u32 {
-        self.most
+        room.blocks - room.free.len() as u32
     }
 
     /// Gives memory back if nothing is in use.
@@ -581,7 +575,7 @@ mod tests {
             while journal.add(&mut filling, b"some-name", target(1)).is_ok() {}
             blocks.push(filling.block);
         }
-        assert_eq!((blocks.len(), journal.free_blocks()), (3, 0));
+        assert_eq!((blocks.len(), journal.used_blocks()), (3, 3));
         assert!(journal.records(blocks[0]).count() > 90);
         journal.end(blocks[1]);
         assert_eq!(journal.owner(blocks[1]), None);
@@ -601,7 +595,7 @@ mod tests {
         many.into_iter().for_each(|block| journal.end(block));
         journal.shrink();
         assert_eq!(length(), small);
-        assert_eq!(journal.free_blocks(), BLOCKS);
+        assert_eq!(journal.used_blocks(), 0);
     }
 
     #[test]

@@ -48,6 +48,8 @@ use crate::{Notifier, Request, Road, mutant};
 pub(super) use self::recovery::finish_left;
 pub use self::recovery::{Leftover, finish_leftovers, leftovers};
 
+/// So many directories may be kept in which nothing waits.
+const IDLE_DIRECTORIES: usize = 1024;
 /// Of so many descriptors that the daemon may have, one may be of a directory in which something waits.
 const DESCRIPTORS: u64 = 4;
 /// Fewest and most such directories at a time.
@@ -108,6 +110,14 @@ struct Directory {
     settled: Condvar,
 }
 
+/// Directories in which something waits, or may.
+#[derive(Default)]
+struct Directories {
+    known: HashMap<u64, Arc<Directory>>,
+    /// With so many it is looked in which of them nothing waits.
+    tidied_at: usize,
+}
+
 /// What is about to change.
 #[derive(Default)]
 struct Announced {
@@ -121,7 +131,7 @@ struct Shared {
     can_switch: bool,
     ttl: u64,
     root: Arc<OwnedFd>,
-    directories: Mutex<HashMap<u64, Arc<Directory>>>,
+    directories: Mutex<Directories>,
     /// Most of them.
     most_directories: usize,
     /// Nodes of files whose names wait: directory and record. In order: files are mostly removed as they were made, so that what is looked up is beside what
@@ -374,9 +384,9 @@ impl Deferred {
         {
             return false;
         }
-        let await_room = |most| shared.await_room(most) && fs.act(req, Rights::Checked).is_ok();
+        let await_room = || shared.await_room() && fs.act(req, Rights::Checked).is_ok();
         let directory = match shared.directory(fs, parent, dir) {
-            Err(Full) if await_room(shared.most_directories as u32) => shared.directory(fs, parent, dir),
+            Err(Full) if await_room() => shared.directory(fs, parent, dir),
             directory => directory,
         };
         let Ok(Some(directory)) = directory else { return false };
@@ -384,7 +394,7 @@ impl Deferred {
             match shared.try_take(fs, req, &directory, name) {
                 Verdict::Taken => return true,
                 Verdict::AtOnce => return false,
-                Verdict::Full if await_room(shared.journal.most_blocks()) => {}
+                Verdict::Full if await_room() => {}
                 Verdict::Full => return false,
             }
         }
@@ -446,6 +456,8 @@ impl Drop for Hold<'_> {
             inner.callers.iter_mut().for_each(|caller| caller.until = 0);
             self.shared.end_list(&directory, &mut inner);
         }
+        // It may have gone, and its descriptor would keep it.
+        self.shared.put_away(self.directory);
         self.shared.withdraw(|announced| {
             if let Some(index) = announced.held.iter().position(|id| *id == self.directory) {
                 announced.held.swap_remove(index);
@@ -478,7 +490,7 @@ impl Drop for Listing {
 
 impl Shared {
     fn known(&self, id: u64) -> Option<Arc<Directory>> {
-        self.directories.lock().get(&id).cloned()
+        self.directories.lock().known.get(&id).cloned()
     }
 
     /// The state of a directory, if something may be deferred in it.
@@ -492,7 +504,7 @@ impl Shared {
         fd: &Arc<OwnedFd>,
     ) -> std::result::Result<Option<Arc<Directory>>, Full> {
         let mut directories = self.directories.lock();
-        if let Some(directory) = directories.get(&id) {
+        if let Some(directory) = directories.known.get(&id) {
             if Arc::ptr_eq(&directory.fd, fd) {
                 return Ok(Some(Arc::clone(directory)));
             }
@@ -501,14 +513,17 @@ impl Shared {
                 return Ok(None);
             }
         }
-        if directories.len() >= self.most_directories {
-            directories.retain(|_, directory| !self.retire(directory));
-            if directories.len() >= self.most_directories {
+        let most = self.most_directories;
+        let Directories { known, tidied_at } = &mut *directories;
+        if known.len() >= (*tidied_at).max(IDLE_DIRECTORIES).min(most) {
+            known.retain(|_, directory| !self.retire(directory));
+            *tidied_at = known.len() * 2;
+            if known.len() >= most {
                 return Err(Full);
             }
         }
         let Some(directory) = self.state_of(fs, id, fd).map(Arc::new) else { return Ok(None) };
-        directories.insert(id, Arc::clone(&directory));
+        known.insert(id, Arc::clone(&directory));
         Ok(Some(directory))
     }
 
@@ -565,6 +580,14 @@ impl Shared {
             self.end_list(directory, &mut inner);
         }
         unused
+    }
+
+    /// Forgets a directory if nothing waits in it.
+    fn put_away(&self, id: u64) {
+        let mut directories = self.directories.lock();
+        if directories.known.get(&id).is_some_and(|directory| self.retire(directory)) {
+            directories.known.remove(&id);
+        }
     }
 
     fn announce(&self, announcement: impl FnOnce(&mut Announced)) {
@@ -881,7 +904,7 @@ impl Shared {
         self.settle_all();
         if first {
             // Under the locks of directories nothing is recorded once they have seen that it has ended.
-            let directories: Vec<_> = self.directories.lock().values().cloned().collect();
+            let directories: Vec<_> = self.directories.lock().known.values().cloned().collect();
             directories.iter().for_each(|directory| drop(directory.inner.lock()));
             self.settle_all();
             // The thread may act as whoever had something removed, and the journal is the daemon's.

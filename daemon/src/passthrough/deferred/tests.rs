@@ -111,6 +111,32 @@ fn a_directory_that_is_looked_up_is_as_after_all_that_was_acknowledged() {
 }
 
 #[test]
+fn a_directory_that_was_removed_is_not_kept() {
+    for mirror in mirrors() {
+        for directory in 0..20 {
+            let name = format!("d{directory}");
+            let id = fill(&mirror, &name, 30);
+            unlink(&mirror, id, 0..30);
+            mirror.rmdir(&root(), ROOT, &name).unwrap();
+        }
+        assert_eq!(deferred(&mirror).shared.directories.lock().known.len(), 0);
+        assert_eq!((failed(&mirror), deferred(&mirror).counts().waiting), (0, 0));
+    }
+}
+
+#[test]
+fn directories_in_which_nothing_waits_make_room() {
+    let mirror = mirror_in("/dev/shm", options());
+    for directory in 0..IDLE_DIRECTORIES + 10 {
+        let id = fill(&mirror, &format!("d{directory}"), 1);
+        unlink(&mirror, id, 0..1);
+        deferred(&mirror).settle_all();
+    }
+    let known = deferred(&mirror).shared.directories.lock().known.len();
+    assert!(known <= 10, "{known}");
+}
+
+#[test]
 fn names_known_by_listing_are_not_looked_at() {
     for mirror in mirrors() {
         let directory = fill(&mirror, "d", 1000);

@@ -7,8 +7,8 @@
 #![deny(unsafe_code)]
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -25,14 +25,14 @@ const FEW_MEANWHILE: u64 = 4;
 pub(super) const LOOKS_AFTER: usize = 32;
 /// Most workers.
 const WORKERS_MAX: usize = 8;
-/// When there was no room, unlinks wait until one of so many parts of what there may be is free.
+/// When there was no room, unlinks wait until one of so many parts of what is in use is free.
 const RELIEF: u32 = 16;
 /// Among so many directories that were last begun, one is looked for that has got a further block.
 const RECENT: usize = 8;
 
-/// Blocks of one directory that nobody goes through yet.
+/// Blocks of one directory that nobody goes through yet. A directory that is gone has had all of them done.
 struct Task {
-    directory: Arc<Directory>,
+    directory: Weak<Directory>,
     blocks: VecDeque<u32>,
 }
 
@@ -46,6 +46,8 @@ pub(super) struct Queue {
     urgent: usize,
     /// So many blocks are to be given back until there is room again.
     lacking: u32,
+    /// How often there was.
+    reliefs: u64,
     /// What had been acknowledged at the last look.
     looked: u64,
     stopping: bool,
@@ -85,7 +87,9 @@ impl Shared {
                         continue;
                     }
                     // The first one looks whether unlinks still come.
-                    self.work.wait_for(&mut queue, QUIET);
+                    if !self.work.wait_for(&mut queue, QUIET).timed_out() {
+                        continue;
+                    }
                     let acknowledged = self.acknowledged.load(Ordering::Relaxed);
                     if acknowledged - std::mem::replace(&mut queue.looked, acknowledged) <= FEW {
                         queue.released = true;
@@ -111,10 +115,13 @@ impl Shared {
 
     /// Goes through blocks until `pauses`; those that are left are the next.
     fn advance(&self, mut task: Task, mut pauses: impl FnMut() -> bool) {
+        let Some(directory) = task.directory.upgrade() else { return };
         while let Some(block) = task.blocks.pop_front() {
-            if !self.go_through(block, &task.directory, &mut pauses) {
+            if !self.go_through(block, &directory, &mut pauses) {
                 task.blocks.push_front(block);
                 self.queue.lock().tasks.push_front(task);
+                // The others may have seen nothing to be done.
+                self.work.notify_all();
                 return;
             }
         }
@@ -123,14 +130,14 @@ impl Shared {
     /// A block has been begun.
     pub(super) fn enqueue(&self, block: u32, directory: &Arc<Directory>) {
         let mut queue = self.queue.lock();
+        let first = queue.tasks.is_empty();
         let mut recent = queue.tasks.iter_mut().rev().take(RECENT);
-        match recent.find(|task| Arc::ptr_eq(&task.directory, directory)) {
+        match recent.find(|task| std::ptr::eq(task.directory.as_ptr(), Arc::as_ptr(directory))) {
             Some(task) => task.blocks.push_back(block),
             None => {
-                queue.tasks.push_back(Task { directory: Arc::clone(directory), blocks: [block].into() });
+                queue.tasks.push_back(Task { directory: Arc::downgrade(directory), blocks: [block].into() });
             }
         }
-        let first = queue.tasks.len() == 1;
         drop(queue);
         if first {
             self.work.notify_all();
@@ -143,26 +150,30 @@ impl Shared {
         if queue.lacking > 0 {
             queue.lacking -= 1;
             if queue.lacking == 0 {
+                queue.reliefs += 1;
                 self.idle.notify_all();
             }
         }
     }
 
-    /// Waits until there is room again for some part of `most` blocks, or directories; whether there may be.
-    pub(super) fn await_room(&self, most: u32) -> bool {
+    /// Waits until a part of what is in use is free again; whether something may be.
+    pub(super) fn await_room(&self) -> bool {
         let mut queue = self.queue.lock();
         if self.waiting.load(Ordering::SeqCst) == 0 {
             // Nothing that will be given back: no memory is left.
             return false;
         }
         if queue.lacking == 0 {
-            queue.lacking = most.div_ceil(RELIEF);
+            queue.lacking = self.journal.used_blocks().div_ceil(RELIEF).max(1);
         }
+        let before = queue.reliefs;
         self.work.notify_all();
-        while queue.lacking > 0 && self.waiting.load(Ordering::SeqCst) > 0 {
+        while queue.reliefs == before && self.waiting.load(Ordering::SeqCst) > 0 {
             self.idle.wait_for(&mut queue, Duration::from_millis(100));
         }
-        queue.lacking = 0;
+        if queue.reliefs == before {
+            queue.lacking = 0;
+        }
         !queue.stopping
     }
 
