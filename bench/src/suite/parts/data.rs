@@ -13,7 +13,8 @@ use crate::{Outcome, screen};
 
 pub(in crate::suite) const ABOUT: &str = "\
 fio reads and writes by pread(2) and pwrite(2), in so many threads (jobs) with a file each that was written beforehand, through the page cache. \
-Sequentially in blocks of 128 KiB, randomly in blocks of 4 KiB. The bandwidth is that of all jobs together.";
+Sequentially in blocks of 128 KiB, randomly in blocks of 4 KiB. The bandwidth is that of all jobs together. On the bypass fio connects with its first call \
+(FINESSE_CONNECT_AFTER=0), as one or two jobs open their files before it would otherwise.";
 
 pub(in crate::suite) const WAYS: [Way; 8] = [
     Way::NATIVE,
@@ -83,6 +84,7 @@ pub(in crate::suite) fn measure(context: &Context, cases: &mut Cases) -> Outcome
 
 fn fio(way: Way, root: &Path, pattern: &str, block: &str, jobs: u32, mib: u64, ms: u64) -> Outcome<Command> {
     let mut command = daemon::command(way.road, Path::new("fio"))?;
+    command.env(daemon::CONNECT_AFTER, "0");
     // A job that is called as a file in the working directory is on that file.
     command.current_dir(root).args([
         "--name=transfer",
