@@ -82,6 +82,7 @@
 mod attr;
 mod behind;
 mod calls;
+mod changes;
 mod connection;
 mod copies;
 mod dirstreams;

@@ -84,6 +84,11 @@ pub(crate) fn keep(file: sys::Hidden, ino: u64) {
     }
 }
 
+/// In a forked child nobody closes what another thread of the parent was about to close, and nothing is locked.
+pub(crate) fn after_fork() {
+    CLOSING.store(0, Ordering::SeqCst);
+}
+
 /// One of the descriptors that are left over of a file, if it is as wanted; it is the caller's then.
 pub(crate) fn left_over(ino: u64, is_wanted: impl Fn(BorrowedFd<'_>) -> bool) -> Option<Beside> {
     if COUNT.load(Ordering::Acquire) == 0 {

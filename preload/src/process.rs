@@ -13,6 +13,7 @@ use crate::connection;
 use crate::dirstreams::{self, Before};
 use crate::fds::{Cwd, Kind, Table};
 use crate::files;
+use crate::locks;
 use crate::sys::{self, ForkMark, Strings};
 use crate::virtuals;
 
@@ -130,6 +131,7 @@ fn after_fork() {
     virtuals::after_fork();
     connection::after_fork();
     dirstreams::after_fork();
+    locks::after_fork();
     // Their numbers are free: what gets them next need not come to our knowledge (`pipe`).
     for (fd, ..) in FDS.granted().filter(|(fd, ..)| !sys::is_open(*fd)) {
         FDS.clear(fd);

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use finesse_tests::build;
 use finesse_tests::mount::Options;
@@ -302,7 +302,7 @@ fn attributes_are_changed_by_such_a_descriptor_as_by_any() {
     }
     let reopened = "written(stream('freopen', None, b'r+', stream('fopen', b'd/f', b'r')), b'FOUR')";
     assert_eq!(after(&mut program, reopened, "read('d/f')"), "FOURn!");
-    let removed = "with_open('gone', lambda fd: (os.unlink('gone'), with_open(f'/proc/self/fd/{fd}', lambda fd: os.write(fd, b'GO'), os.O_RDWR), os.pread(fd, 9, 0)))";
+    let removed = "with_open('gone', lambda fd: (os.unlink('gone'), with_open(f'/proc/self/fd/{fd}', lambda again: stat(again) == stat(fd) and os.write(again, b'GO'), os.O_RDWR), os.pread(fd, 9, 0)))";
     fs::write(place.path().join("gone"), "gone").unwrap();
     learn(&place, &mut program, "gone");
     assert_eq!(program.says(removed), "(None, 2, b'GOne')");
@@ -478,11 +478,11 @@ fn nobody_gets_further_by_what_was_lent() {
     let mut program = python(&place, ROOT);
     learn(&place, &mut program, "d/f");
     let descriptors = format!("/proc/{}/fd", program.pid());
+    let number_of = |path: &Path| path.file_name().unwrap().to_str().unwrap().parse::<u32>().unwrap();
     let lent = || {
-        let all = fs::read_dir(&descriptors).unwrap().flatten();
-        let own = all.filter(|entry| entry.file_name().to_str().unwrap().parse::<u32>().unwrap() >= 700);
-        let here = own.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == place.path()));
-        here.map(|entry| entry.path()).collect::<Vec<_>>()
+        let mut all = lent_to(&descriptors, place.path());
+        all.retain(|path| number_of(path) >= 700);
+        all
     };
     let directory = lent().first().expect("a directory was lent").clone();
     let written = fs::write(directory.join("d/f"), "x").unwrap_err();
@@ -513,7 +513,7 @@ fn nobody_gets_further_by_what_was_lent() {
     place.unmount();
     eventually("what was lent is given back", || {
         program.says(&format!("os.path.exists({:?})", path.join("d/f")));
-        lent_of(&descriptors, &path) == 0
+        lent_to(&descriptors, &path).is_empty()
     });
 }
 
@@ -557,12 +557,11 @@ fn nobody_changes_or_copies_the_mounts_that_were_lent() {
     let mut program = python(&place, ROOT);
     learn(&place, &mut program, "d/f");
     let descriptors = format!("/proc/{}/fd", program.pid());
-    let all = fs::read_dir(&descriptors).unwrap().flatten().map(|entry| entry.path());
-    let mut lent = all.filter(|path| fs::read_link(path).is_ok_and(|target| target == place.path()));
-    let lent = lent.find(|path| fs::metadata(path.join("d")).is_ok()).expect("a directory was lent");
+    let lent = lent_to(&descriptors, place.path());
+    let lent = lent.iter().find(|path| path.join("d").exists()).expect("a directory was lent");
     let tries = |wrapper: &[&str]| {
         let mut command = std::process::Command::new("/usr/bin/python3");
-        command.args(["-c", BREAK]).arg(&lent).args(wrapper);
+        command.args(["-c", BREAK]).arg(lent).args(wrapper);
         let output = command.output().unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -579,9 +578,10 @@ fn nobody_changes_or_copies_the_mounts_that_were_lent() {
     assert_eq!(program.says("read('d/f')"), "four");
 }
 
-fn lent_of(descriptors: &str, path: &Path) -> usize {
-    let all = fs::read_dir(descriptors).unwrap().flatten();
-    all.filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path)).count()
+/// The descriptors, below /proc, that lead to a mount.
+fn lent_to(descriptors: &str, path: &Path) -> Vec<PathBuf> {
+    let all = fs::read_dir(descriptors).unwrap().flatten().map(|entry| entry.path());
+    all.filter(|entry| fs::read_link(entry).is_ok_and(|target| target == path)).collect()
 }
 
 #[test]

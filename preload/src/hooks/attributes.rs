@@ -7,6 +7,7 @@ use libc::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, gid_t, mode_t, off_t, u
 use super::promote::with;
 use super::{hook, take};
 use crate::calls::{self, Road, Times, names_descriptor};
+use crate::changes;
 use crate::files;
 use crate::sys::{Data, PathArg, Vector};
 
@@ -16,12 +17,12 @@ fn by_descriptor(fd: c_int, road: Road<()>, next: impl Fn(c_int) -> c_int) -> c_
 }
 
 fn changing(fd: c_int, next: impl Fn(c_int) -> c_int) -> c_int {
-    calls::changing(fd, |result| *result != 0, next)
+    changes::changing(fd, |result| *result != 0, next)
 }
 
 /// Runs a call that changes what a path is of.
 fn by_path(path: PathArg, road: Road<()>, next: impl Fn(PathArg) -> c_int) -> c_int {
-    take(road, || calls::changing_at(path, |result| *result != 0, next))
+    take(road, || changes::changing_at(path, |result| *result != 0, next))
 }
 
 /// Runs a call that changes what a path is of, or what a descriptor is of, with an empty path.

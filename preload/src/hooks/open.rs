@@ -6,6 +6,7 @@ use libc::{AT_FDCWD, O_CREAT, O_TRUNC, O_WRONLY};
 
 use super::{fail, hook};
 use crate::calls::{self, Opening};
+use crate::changes;
 use crate::sys::{self, PathArg};
 
 #[inline]
@@ -20,9 +21,9 @@ pub(super) fn open_at(
         Opening::Done(Ok(fd)) => fd,
         Opening::Done(Err(errno)) => fail(errno),
         Opening::Kernel(flags, target) => {
-            let mut fd = next(flags);
+            let fd = next(flags);
             if fd == -1 && sys::errno() == libc::EROFS {
-                fd = calls::open_despite_lending(&path, flags).unwrap_or_else(fail);
+                return changes::open_despite_lending(&path, flags).unwrap_or_else(fail);
             }
             calls::opened(fd, flags, target.as_ref());
             fd

@@ -5,7 +5,8 @@ use std::ffi::{c_char, c_int, c_uint, c_ulong, c_void};
 use libc::{off_t, pid_t, size_t};
 
 use super::{fail, hook};
-use crate::calls::{self, Road, names_descriptor};
+use crate::calls::{Road, names_descriptor};
+use crate::changes;
 use crate::copies;
 use crate::dirstreams;
 use crate::files;
@@ -106,7 +107,7 @@ hook! {
         });
 
     fn [ioctl](fd: c_int, request: c_ulong, argument: c_ulong) -> c_int, next =>
-        with(fd, || calls::despite_lending(fd, |result| *result == -1, |fd| next(fd, request, argument)));
+        with(fd, || changes::despite_lending(fd, |result| *result == -1, |fd| next(fd, request, argument)));
     fn [flock](fd: c_int, operation: c_int) -> c_int, next => with(fd, || next(fd, operation));
     fn [lockf, lockf64](fd: c_int, command: c_int, len: off_t) -> c_int, next => {
         with(fd, || {

@@ -9,6 +9,7 @@ use super::promote::{itself, with};
 use super::{fail, hook, take, take_with};
 use crate::attr::{self, MountFacts};
 use crate::calls::{self, All, Found, Receive, Road};
+use crate::changes;
 use crate::connection::is_own;
 use crate::files;
 use crate::next::StatOut;
@@ -110,7 +111,7 @@ fn is_current(version: c_int) -> bool {
 
 /// Asks what may be done with what a path leads to.
 fn accessible(path: PathArg, road: Road<()>, next: impl Fn(PathArg) -> c_int) -> c_int {
-    take(road, || calls::despite_lending_at(path, |result| *result != 0, next))
+    take(road, || changes::despite_lending_at(path, |result| *result != 0, next))
 }
 
 hook! {

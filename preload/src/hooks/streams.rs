@@ -6,6 +6,7 @@ use libc::AT_FDCWD;
 
 use super::hook;
 use crate::calls::{self, Opening, Wanted};
+use crate::changes;
 use crate::fds::Kind;
 use crate::locks;
 use crate::next::Stream;
@@ -23,9 +24,9 @@ fn open(path: PathArg, mode: PathArg, next: impl FnOnce() -> *mut Stream) -> *mu
     match calls::open_as(Wanted::Kernels, AT_FDCWD, &path, flags, MODE) {
         Opening::Done(opened) => stream_of(opened, flags),
         Opening::Kernel(..) => {
-            let mut stream = next();
+            let stream = next();
             if stream.is_null() && sys::errno() == libc::EROFS {
-                stream = stream_of(calls::open_despite_lending(&path, flags), flags);
+                return stream_of(changes::open_despite_lending(&path, flags), flags);
             }
             calls::opened(sys::fileno(stream), flags, None);
             stream
@@ -64,7 +65,7 @@ hook! {
         locks::closing(sys::fileno(stream));
         let writes = || mode.get().and_then(|mode| flags_of(mode.bytes())) != Some(libc::O_RDONLY);
         if path.is_null() && writes() {
-            calls::prepare_to_write(sys::fileno(stream));
+            changes::prepare_to_write(sys::fileno(stream));
         }
         let before = FDS.get(sys::fileno(stream));
         FDS.clear(sys::fileno(stream));

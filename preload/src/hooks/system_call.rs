@@ -16,6 +16,7 @@ use super::process::{credentials_of_this_thread, elsewhere};
 use super::stat::{stat_at, stat_open, statx_at};
 use super::{hook, take_with};
 use crate::calls::{self, Road, Times};
+use crate::changes;
 use crate::connection::is_own;
 use crate::copies;
 use crate::dirstreams::{self, Before};
@@ -94,7 +95,7 @@ fn route_call(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Wo
         libc::SYS_fchmodat2 => by_path(1, calls::chmod(a.int(), &b.path(), c.unsigned(), d.int())),
         libc::SYS_ioctl => {
             let again = |fd: c_int| pass(number, [Word(fd.into()), b, c, d, e, all[5]]);
-            calls::despite_lending(a.int(), |result: &Word| result.0 == -1, again)
+            changes::despite_lending(a.int(), |result: &Word| result.0 == -1, again)
         }
         libc::SYS_fchownat => {
             by_path(1, calls::chown(a.int(), &b.path(), c.unsigned(), d.unsigned(), e.int()))
@@ -202,7 +203,7 @@ fn is_itself(path: PathArg, flags: c_int) -> bool {
 /// A call that changes what its first argument, a descriptor, is of.
 fn changing(number: Word, all: [Word; 6], pass: impl Fn(Word, [Word; 6]) -> Word) -> Word {
     let [fd, b, c, d, e, f] = all;
-    calls::changing(
+    changes::changing(
         fd.int(),
         |result: &Word| result.0 != 0,
         |fd| pass(number, [Word(fd.into()), b, c, d, e, f]),
@@ -218,7 +219,7 @@ fn by_path(
 ) -> Word {
     let path = all.get(at).map_or(PathArg::NULL, |path| path.path());
     take(road, || {
-        calls::changing_at(
+        changes::changing_at(
             path,
             |result: &Word| result.0 != 0,
             |path| {
