@@ -21,6 +21,7 @@ mod kernel;
 mod mutant;
 pub mod passthrough;
 pub mod policy;
+mod processes;
 mod reply;
 mod request;
 mod ring;

@@ -6,6 +6,7 @@ use fuser::{AccessFlags, Errno, FileAttr, FileType, INodeNo};
 use crate::engine::cache::{Inode, Instant};
 use crate::engine::{Checks, Context, Engine, Stop, fail, kernel};
 use crate::filesystem::Filesystem;
+use crate::processes::CAP_FSETID;
 use crate::reply::ReplyEmpty;
 use crate::request::{Credentials, Request};
 use finesse_ipc::frame::Fallback;
@@ -21,7 +22,6 @@ const CAP_CHOWN: u64 = 1 << 0;
 const CAP_DAC_OVERRIDE: u64 = 1 << 1;
 const CAP_DAC_READ_SEARCH: u64 = 1 << 2;
 const CAP_FOWNER: u64 = 1 << 3;
-const CAP_FSETID: u64 = 1 << 4;
 
 impl Credentials {
     fn capable(&self, capability: u64) -> bool {

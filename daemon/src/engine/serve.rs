@@ -673,6 +673,12 @@ impl<FS: Filesystem> Engine<FS> {
         }
         self.permit(call.context, &node.inode, Operations::WRITE)?;
         let mut mode = call.frame.mode & 0o7777;
+        if mode & (libc::S_ISUID | libc::S_ISGID) != 0
+            && self.core.coherence.kernel_opens(node.inode.ino).passthrough
+        {
+            // Whose writes take the bits away the kernel decides by itself, if it has heard of them.
+            return kernel(Fallback::KernelHasItOpen);
+        }
         let attr = self.attr(&call.request, &node.inode)?;
         if self.checks == Checks::Engine {
             let credentials = &call.context.credentials;

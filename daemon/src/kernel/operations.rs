@@ -172,10 +172,11 @@ impl<FS: Filesystem> Operations<FS> {
     /// (`fuse_direct_io`), which need not know that a file is open for direct output, because of a client. Says whether there
     /// were any. A file system that acts as the caller has its backing do it.
     fn shed_privileges(&self, req: &Request, ino: INodeNo, fh: FileHandle) -> Result<bool, Errno> {
+        let attr = self.attr_of(req, ino, fh)?.attr;
         if self.fs().bypass().acts_as_caller {
-            return Ok(false);
+            return Ok(u32::from(attr.perm) & (libc::S_ISUID | libc::S_ISGID) != 0);
         }
-        let Some(mode) = without_privileges(&self.attr_of(req, ino, fh)?.attr) else { return Ok(false) };
+        let Some(mode) = without_privileges(&attr) else { return Ok(false) };
         let (reply, answer) = ReplyAttr::local();
         let (mode, fh) = (Some(mode), Some(fh));
         self.fs()

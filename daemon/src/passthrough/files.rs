@@ -16,9 +16,10 @@ use rustix::io::{Errno, ReadWriteFlags, Result};
 
 use super::handles::OpenFile;
 use super::hot::Reader;
-use super::inodes::{INSIDE, check_name, stat_of};
+use super::inodes::{INSIDE, Inode, check_name, stat_of};
 use super::names::Entry;
 use super::nodes::{Kind, Way};
+use super::privileges::Keeping;
 use super::{Acting, CachePolicy, PassthroughFs, Rights, attributes, credentials};
 use crate::{BackingId, FileHandle, Generation, Request, Road};
 
@@ -345,16 +346,16 @@ impl PassthroughFs {
         if !appends {
             file.append_no_more()?;
         }
-        // The caller's rights, so that the backing takes away set-user-ID bits as it would of the caller
-        // (`file_remove_privs`). On the kernel road the kernel does that by a request of its own, unless it writes directly.
-        let rights = if appends || sheds { Rights::Caller } else { Rights::Checked };
-        self.act(req, rights)?;
+        if sheds {
+            self.shed_set_id(req, &Inode::open(Arc::clone(&file)), Keeping::Refused)?;
+        }
+        self.act(req, Rights::Checked)?;
         let flags = if appends { ReadWriteFlags::APPEND } else { ReadWriteFlags::empty() };
         let mut written = 0;
         while written < data.len() {
             let rest = [IoSlice::new(&data[written..])];
             let write = || rustix::io::pwritev2(&*file, &rest, offset + written as u64, flags);
-            match self.with_room(|| self.act(req, rights), write) {
+            match self.with_room(|| self.act(req, Rights::Checked), write) {
                 Ok(0) => break,
                 Ok(more) => written += more,
                 Err(Errno::INTR) => {}

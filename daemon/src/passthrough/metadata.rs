@@ -13,6 +13,7 @@ use rustix::io::{Errno, Result};
 
 use super::ids::device_number;
 use super::inodes::{Inode, ProcPath, stat_of};
+use super::privileges::Keeping;
 use super::{Grants, PassthroughFs, Rights, attributes, sys};
 use crate::{Absent, FileAttr, FileHandle, Request, Road, TimeOrNow};
 
@@ -30,6 +31,13 @@ pub(super) struct Changes {
     pub(super) size: Option<u64>,
     pub(super) atime: Option<TimeOrNow>,
     pub(super) mtime: Option<TimeOrNow>,
+}
+
+impl Changes {
+    fn are_none(&self) -> bool {
+        let Self { mode, uid, gid, size, atime, mtime } = self;
+        mode.or(*uid).or(*gid).is_none() && size.is_none() && atime.or(*mtime).is_none()
+    }
 }
 
 /// An answer about extended attributes: the length alone was asked for, or the bytes.
@@ -61,6 +69,11 @@ impl PassthroughFs {
         self.settle(id);
         let _hold = self.deferred.as_ref().map(|deferred| deferred.hold(id));
         let inode = self.inode_or_file(id, fh)?;
+        if req.road() == Road::Kernel && changes.are_none() {
+            // The kernel is about to change the contents, and leaves out what it leaves to us (`fuse_setattr`).
+            self.shed_set_id(req, &inode, Keeping::Unknown)?;
+            return Ok(attributes::of(&stat_of(&inode)?, id));
+        }
         let rights = match changes.mode {
             Some(mode) if req.road() == Road::Kernel && self.only_drops_set_id(&inode, mode, &changes)? => {
                 Rights::Daemon
@@ -70,9 +83,7 @@ impl PassthroughFs {
         self.act(req, rights)?;
         let path = inode.path();
         if changes.uid.is_some() || changes.gid.is_some() {
-            let uid = changes.uid.map(|uid| valid(uid).map(Uid::from_raw)).transpose()?;
-            let gid = changes.gid.map(|gid| valid(gid).map(Gid::from_raw)).transpose()?;
-            chownat(&inode, c"", uid, gid, AtFlags::EMPTY_PATH)?;
+            self.change_owner(req, &inode, rights, &changes)?;
         }
         if let Some(mode) = changes.mode {
             chmodat(CWD, path.as_c_str(), Mode::from_raw_mode(mode & 0o7777), AtFlags::empty())?;
@@ -92,7 +103,23 @@ impl PassthroughFs {
             };
             utimensat(&inode, c"", &times, AtFlags::EMPTY_PATH)?;
         }
+        if req.road() == Road::Kernel && changes.size.is_some() {
+            self.shed_set_id(req, &inode, Keeping::Unknown)?;
+        }
         Ok(attributes::of(&stat_of(&inode)?, id))
+    }
+
+    fn change_owner(&self, req: &Request, inode: &Inode, rights: Rights, changes: &Changes) -> Result<()> {
+        let uid = changes.uid.map(|uid| valid(uid).map(Uid::from_raw)).transpose()?;
+        let gid = changes.gid.map(|gid| valid(gid).map(Gid::from_raw)).transpose()?;
+        let loses = req.road() == Road::Kernel && self.loses_set_gid_to_owner(req, inode)?;
+        self.act(req, rights)?;
+        chownat(inode, c"", uid, gid, AtFlags::EMPTY_PATH)?;
+        if loses {
+            let mode = u32::from(stat_of(inode)?.stx_mode) & 0o7777 & !libc::S_ISGID;
+            chmodat(CWD, inode.path().as_c_str(), Mode::from_raw_mode(mode), AtFlags::empty())?;
+        }
+        Ok(())
     }
 
     /// Whether the mode change is one that the kernel makes on its own before a write, a truncation or a change

@@ -30,6 +30,7 @@ mod locks;
 mod metadata;
 mod names;
 mod nodes;
+mod privileges;
 mod streams;
 mod sys;
 #[cfg(test)]
@@ -593,6 +594,7 @@ impl Filesystem for PassthroughFs {
             InitFlags::FUSE_AUTO_INVAL_DATA,
             InitFlags::FUSE_HAS_IOCTL_DIR,
             InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
         ];
         if self.options.kernel_checked {
             // Names that come with attributes enter the kernel's cache for everybody, which is only right

@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 
 use finesse_ipc::handshake::Refusal;
 
+use crate::processes::{effective_capabilities, shares};
 use crate::request::Credentials;
 use crate::ring::{Service, sys};
 
@@ -45,40 +45,6 @@ pub(crate) fn credentials(socket: &OwnedFd, service: &dyn Service) -> Result<Cre
     Ok(Credentials { uid, gid, groups, pid, caps })
 }
 
-/// Whether a process has the same thing as this one in a place of /proc/PID. What cannot be looked at is another one.
-fn shares(pid: u32, what: &str) -> bool {
-    let look = |of: &str| fs::metadata(format!("/proc/{of}/{what}")).map(|thing| (thing.dev(), thing.ino()));
-    matches!((look(&pid.to_string()), look("self")), (Ok(theirs), Ok(ours)) if theirs == ours)
-}
-
 /// Capabilities that decide about files: `CAP_CHOWN`, `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH`, `CAP_FOWNER`,
 /// `CAP_FSETID`.
 const FILE_CAPABILITIES: u64 = 0b1_1111;
-
-/// The line `CapEff:` of /proc/PID/status; no capabilities if there is none.
-fn effective_capabilities(status: &str) -> u64 {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_cannot_be_looked_at_shares_nothing() {
-        for what in ["ns/user", "ns/mnt", "root"] {
-            assert!(shares(std::process::id(), what));
-            assert!(!shares(0, what));
-        }
-    }
-
-    #[test]
-    fn capabilities_are_read_from_proc() {
-        assert_eq!(effective_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"), 0x1ff_ffff_ffff);
-        assert_eq!(effective_capabilities("Name:\tx\n"), 0);
-    }
-}
