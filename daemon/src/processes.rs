@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 /// Whether set-user-ID and set-group-ID bits survive a change of the contents by whoever holds it, a bit of the masks here.
 pub(crate) const CAP_FSETID: u64 = 1 << 4;
@@ -30,6 +31,28 @@ pub(crate) fn holds(pid: u32, capabilities: u64) -> bool {
     pid != 0
         && shares(pid, "ns/user")
         && status().is_ok_and(|status| effective_capabilities(&status) & capabilities == capabilities)
+}
+
+/// What `/proc/PID/syscall` says (number, arguments, stack, program counter) of a thread that waits for us inside a system call,
+/// as soon as `understand` makes something of it; `None` if it cannot be looked at.
+pub(crate) fn system_call<T>(thread: u32, understand: impl Fn(&str) -> Option<T>) -> Option<T> {
+    /// How long to wait for the thread to fall asleep.
+    const PERSEVERANCE: Duration = Duration::from_secs(2);
+    let start = Instant::now();
+    while thread != 0 && start.elapsed() < PERSEVERANCE {
+        let text = fs::read_to_string(format!("/proc/{thread}/syscall")).ok()?;
+        if let Some(understood) = understand(&text) {
+            return Some(understood);
+        }
+        // "running": it has sent the request but not yet gone to sleep, for which it may have to wait on a busy machine.
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    None
+}
+
+/// The number in a line of `/proc/PID/syscall`; `None` if the thread runs.
+pub(crate) fn number_of_call(line: &str) -> Option<i64> {
+    line.split_ascii_whitespace().next()?.parse().ok()
 }
 
 #[cfg(test)]

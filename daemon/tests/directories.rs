@@ -390,6 +390,58 @@ fn the_end_is_told_with_the_last_entries_and_again_when_asked_behind_them() {
     assert_eq!(read(&client, directory, 0, 0), Err(Outcome::Errno(libc::EINVAL)));
 }
 
+/// Opens a directory and reads its first page: what was read, and its number, if it is still open.
+fn open_and_read(
+    client: &Client,
+    path: &str,
+    (offset, size, flags): (u64, u32, u32),
+) -> Result<(Vec<Entry>, Option<u64>), Outcome> {
+    let request =
+        frame::Request { base: ROOT, base2: offset, mode: size, flags, ..frame::Request::default() };
+    let call = client.call(Op::OpenDir, &request, path.as_bytes(), b"").unwrap();
+    match call.reply.outcome() {
+        Outcome::Ok => {
+            let is_open = call.reply.flags & frame::REPLY_VIRTUAL != 0;
+            assert_ne!(is_open, call.reply.flags & REPLY_END != 0);
+            let mut bytes = vec![0; size as usize];
+            Ok((parse(call.data(&mut bytes)), is_open.then(|| call.reply.file().into())))
+        }
+        other => Err(other),
+    }
+}
+
+#[test]
+fn a_directory_that_is_opened_and_read_at_once_stays_open_unless_that_was_all() {
+    let mount = mount("at-once");
+    let client = mount.client();
+    let all = kernel_lists(mount.directory.path());
+    let opened = || mount.book.opened.load(Ordering::SeqCst);
+    // The kernel has opened it, too, and lets go of it when it likes.
+    let before = opened();
+    let opened_since = || {
+        eventually("what is closed is released", || mount.book.open() == 0);
+        opened() - before
+    };
+    for flags in [0, frame::LIST_ATTRS] {
+        assert_eq!(open_and_read(&client, ".", (0, 32768, flags)), Ok((all.clone(), None)));
+    }
+    assert_eq!(opened_since(), 2);
+    let (first, number) = open_and_read(&client, ".", (0, 64, 0)).unwrap();
+    let number = number.expect("there is more");
+    assert_eq!(first[..], all[..first.len()]);
+    let (rest, end) = read(&client, number, first.last().unwrap().offset, 32768).unwrap();
+    assert_eq!((&rest[..], end), (&all[first.len()..], true));
+    assert_eq!(close(&client, number), Outcome::Ok);
+    assert_eq!(opened_since(), 3);
+    let behind = all.last().unwrap().offset;
+    assert_eq!(open_and_read(&client, ".", (behind, 32768, 0)), Ok((vec![], None)));
+    // What cannot be read is not left open, either.
+    assert_eq!(open_and_read(&client, ".", (0, 8, 0)), Err(Outcome::Errno(libc::EINVAL)));
+    assert_eq!(open_and_read(&client, "none", (0, 4096, 0)), Err(Outcome::Errno(libc::ENOENT)));
+    assert!(matches!(open_and_read(&client, ".", (0, 4096, 1 << 30)), Err(Outcome::Kernel(_))));
+    assert_eq!(opened_since(), 5);
+}
+
 #[test]
 fn what_is_added_behind_the_position_is_found_and_what_was_listed_does_not_come_again() {
     let mount = mount("change");

@@ -128,7 +128,9 @@ numbered! {
         Promote = "promote",
         /// Opens the directory `base`/`path` (`flags`: `O_NOFOLLOW`, `AT_EMPTY_PATH` for `base` itself) for reading it
         /// through the ring, and makes its node id usable as a base on this connection. Answers [`Attr`] with only
-        /// `ino` set and the number of the open directory ([`REPLY_VIRTUAL`]).
+        /// `ino` set and the number of the open directory ([`REPLY_VIRTUAL`]). If `mode` is not 0, it reads at once as
+        /// [`Op::ReadDir`] does, with [`LIST_ATTRS`] besides; at the end of the directory ([`REPLY_END`]) it is not open
+        /// any more, and has no number.
         OpenDir = "opendir",
         /// Reads entries of the open directory `base`, at most `mode` bytes, from position `base2` (0 is the
         /// beginning, otherwise a `d_off`); with [`LIST_ATTRS`] in `flags` their attributes are of use, too. Answers records of `struct linux_dirent64` in the data buffer, with
@@ -150,7 +152,7 @@ numbered! {
 /// [`Request::flags`] of the operations that work by path or file: `base` is the number of an open file. No
 /// `AT_*` or `O_*` flag has this bit.
 pub const BY_FILE: u32 = 1 << 31;
-/// [`Request::flags`] of [`Op::ReadDir`]: the program probably asks for the attributes of what it lists.
+/// [`Request::flags`] of [`Op::ReadDir`], and of an [`Op::OpenDir`] that reads: the program probably asks for the attributes of what it lists.
 pub const LIST_ATTRS: u32 = 1;
 /// [`Request::base2`] of [`Op::Read`] and [`Op::Write`]: at the open file description's own offset.
 pub const OWN_OFFSET: u64 = u64::MAX;

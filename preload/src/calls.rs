@@ -22,7 +22,7 @@ use rustix::process::Resource;
 use crate::attr::{self, MountFacts};
 use crate::connection::{self, Guard};
 use crate::dirstreams::Opened;
-use crate::fds::{self, Directory, Kind};
+use crate::fds::{self, Kind};
 use crate::files;
 use crate::locks;
 use crate::process::{self, FDS};
@@ -668,14 +668,19 @@ pub(crate) fn utimens(dirfd: RawFd, path: &PathArg, times: Times, flags: i32) ->
 // --- directories ---
 
 fn opened_directory(mount: &Guard, call: &Call<'_>) -> Opened {
+    opened_on(mount, call.reply.to_attr().ino, Some(call.reply.file()))
+}
+
+fn opened_on(mount: &Guard, node: u64, number: Option<u32>) -> Opened {
     let facts = mount.facts();
     Opened {
         mount: mount.index(),
         connection: mount.connection(),
         forks: process::forks(),
-        number: call.reply.file(),
+        is_open: number.is_some(),
+        number: number.unwrap_or(0),
         dev: [facts.dev.0, facts.dev.1],
-        node: call.reply.to_attr().ino,
+        node,
     }
 }
 
@@ -684,30 +689,12 @@ pub(crate) fn open_directory(dirfd: RawFd, path: &PathArg) -> Road<Opened> {
     serve_or_look_up(Op::OpenDir, (dirfd, path), Request::default(), absent, opened_directory)
 }
 
-/// `fdopendir`.
+/// `fdopendir`: the daemon opens the directory when something is read, as the kernel has said that it may be.
 pub(crate) fn open_descriptor(fd: RawFd) -> Road<Opened> {
-    for attempt in 0..2 {
-        let Some((directory, mount)) = route::directory_of(fd) else { return Road::Kernel };
-        let request = Request { base: directory.node, flags: AT_EMPTY_PATH as u32, ..Request::default() };
-        let counters = mount.client().counters();
-        match mount.client().call(Op::OpenDir, &request, &[], &[]) {
-            Ok(call) => match call.reply.outcome() {
-                Outcome::Kernel(Fallback::UnknownBase) if attempt == 0 => {
-                    FDS.set(fd, Kind::Directory(Directory { proven: 0, ..directory }));
-                }
-                Outcome::Kernel(reason) => {
-                    counters.fell_back(reason);
-                    return Road::Kernel;
-                }
-                outcome => return finish(Op::OpenDir, &mount, outcome, || opened_directory(&mount, &call)),
-            },
-            Err(reason) => {
-                counters.fell_back(reason);
-                return Road::Kernel;
-            }
-        }
+    match route::directory_of(fd) {
+        Some((directory, mount)) => Road::Bypass(Ok(opened_on(&mount, directory.node, None))),
+        None => Road::Kernel,
     }
-    Road::Kernel
 }
 
 /// What came of reading an open directory.
@@ -736,24 +723,36 @@ fn connection_of(opened: &Opened) -> Option<Guard> {
     None
 }
 
-/// `getdents64` of an open directory.
-pub(crate) fn read_directory(opened: &Opened, position: u64, out: &mut [u8]) -> Page {
+/// `getdents64` of an open directory; opens it, if it is not open.
+pub(crate) fn read_directory(opened: &mut Opened, position: u64, out: &mut [u8]) -> Page {
     let Some(mount) = connection_of(opened) else { return Page::Gone };
     let client = mount.client();
-    let flags = if client.wants_attrs() { LIST_ATTRS } else { 0 };
-    let (base, mode) = (opened.number.into(), out.len() as u32);
-    let request = Request { base, base2: position, mode, flags, ..Request::default() };
+    let attrs = if client.wants_attrs() { LIST_ATTRS } else { 0 };
+    let (op, base, flags) = match opened.is_open {
+        true => (Op::ReadDir, opened.number.into(), attrs),
+        false => (Op::OpenDir, opened.node, attrs | AT_EMPTY_PATH as u32),
+    };
+    let request = Request { base, base2: position, mode: out.len() as u32, flags, ..Request::default() };
     let counters = client.counters();
-    match mount.client().call(Op::ReadDir, &request, &[], &[]) {
+    match client.call(op, &request, &[], &[]) {
         Ok(call) => match call.reply.outcome() {
             Outcome::Ok => {
-                counters.served(Op::ReadDir);
+                counters.served(op);
                 let len = call.data(out).len();
                 client.has_listed(len);
-                Page::Read { len, ended: call.reply.flags & REPLY_END != 0 }
+                let ended = call.reply.flags & REPLY_END != 0;
+                if op == Op::OpenDir && !ended {
+                    (opened.is_open, opened.number) = (true, call.reply.file());
+                }
+                Page::Read { len, ended }
+            }
+            // The kernel has opened it: what the daemon says to a second opening does not count.
+            Outcome::Errno(_) if op == Op::OpenDir => {
+                counters.fell_back(Fallback::OpenDirectory);
+                Page::Gone
             }
             Outcome::Errno(errno) => {
-                counters.served(Op::ReadDir);
+                counters.served(op);
                 Page::Failed(errno)
             }
             Outcome::Kernel(reason) => {
@@ -778,6 +777,9 @@ pub(crate) fn decline_directory(opened: &Opened) {
 
 /// Gives an open directory back, if the connection is still there: otherwise the daemon has done it by itself.
 pub(crate) fn close_directory(opened: &Opened) {
+    if !opened.is_open {
+        return;
+    }
     let Some(mount) = connection_of(opened) else { return };
     let request = Request { base: opened.number.into(), ..Request::default() };
     // The kernel does not wait until the file system has released a directory, either (`fuse_release_common`).

@@ -40,7 +40,7 @@ const PATIENT: u32 = u32::MAX;
 /// The same for what is done on the way to something else, which must not wait for a slow file system: 0.1 s.
 const HASTY: u32 = 20;
 
-/// A directory that the daemon has open for us.
+/// A directory that the daemon has open for us, or opens when something is read.
 #[derive(Clone, Copy, Debug, FromZeros)]
 pub(crate) struct Opened {
     /// Index of the mount.
@@ -49,8 +49,9 @@ pub(crate) struct Opened {
     pub(crate) connection: u32,
     /// How often the process had been forked.
     pub(crate) forks: u32,
-    /// The directory's number there.
+    /// The directory's number there, if it is open.
     pub(crate) number: u32,
+    pub(crate) is_open: bool,
     /// `st_dev` of the mount.
     pub(crate) dev: [u32; 2],
     /// Node id.
@@ -155,7 +156,6 @@ pub(crate) fn from_descriptor(fd: RawFd) -> Road<&'static Stream> {
             }
             started
         }
-        // The kernel has opened it: what the daemon says to a second opening does not count.
         _ => Road::Kernel,
     }
 }
@@ -380,7 +380,7 @@ impl State {
         self.next = 0;
         self.fill = 0;
         if self.ring {
-            match calls::read_directory(&self.opened, self.behind, self.page.as_mut_bytes()) {
+            match calls::read_directory(&mut self.opened, self.behind, self.page.as_mut_bytes()) {
                 Page::Read { len, ended } => {
                     self.fill = len;
                     self.ended = ended && len != 0;

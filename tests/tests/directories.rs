@@ -1,9 +1,9 @@
 //! Directories are listed on all roads alike, and on the bypass without the kernel: a C program that uses libc's
 //! functions in every way (`programs/directories.c`), and programs that list by themselves.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
@@ -68,7 +68,12 @@ fn told(place: &Place, output: &Output) -> (Option<i32>, String, String) {
 
 /// Runs one part of the program on all roads and compares; what the bypass counted.
 fn agree(part: &str) -> Calls {
-    let places = Place::on_all_roads(&Options::default(), fill);
+    agree_with(part, &Options::default())
+}
+
+/// As [`agree`], on other mounts.
+fn agree_with(part: &str, options: &Options<'_>) -> Calls {
+    let places = Place::on_all_roads(options, fill);
     let mut native = None;
     let mut calls = Calls::default();
     for place in &places {
@@ -196,9 +201,8 @@ fn signal_handlers_read_streams_while_others_are_being_read() {
     agree_without_the_kernel("interrupted", 2);
 }
 
-/// Every part of the program on the file system in memory, whose permissions the engine checks.
-#[test]
-fn all_of_this_holds_for_a_file_system_in_memory() {
+/// Every part of the program that says the same twice; for root, those of other users, too.
+fn all_parts(test: &str) -> Vec<&'static str> {
     let mut parts = vec![
         "entries",
         "errors",
@@ -215,9 +219,149 @@ fn all_of_this_holds_for_a_file_system_in_memory() {
         "many",
         "interrupted",
     ];
-    if needs::root("all_of_this_holds_for_a_file_system_in_memory, for other users") {
+    if needs::root(&format!("{test}, for other users")) {
         parts.push("other_user");
     }
+    parts
+}
+
+/// The kernel opens directories without asking, and keeps what it lists.
+#[test]
+fn all_of_this_holds_where_the_kernel_keeps_listings() {
+    let options = Options { arguments: &["--cache=always"], ..Options::default() };
+    for part in all_parts("all_of_this_holds_where_the_kernel_keeps_listings") {
+        agree_with(part, &options);
+    }
+}
+
+/// Who may list a directory the kernel knows, and what it lists it hears of: it need not ask when one is opened.
+#[test]
+fn directories_are_opened_without_asking_if_everything_may_be_kept() {
+    const DIRECTORIES: usize = 40;
+    const PART: usize = 1 << 12;
+    let fill = |root: &Path| {
+        for directory in 0..DIRECTORIES {
+            let directory = root.join(format!("w/{directory}"));
+            fs::create_dir_all(&directory).unwrap();
+            for name in 0..300 {
+                fs::write(directory.join(format!("{name} {}", "x".repeat(100))), "").unwrap();
+            }
+        }
+    };
+    let names = |path: &Path| {
+        let mut names: Vec<_> = fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    for (arguments, asks) in [
+        (&["--cache=always"][..], false),
+        (&["--cache=auto"], true),
+        (&["--cache=always", "-o", "unlink=deferred"], false),
+    ] {
+        let options = Options { arguments, count_kernel_requests: true, ..Options::default() };
+        let place = Place::new(Road::Kernel, &options, fill);
+        let w = place.path().join("w");
+        // All at once, by two each, a part at a time, so that none is read to its end before others are begun.
+        let mut streams: Vec<_> = (0..2 * DIRECTORIES)
+            .map(|number| (File::open(w.join((number % DIRECTORIES).to_string())).unwrap(), 0usize))
+            .collect();
+        let mut unread = streams.len();
+        while unread > 0 {
+            unread = 0;
+            for (directory, read) in &mut streams {
+                let mut buffer = Vec::with_capacity(PART);
+                let mut entries = rustix::fs::RawDir::new(&*directory, buffer.spare_capacity_mut());
+                let mut some = 0;
+                while let Some(entry) = entries.next() {
+                    entry.unwrap();
+                    some += 1;
+                    if entries.is_buffer_empty() {
+                        break;
+                    }
+                }
+                *read += some;
+                unread += usize::from(some > 0);
+            }
+        }
+        assert!(streams.iter().all(|(_, read)| *read == 302), "{arguments:?}: {streams:?}");
+        // What belongs to a directory rather than to a listing needs no handle, either.
+        streams[0].0.sync_all().unwrap();
+        rustix::fs::ioctl_getflags(&streams[0].0).unwrap();
+        drop(streams);
+        for directory in 0..DIRECTORIES {
+            let directory = w.join(directory.to_string());
+            fs::write(directory.join("later"), "").unwrap();
+            fs::remove_file(directory.join(format!("7 {}", "x".repeat(100)))).unwrap();
+            let mut native = names(&place.source().join(directory.strip_prefix(place.path()).unwrap()));
+            native.retain(|name| !name.to_string_lossy().starts_with("7 "));
+            assert_eq!(names(&directory), native, "{arguments:?}");
+        }
+        let requests = place.mount().kernel_requests();
+        let asked = requests.get("OPENDIR").copied().unwrap_or(0);
+        assert_eq!(asked > 1, asks, "{arguments:?}: {requests:?}");
+        assert_eq!(requests.contains_key("RELEASEDIR"), asks, "{arguments:?}: {requests:?}");
+    }
+}
+
+/// Whoever has a directory open may read it, whoever he has become.
+#[test]
+fn a_descriptor_of_a_directory_that_may_not_be_opened_again_is_listed() {
+    const LIST: &str = "import os; print(sorted(os.listdir(5))); print(sorted(os.listdir(5)))";
+    if !needs::root("a_descriptor_of_a_directory_that_may_not_be_opened_again_is_listed") {
+        return;
+    }
+    let everyone = build::for_all_users();
+    let finesse = everyone.path().join(build::COMMAND);
+    for arguments in [&["--cache=auto"][..], &["--cache=always"]] {
+        let options = Options { arguments, ..Options::default() };
+        for place in Place::on_all_roads(&options, fill) {
+            let script = r#"exec 5<w/private; exec setpriv --reuid=65534 --regid=65534 --clear-groups "$@""#;
+            let mut command = place.command_as(&finesse, &[], "sh");
+            let output = command.args(["-c", script, "sh", "/usr/bin/python3", "-c", LIST]).output().unwrap();
+            let expected = "['a', 'b', 'c']\n".repeat(2);
+            assert_eq!(text(&output.stdout), expected, "{}: {}", place.road(), said(&output));
+        }
+    }
+}
+
+/// `..` is the one thing that a directory lists which changes without a change in it.
+#[test]
+fn what_is_above_a_directory_that_was_moved_is_listed() {
+    let options = Options { arguments: &["--cache=always"], ..Options::default() };
+    let place = Place::new(Road::Bypass, &options, |root| {
+        fs::create_dir_all(root.join("a/moved")).unwrap();
+        fs::create_dir_all(root.join("b")).unwrap();
+    });
+    let above = |path: &Path| {
+        let directory = File::open(path).unwrap();
+        let mut buffer = Vec::with_capacity(1 << 12);
+        let mut entries = rustix::fs::RawDir::new(&directory, buffer.spare_capacity_mut());
+        loop {
+            let entry = entries.next().expect("..").unwrap();
+            if entry.file_name() == c".." {
+                return entry.ino();
+            }
+        }
+    };
+    let number = |name: &str| fs::metadata(place.path().join(name)).unwrap().ino();
+    for road in [Road::Kernel, Road::Bypass] {
+        for (from, to) in [("a", "b"), ("b", "a")] {
+            let moved = place.path().join(from).join("moved");
+            for _ in 0..2 {
+                assert_eq!(above(&moved), number(from), "{road}");
+            }
+            let output =
+                place.command_on(road, "mv").arg(&moved).arg(place.path().join(to)).output().unwrap();
+            assert!(output.status.success(), "{}", said(&output));
+            assert_eq!(above(&place.path().join(to).join("moved")), number(to), "{road}");
+        }
+    }
+}
+
+/// Every part of the program on the file system in memory, whose permissions the engine checks.
+#[test]
+fn all_of_this_holds_for_a_file_system_in_memory() {
+    let parts = all_parts("all_of_this_holds_for_a_file_system_in_memory");
     let places = Road::ALL.map(|road| Place::of_memory(road, &Options::default()));
     for place in &places {
         fs::set_permissions(place.path(), PermissionsExt::from_mode(0o755)).unwrap();

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use finesse_tests::build;
 use finesse_tests::mount::{Options, said, text};
@@ -78,6 +79,9 @@ changes = {
     "copy_file_range": by_fd(W, lambda fd: os.copy_file_range(source, fd, 100, 0, 0)),
     "sendfile": by_fd(W, lambda fd: os.sendfile(fd, source, 0, 100)),
     "chown": lambda path: os.chown(path, -1, os.getegid()),
+    "chown to whom it belongs": lambda path: os.chown(path, -1, -1),
+    "fchown to whom it belongs": by_fd(RW, lambda fd: os.fchown(fd, -1, -1)),
+    "chown after a write": by_fd(W, lambda fd: (os.write(fd, b"x"), os.fchown(fd, -1, -1))),
     "utime": lambda path: os.utime(path),
     "chmod in between": by_fd(W, again),
 }
@@ -179,6 +183,17 @@ fn what_a_change_takes_away_through_io_uring() {
 /// Changes of the mode on one road count for what was opened on the other.
 #[test]
 fn a_writer_takes_away_what_was_given_on_the_other_road() {
+    const WRITER: &str = r#"
+import os, sys
+fd = os.open("file", os.O_RDWR)
+# The first write has the kernel find that there is nothing to take away.
+os.write(fd, b"1")
+print(flush=True)
+input()
+{"write": lambda: os.write(fd, b"2"),
+ "allocate": lambda: os.posix_fallocate(fd, 0, 100000),
+ "copy": lambda: os.copy_file_range(fd, fd, 4, 0, 4)}[sys.argv[1]]()
+"#;
     let test = "a_writer_takes_away_what_was_given_on_the_other_road";
     if !needs::root(test) {
         return;
@@ -186,24 +201,25 @@ fn a_writer_takes_away_what_was_given_on_the_other_road() {
     let everyone = build::for_all_users();
     let finesse = everyone.path().join(build::COMMAND);
     for arguments in [&[][..], &["-o", "grant=never"], &["-o", "cache=always"]] {
-        let options = Options { arguments, ..Options::default() };
-        let place = Place::new(Road::Bypass, &options, |root| {
-            fs::write(root.join("file"), "contents").unwrap();
-            fs::set_permissions(root.join("file"), PermissionsExt::from_mode(0o777)).unwrap();
-        });
-        // Looking at the mount would have the kernel look, too.
-        let mode = || fs::metadata(place.source().join("file")).unwrap().mode() & 0o7777;
-        let mut writer = place.command_on(Road::Kernel, "setpriv");
-        writer.args(["--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-c"]);
-        // The first write has the kernel find that there is nothing to take away.
-        writer.args(["exec 5<>file; echo 1 >&5; echo; read go; echo 2 >&5"]);
-        let mut writer = Conversation::start(writer);
-        writer.hear();
-        let chmod = place.command_as(&finesse, &[], "chmod").args(["6777", "file"]).output().unwrap();
-        assert!(chmod.status.success(), "{}", said(&chmod));
-        assert_eq!(mode(), 0o6777, "{arguments:?}");
-        writer.end();
-        assert_eq!(mode(), 0o777, "{arguments:?}");
+        for change in ["write", "allocate", "copy"] {
+            let options = Options { arguments, ..Options::default() };
+            let place = Place::new(Road::Bypass, &options, |root| {
+                fs::write(root.join("file"), "contents").unwrap();
+                fs::set_permissions(root.join("file"), PermissionsExt::from_mode(0o777)).unwrap();
+            });
+            // Looking at the mount would have the kernel look, too.
+            let mode = || fs::metadata(place.source().join("file")).unwrap().mode() & 0o7777;
+            let mut writer = place.command_on(Road::Kernel, "setpriv");
+            writer.args(["--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c"]);
+            writer.args([WRITER, change]);
+            let mut writer = Conversation::start(writer);
+            writer.hear();
+            let chmod = place.command_as(&finesse, &[], "chmod").args(["6777", "file"]).output().unwrap();
+            assert!(chmod.status.success(), "{}", said(&chmod));
+            assert_eq!(mode(), 0o6777, "{arguments:?}, {change}");
+            writer.end();
+            assert_eq!(mode(), 0o777, "{arguments:?}, {change}");
+        }
     }
 }
 
@@ -212,17 +228,14 @@ struct Conversation(std::process::Child);
 
 impl Conversation {
     fn start(mut command: Command) -> Self {
-        use std::process::Stdio;
         Self(command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap())
     }
 
     fn hear(&mut self) {
-        use std::io::Read;
         self.0.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
     }
 
     fn end(mut self) {
-        use std::io::Write;
         self.0.stdin.take().unwrap().write_all(b"go\n").unwrap();
         assert!(self.0.wait().unwrap().success());
     }

@@ -8,6 +8,8 @@
 //!
 //! The kernel fills its cache by requests, all of which are counted here. So a directory that it has not read since it was
 //! last told costs a change nothing.
+//!
+//! Where directories need not be opened at all (`fc->no_opendir`), the kernel may keep every listing that it reads.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,7 +17,7 @@ use hashbrown::HashMap;
 
 use super::{Shards, shard, shards};
 
-/// A directory that the kernel has opened with `FOPEN_CACHE_DIR`.
+/// A directory that the kernel has opened with `FOPEN_CACHE_DIR`, or read without opening it.
 #[derive(Debug, Default)]
 struct Listing {
     /// How often the kernel has begun to read it.
@@ -31,13 +33,15 @@ struct Listing {
 pub(super) struct Listings {
     /// There was one.
     any: AtomicBool,
+    /// The kernel opens directories without asking.
+    unopened: AtomicBool,
     known: Shards<HashMap<u64, Listing>>,
 }
 
 impl Listings {
     /// None.
     pub(super) fn new() -> Self {
-        Self { any: AtomicBool::new(false), known: shards() }
+        Self { any: AtomicBool::new(false), unopened: AtomicBool::new(false), known: shards() }
     }
 
     /// Whether the kernel may keep listings.
@@ -60,8 +64,17 @@ impl Listings {
         !known.entry(directory).or_default().moved
     }
 
+    /// From now on the kernel opens directories without asking, and goes by what it has.
+    pub(super) fn opens_no_more(&self) {
+        self.unopened.store(true, Ordering::SeqCst);
+        self.any.store(true, Ordering::SeqCst);
+    }
+
     /// The kernel reads a directory. To be called before the file system is asked.
     pub(super) fn reads(&self, directory: u64) {
+        if self.unopened.load(Ordering::SeqCst) {
+            self.opens(directory);
+        }
         self.of(directory, |listing| listing.reads += 1);
     }
 
@@ -75,9 +88,11 @@ impl Listings {
         self.of(directory, |listing| listing.told = listing.told.max(reads));
     }
 
-    /// The kernel has moved a directory.
-    pub(super) fn moved(&self, directory: u64) {
-        self.of(directory, |listing| listing.moved = true);
+    /// The kernel has moved a directory. Whether it must be told to forget what it lists, as it does not ask when it opens it.
+    #[must_use]
+    pub(super) fn moved(&self, directory: u64) -> bool {
+        let is_known = self.of(directory, |listing| listing.moved = true).is_some();
+        is_known && self.unopened.load(Ordering::SeqCst)
     }
 
     /// The kernel has given up the inode, and its pages.
@@ -115,9 +130,19 @@ mod tests {
     fn a_moved_directory_is_read_anew_until_the_kernel_forgets_it() {
         let listings = Listings::new();
         assert!(listings.opens(5));
-        listings.moved(5);
+        assert!(!listings.moved(5), "the kernel asks when it opens it");
         assert!(!listings.opens(5) && !listings.opens(5));
         listings.forget(5);
         assert!(listings.opens(5));
+    }
+
+    #[test]
+    fn what_is_read_without_being_opened_is_held_and_must_be_forgotten_if_it_is_moved() {
+        let listings = Listings::new();
+        listings.opens_no_more();
+        assert!(listings.held(5).is_none() && !listings.moved(5), "it was not read");
+        listings.reads(5);
+        assert!(listings.held(5).is_some());
+        assert!(listings.moved(5));
     }
 }

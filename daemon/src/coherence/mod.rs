@@ -165,6 +165,8 @@ pub(crate) struct Coherence {
     names: Names,
     expired: Expired,
     listings: Listings,
+    /// The kernel can open directories without asking.
+    can_open_directories: AtomicBool,
     /// The kernel may know inodes by names that are not in the filter.
     names_lost: AtomicBool,
     /// The kernel may know names that are not in the filter, and need not ask again soon: what was moved there keeps its
@@ -226,6 +228,7 @@ impl Coherence {
             names: Names::new(room),
             expired: Expired::new(),
             listings: Listings::new(),
+            can_open_directories: AtomicBool::new(false),
             names_lost: AtomicBool::new(false),
             moves_lost: AtomicBool::new(false),
             links: AtomicBool::new(false),
@@ -630,7 +633,23 @@ impl Coherence {
         flags
     }
 
-    /// The kernel reads an open directory. To be called before the file system is asked.
+    /// What the kernel offers: whether it opens directories without asking if it is told so, and holds the lock of those that it
+    /// moves.
+    pub(crate) fn kernel_can(&self, open_directories_itself: bool) {
+        self.can_open_directories.store(open_directories_itself, Ordering::Relaxed);
+    }
+
+    /// The file system says that directories need not be opened. Whether the kernel may be told so: from then on it opens
+    /// them without asking.
+    pub(crate) fn directories_need_no_open(&self) -> bool {
+        let can = self.can_open_directories.load(Ordering::Relaxed);
+        if can {
+            self.listings.opens_no_more();
+        }
+        can
+    }
+
+    /// The kernel reads a directory. To be called before the file system is asked.
     pub(crate) fn kernel_lists(&self, directory: u64) {
         self.listings.reads(directory);
     }
@@ -642,8 +661,9 @@ impl Coherence {
 
     /// The kernel has moved an inode. To be called before it is answered.
     pub(crate) fn kernel_moved(&self, ino: u64) {
-        if !mutant::leaves_out("kernel road: moved listings") {
-            self.listings.moved(ino);
+        if !mutant::leaves_out("kernel road: moved listings") && self.listings.moved(ino) {
+            // Nobody reads it meanwhile: the kernel holds its lock until it is answered (`vfs_rename`).
+            self.forget_listing(ino);
         }
     }
 }

@@ -93,9 +93,15 @@ impl Coherence {
         }
         // An answer from before the change would enter the cache after the notification.
         self.await_directory(directory);
+        self.forget_listing(directory);
+        self.listings.told(directory, held);
+    }
+
+    /// Drops what the kernel's page cache holds of a directory's listing. Its answers that are under way may enter it after
+    /// that.
+    pub(super) fn forget_listing(&self, directory: u64) {
         // What cannot be told is logged; without a kernel there is nobody to tell.
         let _ = self.inval_inode(directory, 0, 0).map_err(gone);
-        self.listings.told(directory, held);
     }
 
     /// The bypass has changed the contents or the size of an inode. To be called before the change is

@@ -156,10 +156,13 @@ fn entry_type(kind: FileType) -> u8 {
 }
 
 impl<FS: Filesystem> Engine<FS> {
-    /// `open` with `O_DIRECTORY`.
-    pub(super) fn open_dir(&self, call: &Call<'_>) -> Served {
+    /// `open` with `O_DIRECTORY`, and the first page, if it is asked for.
+    pub(super) fn open_dir(&self, call: &Call<'_>, output: &mut Output) -> Served {
         let flags = call.frame.flags;
-        if flags & !(libc::AT_EMPTY_PATH | libc::O_NOFOLLOW) as u32 != 0 {
+        let reads = call.frame.mode != 0;
+        let known =
+            (libc::AT_EMPTY_PATH | libc::O_NOFOLLOW) as u32 | if reads { frame::LIST_ATTRS } else { 0 };
+        if flags & !known != 0 {
             return kernel(Fallback::Unsupported);
         }
         let inode = if call.path.is_empty() && flags & libc::AT_EMPTY_PATH as u32 != 0 {
@@ -190,7 +193,15 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let attr = Attr { ino: inode.ino, ..Attr::default() };
         call.context.allow_base(inode);
-        Ok(Reply::with_file(attr, call.context.handles.insert(Handle::Directory(directory))))
+        let opened = || Reply::with_file(attr, call.context.handles.insert(Handle::Directory(directory)));
+        if !reads {
+            return Ok(opened());
+        }
+        let page = self.read_page(call, &using, output)?;
+        let mut reply = if page.flags & frame::REPLY_END != 0 { Reply::attr(attr) } else { opened() };
+        reply.len = page.len;
+        reply.flags |= page.flags;
+        Ok(reply)
     }
 
     /// The open directory that a call is about.
@@ -204,10 +215,14 @@ impl<FS: Filesystem> Engine<FS> {
         }
     }
 
-    /// `getdents64` at a position. Asks the file system on until the page is full or there is no more, so that a small
-    /// directory needs no second call to find its end.
+    /// `getdents64` at a position.
     pub(super) fn read_dir(&self, call: &Call<'_>, output: &mut Output) -> Served {
-        let using = self.using(call)?;
+        self.read_page(call, &self.using(call)?, output)
+    }
+
+    /// Asks the file system on until the page is full or there is no more, so that a small directory needs no second call
+    /// to find its end.
+    fn read_page(&self, call: &Call<'_>, using: &Using<'_, FS>, output: &mut Output) -> Served {
         let directory = using.directory()?;
         let inode = &directory.inode;
         if inode.is_dead() {

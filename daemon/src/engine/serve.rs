@@ -134,7 +134,7 @@ impl<FS: Filesystem> Engine<FS> {
                 self.cache.forget_attr_of(call.frame.base);
                 Ok(Reply::ok())
             }
-            Op::OpenDir => self.open_dir(&call),
+            Op::OpenDir => self.open_dir(&call, output),
             Op::ReadDir => self.read_dir(&call, output),
             Op::Seek => match self.file(&call) {
                 Ok(file) => self.seek_file(&call, &file),
@@ -673,10 +673,11 @@ impl<FS: Filesystem> Engine<FS> {
         }
         self.permit(call.context, &node.inode, Operations::WRITE)?;
         let mut mode = call.frame.mode & 0o7777;
-        if mode & (libc::S_ISUID | libc::S_ISGID) != 0
-            && self.core.coherence.kernel_opens(node.inode.ino).passthrough
-        {
-            // Whose writes take the bits away the kernel decides by itself, if it has heard of them.
+        let gives_set_id = mode & (libc::S_ISUID | libc::S_ISGID) != 0;
+        // Whose writes take such bits away the kernel decides by itself, if it has heard of them.
+        let kernel_must_hear =
+            || gives_set_id && self.core.coherence.kernel_opens(node.inode.ino).passthrough;
+        if kernel_must_hear() {
             return kernel(Fallback::KernelHasItOpen);
         }
         let attr = self.attr(&call.request, &node.inode)?;
@@ -695,6 +696,10 @@ impl<FS: Filesystem> Engine<FS> {
             self.cache.closed(Some(node.inode.ino));
         }
         changed?;
+        if kernel_must_hear() {
+            // It has opened the file meanwhile. Once more does no harm.
+            return kernel(Fallback::KernelHasItOpen);
+        }
         Ok(Reply::ok())
     }
 

@@ -83,6 +83,9 @@ impl<FS: Filesystem> fuser::Filesystem for Adapter<FS> {
         }
         let uring = uring::agree(self.transport, config)?;
         if let Some(operations) = &self.operations {
+            // The second is of the first release that has both this and the lock on directories that are moved.
+            let opens_itself = InitFlags::FUSE_NO_OPENDIR_SUPPORT | InitFlags::FUSE_HAS_RESEND;
+            operations.core().coherence.kernel_can(config.capabilities().contains(opens_itself));
             // Fails only if the session was given up, and then nobody needs it.
             let _ = self.handoff.send(Initialised { operations: Arc::clone(operations), uring });
         }

@@ -139,6 +139,8 @@ pub(crate) struct Hooks {
     pub(crate) access: Access,
     /// Whether the request opens a directory.
     pub(crate) directory: bool,
+    /// Whether the kernel must ask each time that a directory is opened, because of a policy.
+    pub(crate) asks_always: bool,
     /// Whether a file that is there already is an error.
     pub(crate) exclusive: bool,
     /// What the policy says of a name that the kernel is told of.
@@ -160,6 +162,7 @@ impl Hooks {
             versioned: true,
             access,
             directory: false,
+            asks_always: false,
             exclusive: false,
             naming: None,
             guard: None,
@@ -186,9 +189,10 @@ impl Hooks {
         self
     }
 
-    /// A directory is opened.
-    pub(crate) fn opens_directory(mut self) -> Self {
+    /// A directory is opened; `asks_always`: the kernel must ask each time.
+    pub(crate) fn opens_directory(mut self, asks_always: bool) -> Self {
         self.directory = true;
+        self.asks_always = asks_always;
         self
     }
 

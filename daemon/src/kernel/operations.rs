@@ -639,7 +639,7 @@ impl<FS: Filesystem> Operations<FS> {
         if let Err(error) = self.permit(req, ino, Permitted::LIST) {
             return reply.error(error);
         }
-        let reply = ReplyOpen::kernel(reply, self.hooks(ino).opens_directory());
+        let reply = ReplyOpen::kernel(reply, self.hooks(ino).opens_directory(self.core().guard.is_some()));
         self.fs().opendir(req, ino, flags, reply);
     }
 
@@ -651,6 +651,9 @@ impl<FS: Filesystem> Operations<FS> {
         offset: u64,
         reply: Out<fuser::ReplyDirectory, Page>,
     ) {
+        if hidden::owns(ino) {
+            return reply.error(Errno::EACCES);
+        }
         let reply = ReplyDirectory::kernel(reply, self.reads_directory(ino));
         self.fs().readdir(req, ino, fh, offset, reply);
     }
@@ -663,6 +666,9 @@ impl<FS: Filesystem> Operations<FS> {
         offset: u64,
         reply: Out<fuser::ReplyDirectoryPlus, Page>,
     ) {
+        if hidden::owns(ino) {
+            return reply.error(Errno::EACCES);
+        }
         let hooks = self.reads_directory(ino).lists(self.core().guard.as_ref());
         let reply = ReplyDirectoryPlus::kernel(reply, hooks);
         self.fs().readdirplus(req, ino, fh, offset, reply);
@@ -687,6 +693,9 @@ impl<FS: Filesystem> Operations<FS> {
         datasync: bool,
         reply: Out<fuser::ReplyEmpty>,
     ) {
+        if hidden::owns(ino) {
+            return reply.error(Errno::EACCES);
+        }
         self.fs().fsyncdir(req, ino, fh, datasync, ReplyEmpty::kernel(reply, self.hooks(ino)));
     }
 
@@ -865,6 +874,9 @@ impl<FS: Filesystem> Operations<FS> {
         out_size: u32,
         reply: Out<fuser::ReplyIoctl>,
     ) {
+        if hidden::owns(ino) {
+            return reply.error(Errno::ENOTTY);
+        }
         if cmd & IOC_WRITE != 0
             && let Err(error) = self.permit(req, ino, Permitted::WRITE)
         {

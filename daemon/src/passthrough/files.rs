@@ -381,6 +381,14 @@ impl PassthroughFs {
         if data_only { rustix::fs::fdatasync(fd) } else { rustix::fs::fsync(fd) }
     }
 
+    /// Takes set-user-ID bits away for a change of which the kernel does not say that it does: it may not know of them.
+    fn before_change(&self, req: &Request, file: &Arc<OpenFile>) -> Result<()> {
+        match req.road() {
+            Road::Kernel => self.shed_set_id(req, &Inode::open(Arc::clone(file)), Keeping::Unknown),
+            Road::Bypass => Ok(()),
+        }
+    }
+
     pub(super) fn allocate(
         &self,
         req: &Request,
@@ -390,6 +398,7 @@ impl PassthroughFs {
         mode: i32,
     ) -> Result<()> {
         let file = self.files.get(fh)?;
+        self.before_change(req, &file)?;
         self.act(req, Rights::Checked)?;
         let mode = FallocateFlags::from_bits_retain(mode as u32);
         self.with_room(
@@ -426,6 +435,7 @@ impl PassthroughFs {
             return Err(Errno::INVAL);
         }
         let (from, to) = (self.files.get(fh_in)?, self.files.get(fh_out)?);
+        self.before_change(req, &to)?;
         self.act(req, Rights::Checked)?;
         let length = length.min(LONGEST_COPY) as usize;
         let copy =

@@ -275,6 +275,12 @@ impl OpenInodes {
         drop(backing);
     }
 
+    /// Whether somebody has the inode open for writing.
+    pub(super) fn is_written(&self, id: u64) -> bool {
+        let shard = self.shard(id).lock();
+        shard.get(&id).is_some_and(|inode| inode.files.iter().any(|file| file.writable))
+    }
+
     /// Some open file of the inode: the way to an inode that has lost its last name, or whose name is not known
     /// any more.
     pub(super) fn any(&self, id: u64) -> Option<Arc<OpenFile>> {

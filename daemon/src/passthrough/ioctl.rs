@@ -49,6 +49,7 @@ impl PassthroughFs {
     pub(super) fn control(
         &self,
         req: &Request,
+        ino: u64,
         fh: FileHandle,
         request: u32,
         input: &[u8],
@@ -61,11 +62,9 @@ impl PassthroughFs {
         }
         // Flags are the owner's to set, some only root's; the backing knows.
         let rights = if command.direction == Direction::Set { Rights::Caller } else { Rights::Checked };
-        let id = self
-            .files
-            .get(fh)
-            .map(|file| file.id)
-            .or_else(|_| self.streams.get(fh).map(|stream| stream.id))?;
+        let file = self.files.get(fh);
+        let stream = if file.is_err() { Some(self.stream(req, ino, fh)?) } else { None };
+        let id = stream.as_ref().map_or(ino, |stream| stream.id);
         // Flags can forbid the removal of a file.
         if let (Some(deferred), Direction::Set) = (&self.deferred, command.direction) {
             deferred.keeps(id);
@@ -73,9 +72,10 @@ impl PassthroughFs {
         self.settle(id);
         let _hold = self.deferred.as_ref().map(|deferred| deferred.hold(id));
         self.act(req, rights)?;
-        let result = match self.files.get(fh) {
-            Ok(file) => sys::ioctl_plain(&*file, command.native, &mut data)?,
-            Err(_) => sys::ioctl_plain(&*self.streams.get(fh)?, command.native, &mut data)?,
+        let result = match (&file, &stream) {
+            (Ok(file), _) => sys::ioctl_plain(&**file, command.native, &mut data)?,
+            (Err(_), Some(stream)) => sys::ioctl_plain(&**stream, command.native, &mut data)?,
+            (Err(errno), None) => return Err(*errno),
         };
         // Beyond what the command really wrote, the answer is zeros up to the size that the kernel expects.
         let length = if command.direction == Direction::Get { (room as usize).min(data.len()) } else { 0 };

@@ -31,15 +31,13 @@ use super::credentials;
 use super::deadlocks::{self, Waits};
 use super::handles::OpenFile;
 use super::sys::{self, FileLock};
-use crate::{LockOwner, ReplyEmpty};
+use crate::{LockOwner, ReplyEmpty, processes};
 
 /// How often a fresh request is tried again, and for how long it counts as fresh.
 const FAST: Duration = Duration::from_millis(1);
 const FRESH: Duration = Duration::from_millis(100);
 /// How often an old one is.
 const SLOW: Duration = Duration::from_millis(10);
-/// How long to wait for a thread to fall asleep, to see what it asks for.
-const PERSEVERANCE: Duration = Duration::from_secs(2);
 /// How often a waiting program is looked at for pending signals.
 const SIGNALS: Duration = Duration::from_millis(50);
 
@@ -70,17 +68,7 @@ impl Caller {
         if self.tid == 0 || credentials::become_daemon().is_err() {
             return Kind::Posix;
         }
-        let start = Instant::now();
-        while start.elapsed() < PERSEVERANCE {
-            let Ok(text) = std::fs::read_to_string(format!("/proc/{}/syscall", self.tid)) else { break };
-            if let Some(kind) = kind_of_call(&text) {
-                return kind;
-            }
-            // "running": it has sent the request but not yet gone to sleep, for which it may have to wait on a busy
-            // machine.
-            std::thread::sleep(Duration::from_micros(50));
-        }
-        Kind::Posix
+        processes::system_call(self.tid, kind_of_call).unwrap_or(Kind::Posix)
     }
 }
 

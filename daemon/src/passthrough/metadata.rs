@@ -70,8 +70,7 @@ impl PassthroughFs {
         let _hold = self.deferred.as_ref().map(|deferred| deferred.hold(id));
         let inode = self.inode_or_file(id, fh)?;
         if req.road() == Road::Kernel && changes.are_none() {
-            // The kernel is about to change the contents, and leaves out what it leaves to us (`fuse_setattr`).
-            self.shed_set_id(req, &inode, Keeping::Unknown)?;
+            self.set_nothing(req, id, &inode)?;
             return Ok(attributes::of(&stat_of(&inode)?, id));
         }
         let rights = match changes.mode {
@@ -109,7 +108,13 @@ impl PassthroughFs {
         Ok(attributes::of(&stat_of(&inode)?, id))
     }
 
-    fn change_owner(&self, req: &Request, inode: &Inode, rights: Rights, changes: &Changes) -> Result<()> {
+    pub(super) fn change_owner(
+        &self,
+        req: &Request,
+        inode: &Inode,
+        rights: Rights,
+        changes: &Changes,
+    ) -> Result<()> {
         let uid = changes.uid.map(|uid| valid(uid).map(Uid::from_raw)).transpose()?;
         let gid = changes.gid.map(|gid| valid(gid).map(Gid::from_raw)).transpose()?;
         let loses = req.road() == Road::Kernel && self.loses_set_gid_to_owner(req, inode)?;
@@ -278,6 +283,9 @@ impl PassthroughFs {
         // The kernel takes a file's capabilities away in the name of whoever writes to it
         // (`cap_inode_killpriv`); it has checked those who ask for it themselves (`cap_inode_removexattr`).
         let rights = if req.road() == Road::Kernel && name == "security.capability" {
+            if self.loses_capabilities_to_owner(req, &inode)? {
+                return Ok(());
+            }
             Rights::Daemon
         } else {
             Rights::Checked

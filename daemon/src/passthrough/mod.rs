@@ -58,6 +58,7 @@ pub use self::lending::try_to_lend;
 use self::locks::{Caller, Locks};
 use self::metadata::{Changes, Xattr};
 use self::nodes::{Kind, Nodes};
+use self::streams::Listed;
 use self::sys::FileLock;
 use crate::policy::Policy;
 use crate::{
@@ -247,6 +248,10 @@ pub struct PassthroughFs {
     directories: Directories,
     files: Handles<OpenFile>,
     streams: Handles<OpenDirectory>,
+    /// Directories that the kernel lists without having opened them.
+    listed: Listed,
+    /// The kernel need not open directories.
+    lists_unopened: AtomicBool,
     open_inodes: OpenInodes,
     /// Whether the file system of the source has no `flush`.
     source_closes_quietly: bool,
@@ -328,6 +333,8 @@ impl PassthroughFs {
             directories: Directories::new(options.open_directories.min(room)),
             files: Handles::new(),
             streams: Handles::new(),
+            listed: Listed::default(),
+            lists_unopened: AtomicBool::new(false),
             open_inodes: OpenInodes::new(),
             source_closes_quietly,
             hot: Hot::new(if can_switch && options.grants != Grants::Always {
@@ -627,6 +634,11 @@ impl Filesystem for PassthroughFs {
             wanted.push(InitFlags::FUSE_PASSTHROUGH);
             self.kernel_serves_data.store(true, Ordering::Relaxed);
         }
+        // The kernel keeps what it lists, and checks who may list it.
+        let lists_unopened = self.options.cache == CachePolicy::Always
+            && self.options.kernel_checked
+            && config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
+        self.lists_unopened.store(lists_unopened, Ordering::Relaxed);
         for flag in wanted {
             if config.capabilities().contains(flag) && config.add_capabilities(flag).is_err() {
                 tracing::debug!(?flag, "the kernel took an offer back");
@@ -824,6 +836,9 @@ impl Filesystem for PassthroughFs {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if req.road() == Road::Kernel && self.lists_unopened.load(Ordering::Relaxed) {
+            return reply.error(Errno::ENOSYS);
+        }
         let kept = match self.options.cache {
             CachePolicy::Always => FopenFlags::FOPEN_CACHE_DIR | FopenFlags::FOPEN_KEEP_CACHE,
             CachePolicy::Never | CachePolicy::Auto => FopenFlags::empty(),
@@ -834,8 +849,8 @@ impl Filesystem for PassthroughFs {
         }
     }
 
-    fn readdir(&self, req: &Request, _ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        match self.list(req, fh, offset, &mut reply) {
+    fn readdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        match self.list(req, ino.0, fh, offset, &mut reply) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),
         }
@@ -844,12 +859,12 @@ impl Filesystem for PassthroughFs {
     fn readdirplus(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
-        match self.list_plus(req, fh, offset, &mut reply) {
+        match self.list_plus(req, ino.0, fh, offset, &mut reply) {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(error)),
         }
@@ -867,9 +882,9 @@ impl Filesystem for PassthroughFs {
         reply.ok();
     }
 
-    fn fsyncdir(&self, _req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
+    fn fsyncdir(&self, req: &Request, ino: INodeNo, fh: FileHandle, datasync: bool, reply: ReplyEmpty) {
         self.settle(ino.0);
-        reply_empty(reply, self.streams.get(fh).and_then(|stream| self.sync(&*stream, datasync)));
+        reply_empty(reply, self.stream(req, ino.0, fh).and_then(|stream| self.sync(&*stream, datasync)));
     }
 
     fn statfs(&self, _req: &Request, ino: INodeNo, reply: ReplyStatfs) {
@@ -999,7 +1014,7 @@ impl Filesystem for PassthroughFs {
     fn ioctl(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         fh: FileHandle,
         _flags: IoctlFlags,
         cmd: u32,
@@ -1007,7 +1022,7 @@ impl Filesystem for PassthroughFs {
         out_size: u32,
         reply: ReplyIoctl,
     ) {
-        match self.control(req, fh, cmd, in_data, out_size) {
+        match self.control(req, ino.0, fh, cmd, in_data, out_size) {
             Ok((result, data)) => reply.ioctl(result, &data),
             Err(error) => reply.error(errno(error)),
         }

@@ -6,10 +6,11 @@
 
 #![deny(unsafe_code)]
 
-use rustix::fs::{AtFlags, CWD, Mode, Statx, chmodat};
+use rustix::fs::{AtFlags, CWD, Mode, Statx, chmodat, chownat};
 use rustix::io::Result;
 
 use super::inodes::Inode;
+use super::metadata::Changes;
 use super::{PassthroughFs, Rights, attributes, groups_of};
 use crate::processes::{self, CAP_FSETID};
 use crate::{Request, Road};
@@ -27,20 +28,66 @@ pub(super) enum Keeping {
 }
 
 impl PassthroughFs {
+    /// A `SETATTR` of the kernel that names no change: it leaves out what it leaves to us (`fuse_setattr`).
+    pub(super) fn set_nothing(&self, req: &Request, id: u64, inode: &Inode) -> Result<()> {
+        // It is about to write. Whoever may do that may take the bits away, and who may not has not opened the file.
+        if self.open_inodes.is_written(id) && !self.changes_owner(req) {
+            return self.shed_set_id(req, inode, Keeping::Unknown);
+        }
+        self.keep_owner(req, inode)
+    }
+
+    /// `chown(-1, -1)`. That it may be made nobody has checked.
+    fn keep_owner(&self, req: &Request, inode: &Inode) -> Result<()> {
+        let mode = u32::from(inode.attributes()?.stx_mode);
+        self.act(req, Rights::Daemon)?;
+        // Where there is nothing to lose, anybody may.
+        let keeps =
+            mode & (SET_ID_BITS | libc::S_IXGRP) == libc::S_ISGID && processes::holds(req.pid(), CAP_FSETID);
+        let rights = if keeps { Rights::Daemon } else { Rights::Caller };
+        self.change_owner(req, inode, rights, &Changes::default())
+    }
+
+    /// The kernel takes capabilities away. It does so for a `chown(-1, -1)` before it asks for that, of which it has not checked
+    /// whether it may be made: natively that fails first, if there are set-user-ID bits, too. Whether that was it, and is done.
+    pub(super) fn loses_capabilities_to_owner(&self, req: &Request, inode: &Inode) -> Result<bool> {
+        let is_it = has_set_id(&inode.attributes()?) && self.changes_owner(req);
+        if is_it {
+            self.keep_owner(req, inode)?;
+        }
+        Ok(is_it)
+    }
+
+    /// Whether the caller waits for a change of owner.
+    fn changes_owner(&self, req: &Request) -> bool {
+        /// Of 32-bit programs (x86 and Arm); no calls of others that write.
+        const COMPAT: [i64; 7] = [95, 182, 198, 207, 212, 298, 325];
+        #[cfg(target_arch = "x86_64")]
+        const CALLS: [i64; 4] = [libc::SYS_chown, libc::SYS_lchown, libc::SYS_fchown, libc::SYS_fchownat];
+        #[cfg(not(target_arch = "x86_64"))]
+        const CALLS: [i64; 2] = [libc::SYS_fchown, libc::SYS_fchownat];
+        self.act(req, Rights::Daemon).is_ok()
+            && processes::system_call(req.pid(), processes::number_of_call)
+                .is_some_and(|number| CALLS.contains(&number) || COMPAT.contains(&number))
+    }
+
     /// Takes the bits away that the caller's change of the contents takes away (`setattr_should_drop_suidgid`). The thread
     /// may act as the daemon afterwards.
     pub(super) fn shed_set_id(&self, req: &Request, inode: &Inode, keeping: Keeping) -> Result<()> {
         debug_assert_eq!(req.road(), Road::Kernel, "on the bypass the backing sees who the caller is");
-        let stat = inode.attributes()?;
-        let mode = u32::from(stat.stx_mode) & 0o7777;
-        if mode & SET_ID_BITS == 0 || !attributes::is_regular(&stat) {
+        // A daemon without the right to act as others has not that to keep the bits, either: what it writes takes them away.
+        if !self.can_switch || !has_set_id(&inode.attributes()?) {
             return Ok(());
         }
         self.act(req, Rights::Daemon)?;
         if keeping == Keeping::Unknown && processes::holds(req.pid(), CAP_FSETID) {
             return Ok(());
         }
+        take_away(inode)?;
+        let stat = inode.attributes()?;
+        let mode = u32::from(stat.stx_mode) & 0o7777;
         let mut kept = mode & !libc::S_ISUID;
+        // Without the permission to execute it is another bit by the same name (mandatory locking).
         if mode & libc::S_IXGRP != 0 || !is_in_group(req, &stat) {
             kept &= !libc::S_ISGID;
         }
@@ -63,6 +110,16 @@ impl PassthroughFs {
         self.act(req, Rights::Daemon)?;
         Ok(!processes::holds(req.pid(), CAP_FSETID) && !is_in_group(req, &stat))
     }
+}
+
+/// A change of owner to the same one, which takes away what it does of any regular file at once, whoever else changes its mode
+/// meanwhile (`chown_common`), unless the file system leaves that to others (NFS).
+fn take_away(inode: &Inode) -> Result<()> {
+    chownat(inode, c"", None, None, AtFlags::EMPTY_PATH)
+}
+
+fn has_set_id(stat: &Statx) -> bool {
+    u32::from(stat.stx_mode) & SET_ID_BITS != 0 && attributes::is_regular(stat)
 }
 
 /// Whether the caller, who waits for us, is in the file's group.

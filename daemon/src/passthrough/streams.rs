@@ -3,11 +3,13 @@
 
 #![deny(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::mem::MaybeUninit;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, RawDir, SeekFrom, openat, seek};
 use rustix::io::{Errno, Result};
 
@@ -16,7 +18,7 @@ use super::ids::ROOT;
 use super::inodes::stat_at;
 use super::{PassthroughFs, Rights, attributes};
 use crate::{
-    FileAttr, FileHandle, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request,
+    FileAttr, FileHandle, FileType, Generation, INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request, Road,
 };
 
 /// How much is read from the backing at a time, in bytes: about as much as the kernel asks for.
@@ -39,25 +41,88 @@ enum Offer {
     Full,
 }
 
+/// How many streams stay open that the kernel reads without having opened a directory.
+const LISTED: usize = 64;
+
+/// Streams of directories that the kernel lists without having opened them, each at the position where somebody goes on to read, the
+/// latest last. To open one anew for each request would have some file systems (overlayfs) read it from the beginning each time,
+/// and count its names anew.
+#[derive(Default)]
+pub(super) struct Listed(Mutex<VecDeque<(u64, Arc<OpenDirectory>)>>);
+
+impl Listed {
+    /// Takes out the stream that goes on at an offset.
+    fn take(&self, id: u64, offset: u64) -> Option<Arc<OpenDirectory>> {
+        let mut listed = self.0.lock();
+        let place = listed.iter().rposition(|(next, stream)| *next == offset && stream.id == id)?;
+        listed.remove(place).map(|(_, stream)| stream)
+    }
+
+    fn keep(&self, next: u64, stream: Arc<OpenDirectory>) {
+        let mut listed = self.0.lock();
+        let left = if listed.len() == LISTED { listed.pop_front() } else { None };
+        listed.push_back((next, stream));
+        drop(listed);
+        drop(left);
+    }
+}
+
+/// Whether the kernel reads a directory that it has not opened.
+fn is_unopened(req: &Request, fh: FileHandle) -> bool {
+    fh.0 == 0 && req.road() == Road::Kernel
+}
+
 impl PassthroughFs {
-    pub(super) fn open_stream(&self, req: &Request, id: u64) -> Result<FileHandle> {
+    fn open_directory(&self, req: &Request, id: u64) -> Result<Arc<OpenDirectory>> {
         let inode = self.inode(id)?;
         self.act(req, Rights::Checked)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let path = inode.path();
         let fd = self.with_spare_descriptors(|| openat(CWD, path.as_c_str(), flags, Mode::empty()))?;
-        Ok(self.streams.insert(&Arc::new(OpenDirectory::new(fd, id))))
+        Ok(Arc::new(OpenDirectory::new(fd, id)))
+    }
+
+    pub(super) fn open_stream(&self, req: &Request, id: u64) -> Result<FileHandle> {
+        Ok(self.streams.insert(&self.open_directory(req, id)?))
+    }
+
+    /// An open directory: `fh`, or, if the kernel has none, one that is opened.
+    pub(super) fn stream(&self, req: &Request, id: u64, fh: FileHandle) -> Result<Arc<OpenDirectory>> {
+        match is_unopened(req, fh) {
+            true => self.open_directory(req, id),
+            false => self.streams.get(fh),
+        }
     }
 
     /// Offers entries from `offset` on until one is not taken or there are no more.
     fn read_stream(
         &self,
         req: &Request,
+        id: u64,
         fh: FileHandle,
         offset: u64,
-        mut offer: impl FnMut(&OpenDirectory, &Entry<'_>) -> Result<Offer>,
+        offer: impl FnMut(&OpenDirectory, &Entry<'_>) -> Result<Offer>,
     ) -> Result<()> {
-        let stream = self.streams.get(fh)?;
+        if !is_unopened(req, fh) {
+            return self.read_from(req, &*self.streams.get(fh)?, offset, offer).map(|_| ());
+        }
+        // At the beginning it is as if it had just been opened.
+        let kept = if offset == 0 { None } else { self.listed.take(id, offset) };
+        let stream = kept.map_or_else(|| self.open_directory(req, id), Ok)?;
+        if let Some(next) = self.read_from(req, &stream, offset, offer)? {
+            self.listed.keep(next, stream);
+        }
+        Ok(())
+    }
+
+    /// Offers entries from `offset` on until one is not taken or there are no more; where to go on, if one was taken.
+    fn read_from(
+        &self,
+        req: &Request,
+        stream: &OpenDirectory,
+        offset: u64,
+        mut offer: impl FnMut(&OpenDirectory, &Entry<'_>) -> Result<Offer>,
+    ) -> Result<Option<u64>> {
         self.act(req, Rights::Checked)?;
         let mut position = stream.position.lock();
         let mut buffer = [MaybeUninit::uninit(); CHUNK];
@@ -67,12 +132,12 @@ impl PassthroughFs {
             if *position == 0 {
                 // `ext4_dx_readdir` takes the beginning for the end ever after if the first thing that it is asked for is
                 // the end. What comes of this read comes again.
-                let _ = RawDir::new(&*stream, &mut buffer).next();
+                let _ = RawDir::new(stream, &mut buffer).next();
             }
             *position = LOST;
-            seek(&*stream, SeekFrom::Start(offset))?;
+            seek(stream, SeekFrom::Start(offset))?;
         }
-        let mut entries = RawDir::new(&*stream, &mut buffer);
+        let mut entries = RawDir::new(stream, &mut buffer);
         // Any early way out leaves entries behind in the buffer.
         *position = LOST;
         let mut last = offset;
@@ -80,7 +145,7 @@ impl PassthroughFs {
         while let Some(entry) = entries.next() {
             let entry = match entry {
                 // What was read so far is the answer; the error comes again.
-                Err(_) if taken => return Ok(()),
+                Err(_) if taken => return Ok(Some(last)),
                 Err(Errno::NOENT) => break,
                 other => other?,
             };
@@ -94,19 +159,20 @@ impl PassthroughFs {
             let id = self.entry_id(stream.id, name, entry.ino())?;
             let kind = match kind {
                 Some(kind) => kind,
-                None => stat_at(&*stream, name)
-                    .map_or(FileType::RegularFile, |stat| attributes::of(&stat, id).kind),
+                None => {
+                    stat_at(stream, name).map_or(FileType::RegularFile, |stat| attributes::of(&stat, id).kind)
+                }
             };
-            match offer(&stream, &Entry { id, kind, name, next }) {
+            match offer(stream, &Entry { id, kind, name, next }) {
                 Ok(Offer::Taken) => taken = true,
-                Ok(Offer::Full) => return Ok(()),
-                Err(_) if taken => return Ok(()),
+                Ok(Offer::Full) => return Ok(taken.then_some(last)),
+                Err(_) if taken => return Ok(Some(last)),
                 Err(errno) => return Err(errno),
             }
             last = next;
         }
         *position = last;
-        Ok(())
+        Ok(taken.then_some(last))
     }
 
     /// The node id of an entry. The root has no parent within the mount.
@@ -117,11 +183,12 @@ impl PassthroughFs {
     pub(super) fn list(
         &self,
         req: &Request,
+        id: u64,
         fh: FileHandle,
         offset: u64,
         reply: &mut ReplyDirectory,
     ) -> Result<()> {
-        self.read_stream(req, fh, offset, |_, entry| {
+        self.read_stream(req, id, fh, offset, |_, entry| {
             let full = reply.add(INodeNo(entry.id), entry.next, entry.kind, entry.name);
             Ok(if full { Offer::Full } else { Offer::Taken })
         })
@@ -130,6 +197,7 @@ impl PassthroughFs {
     pub(super) fn list_plus(
         &self,
         req: &Request,
+        id: u64,
         fh: FileHandle,
         offset: u64,
         reply: &mut ReplyDirectoryPlus,
@@ -139,7 +207,7 @@ impl PassthroughFs {
             let full = reply.add(attr.ino, entry.next, entry.name, &ttl, attr, Generation(generation));
             if full { Offer::Full } else { Offer::Taken }
         };
-        self.read_stream(req, fh, offset, |stream, entry| {
+        self.read_stream(req, id, fh, offset, |stream, entry| {
             let unreferenced = |id| FileAttr { ino: INodeNo(id), kind: entry.kind, ..attributes::nothing() };
             if entry.name == "." || entry.name == ".." {
                 // The kernel takes no reference for these two (`fuse_direntplus_link`).

@@ -34,11 +34,19 @@ fn kernel_flags(hooks: &Hooks, flags: FopenFlags, pass: bool) -> (FopenFlags, bo
 impl ReplyOpen {
     /// Answers with an error. `ENOSYS` says that opening needs no call: the open succeeds with handle 0.
     ///
-    /// The kernel is told just that success, because after `ENOSYS` it would neither report opens any more
-    /// nor ever drop a file's pages or a directory's listing (`fc->no_open`, `fc->no_opendir`), and the
-    /// bypass could not tell what it holds.
+    /// Of files the kernel is told just that success, because after `ENOSYS` it would neither report opens any more
+    /// nor ever drop a file's pages (`fc->no_open`), and the bypass could not tell what it holds. Of directories it is told
+    /// `ENOSYS`, if it is recent enough (Linux 6.9) and there is no policy to ask: it reports when it lists them.
     pub fn error(self, err: Errno) {
         match self.to {
+            To::Kernel(kernel)
+                if err == Errno::ENOSYS
+                    && kernel.hooks.directory
+                    && !kernel.hooks.asks_always
+                    && kernel.hooks.coherence.directories_need_no_open() =>
+            {
+                kernel.settle().1.error(err);
+            }
             To::Kernel(kernel) if err == Errno::ENOSYS => {
                 // As the kernel does by itself then (`fuse_file_open`).
                 let listing =

@@ -890,7 +890,10 @@ impl Shared {
                 tracing::error!("{shown:?} is there again, although its removal was acknowledged: {failure}");
                 if let Some(notifier) = self.notifier.get() {
                     // The kernel may never have heard of it.
-                    let _ = notifier.inval_entry(crate::INodeNo(directory.id), OsStr::from_bytes(name));
+                    let parent = crate::INodeNo(directory.id);
+                    let _ = notifier.inval_entry(parent, OsStr::from_bytes(name));
+                    // Without an entry that drops no listing (`fuse_reverse_inval_entry`).
+                    let _ = notifier.inval_inode(parent, 0, 0);
                 }
             }
         }
