@@ -178,6 +178,43 @@ fn a_client_of_another_version_is_told_so() {
     assert!(matches!(answer, Answer::Refused(handshake::Refusal::Version)), "{answer:?}");
 }
 
+/// A jump out of a call, by a signal handler, can leave the daemon asleep although nobody rings any more. Whoever waits
+/// next notices, however often signals come.
+#[test]
+fn a_call_is_answered_although_another_did_not_ring_and_signals_never_cease() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    let mount = common::hello("unrung");
+    let client = mount.client();
+    let notice = &client.segment().header().notices.worker;
+    // SAFETY: the handler does nothing, and is installed with an empty mask and without `SA_RESTART`.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as *const () as usize;
+        assert_eq!(libc::sigaction(libc::SIGUSR1, &raw const action, std::ptr::null_mut()), 0);
+    }
+    for _ in 0..3 {
+        eventually("the daemon sleeps", || notice.load(Ordering::SeqCst) == ring::ASLEEP);
+        notice.store(ring::AWAKE, Ordering::SeqCst);
+        // SAFETY: no preconditions.
+        let waiting = unsafe { libc::pthread_self() };
+        let answered = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let start = Instant::now();
+                while !answered.load(Ordering::SeqCst) && start.elapsed() < Duration::from_secs(10) {
+                    // SAFETY: the thread lives as long as the scope.
+                    unsafe { libc::pthread_kill(waiting, libc::SIGUSR1) };
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            });
+            let start = Instant::now();
+            assert_eq!(stat(&client, "nothing"), Outcome::Errno(libc::ENOENT));
+            answered.store(true, Ordering::SeqCst);
+            assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+        });
+    }
+}
+
 #[test]
 fn a_client_that_dies_in_the_middle_of_an_operation_leaves_nothing() {
     let mount = common::hello("death");

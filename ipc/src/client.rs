@@ -28,7 +28,8 @@ use crate::table::Table;
 /// have to invalidate what the kernel caches first.
 const CONNECT_TIMEOUT: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
 /// How often a sleeping client looks whether its daemon still lives.
-const LIVENESS_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
+const LIVENESS_CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: LIVENESS_TIME.as_nanos() as i64 };
+const LIVENESS_TIME: Duration = Duration::from_millis(50);
 /// Upper bound of the spin phase, in iterations of `pause`: about [`SPIN_MAX_TIME`] on current x86.
 const SPIN_MAX: u32 = 1600;
 /// A little more than sleeping and being woken costs.
@@ -562,20 +563,25 @@ impl Client {
             }
             yielded += took;
         }
+        let mut checked = None;
         while ring::declare_sleep(state) {
             if self.is_closed() {
                 return Err(Fallback::Disconnected);
             }
-            match futex::wait(state, futex::Flags::empty(), ring::SLEEPING, Some(&LIVENESS_CHECK)) {
-                // Whoever was to ring for all may have been left by a jump.
-                Err(Errno::TIMEDOUT) if !self.hung_up() => self.ring_bell(),
-                Err(Errno::TIMEDOUT) => {
-                    self.segment.header().notices.closed.store(1, Ordering::Relaxed);
-                    // The slot stays claimed: a daemon that is only slow may still write into it.
-                    return Err(Fallback::Disconnected);
-                }
-                _ => {}
+            let since: Instant = *checked.get_or_insert_with(Instant::now);
+            let woken = futex::wait(state, futex::Flags::empty(), ring::SLEEPING, Some(&LIVENESS_CHECK));
+            // Signals that come more often than that must not keep it from being found out.
+            if woken != Err(Errno::TIMEDOUT) && since.elapsed() < LIVENESS_TIME {
+                continue;
             }
+            checked = None;
+            if self.hung_up() {
+                self.segment.header().notices.closed.store(1, Ordering::Relaxed);
+                // The slot stays claimed: a daemon that is only slow may still write into it.
+                return Err(Fallback::Disconnected);
+            }
+            // Whoever was to ring for all may have been left by a jump.
+            self.ring_bell();
         }
         Ok(self.answered(slot))
     }

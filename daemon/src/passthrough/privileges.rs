@@ -11,7 +11,7 @@ use rustix::io::Result;
 
 use super::inodes::Inode;
 use super::metadata::Changes;
-use super::{PassthroughFs, Rights, attributes, groups_of};
+use super::{PassthroughFs, Rights, attributes, groups_of, sys};
 use crate::processes::{self, CAP_FSETID};
 use crate::{Request, Road};
 
@@ -75,11 +75,14 @@ impl PassthroughFs {
     /// may act as the daemon afterwards.
     pub(super) fn shed_set_id(&self, req: &Request, inode: &Inode, keeping: Keeping) -> Result<()> {
         debug_assert_eq!(req.road(), Road::Kernel, "on the bypass the backing sees who the caller is");
-        // A daemon without the right to act as others has not that to keep the bits, either: what it writes takes them away.
-        if !self.can_switch || !has_set_id(&inode.attributes()?) {
+        if !has_set_id(&inode.attributes()?) {
             return Ok(());
         }
         self.act(req, Rights::Daemon)?;
+        // What a daemon writes that may not keep them itself takes them away.
+        if !sys::has_capability(CAP_FSETID.trailing_zeros()) {
+            return Ok(());
+        }
         if keeping == Keeping::Unknown && processes::holds(req.pid(), CAP_FSETID) {
             return Ok(());
         }
