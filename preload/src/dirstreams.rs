@@ -21,9 +21,10 @@ use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::FdFlags;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::calls::{self, Page, Road};
+use crate::calls::Road;
 use crate::connection;
 use crate::fds::{Directory, Kind};
+use crate::listing::{self, Page};
 use crate::process::{self, FDS};
 use crate::route;
 use crate::sys::arena::{Arena, Found, Guard, Locked};
@@ -124,7 +125,7 @@ pub(crate) fn open(dirfd: RawFd, path: &PathArg) -> Road<&'static Stream> {
         None => return Road::Kernel,
     };
     route::will_list(dirfd, Some(name));
-    match calls::open_directory(dirfd, path) {
+    match listing::open_directory(dirfd, path) {
         Road::Kernel => Road::Kernel,
         Road::Bypass(Err(errno)) => Road::Bypass(Err(errno)),
         Road::Bypass(Ok(opened)) => start(opened, -1, dirfd, name.bytes()),
@@ -147,7 +148,7 @@ pub(crate) fn from_descriptor(fd: RawFd) -> Road<&'static Stream> {
     if !readable || rustix::fs::seek(borrowed, SeekFrom::Current(0)) != Ok(0) {
         return Road::Kernel;
     }
-    match calls::open_descriptor(fd) {
+    match listing::open_descriptor(fd) {
         Road::Bypass(Ok(opened)) => {
             let started = start(opened, fd, AT_FDCWD, &[]);
             if matches!(started, Road::Bypass(Ok(_))) {
@@ -167,7 +168,7 @@ fn start(opened: Opened, fd: RawFd, dirfd: RawFd, path: &[u8]) -> Road<&'static 
     };
     // Left locked by a signal handler that did not return: lost.
     let Some((stream, mut state)) = stream.and_then(|stream| Some((stream, stream.lock(HASTY)?))) else {
-        calls::decline_directory(&opened);
+        listing::decline_directory(&opened);
         return Road::Kernel;
     };
     state.opened = opened;
@@ -256,7 +257,7 @@ pub(crate) fn close(stream: &'static Stream) -> Result<(), i32> {
     drop(state);
     STREAMS.release(stream);
     if ring {
-        calls::close_directory(&opened);
+        listing::close_directory(&opened);
     }
     if fd < 0 {
         return Ok(());
@@ -285,7 +286,7 @@ pub(crate) fn used_directly(fd: RawFd) {
 /// The stream lives on without the ring.
 fn abandon(state: &mut State) {
     if state.leave_ring() {
-        calls::close_directory(&state.opened);
+        listing::close_directory(&state.opened);
     }
 }
 
@@ -380,7 +381,7 @@ impl State {
         self.next = 0;
         self.fill = 0;
         if self.ring {
-            match calls::read_directory(&mut self.opened, self.behind, self.page.as_mut_bytes()) {
+            match listing::read_directory(&mut self.opened, self.behind, self.page.as_mut_bytes()) {
                 Page::Read { len, ended } => {
                     self.fill = len;
                     self.ended = ended && len != 0;

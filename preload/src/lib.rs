@@ -91,6 +91,7 @@ mod fds;
 mod files;
 #[allow(unsafe_code)]
 mod hooks;
+mod listing;
 mod locks;
 mod mounts;
 mod next;

@@ -568,6 +568,11 @@ impl<FS: Filesystem> Operations<FS> {
             true => self.shed_privileges(req, ino, fh),
             false => Ok(false),
         };
+        // Then the file system need not look again.
+        let write_flags = match shed {
+            Ok(false) => write_flags - WriteFlags::FUSE_WRITE_KILL_SUIDGID,
+            _ => write_flags,
+        };
         let appends = flags.0 & libc::O_APPEND != 0;
         // The kernel does not expect that the mode changes.
         let unforeseen = appends || !matches!(shed, Ok(false));
