@@ -41,12 +41,33 @@ pub(crate) struct Attr {
 pub(crate) struct Opened {
     /// The file system's handle, to be given back in every later call and to `release`.
     pub(crate) fh: FileHandle,
+    /// The file system has given the backing file away and has nothing open: the handle means nothing.
+    pub(crate) is_released: bool,
     /// How the file system wants input and output to be done.
     pub(crate) flags: FopenFlags,
     /// The backing file, if the file system opened with a [`BackingId`](crate::BackingId) made on this road.
     pub(crate) backing: Option<OwnedFd>,
     /// The file system gives a descriptor when it is asked for ([`grant`](crate::Filesystem::grant)).
     pub(crate) grantable: bool,
+    /// The type and permission bits that the backing file had when it was opened, if they are known.
+    pub(crate) mode: Option<u32>,
+}
+
+impl Opened {
+    /// A handle that no backing file is known of.
+    pub(crate) fn handle(fh: FileHandle, flags: FopenFlags) -> Self {
+        Self { fh, is_released: false, flags, backing: None, grantable: false, mode: None }
+    }
+
+    /// A backing file that is the asker's from now on.
+    pub(crate) fn given(backing: OwnedFd, mode: u32) -> Self {
+        Self {
+            is_released: true,
+            backing: Some(backing),
+            mode: Some(mode),
+            ..Self::handle(FileHandle(0), FopenFlags::empty())
+        }
+    }
 }
 
 /// A file that was created and opened.

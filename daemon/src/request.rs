@@ -37,17 +37,37 @@ pub struct Request {
     gid: u32,
     pid: u32,
     client: Option<Arc<Credentials>>,
+    takes_file: bool,
 }
 
 impl Request {
     /// A request of a bypass client.
     pub(crate) fn for_client(unique: RequestId, client: Arc<Credentials>) -> Self {
-        Self { unique, uid: client.uid, gid: client.gid, pid: client.pid, client: Some(client) }
+        Self {
+            unique,
+            uid: client.uid,
+            gid: client.gid,
+            pid: client.pid,
+            client: Some(client),
+            takes_file: false,
+        }
     }
 
     /// A request of the kernel.
     pub(crate) fn of_kernel(unique: RequestId, uid: u32, gid: u32, pid: u32) -> Self {
-        Self { unique, uid, gid, pid, client: None }
+        Self { unique, uid, gid, pid, client: None, takes_file: false }
+    }
+
+    /// The same request; the file that it opens is granted at once.
+    pub(crate) fn taking_file(self) -> Self {
+        Self { takes_file: true, ..self }
+    }
+
+    /// Whether a program is to get the backing file of what is opened or created, so that nobody needs a handle:
+    /// [`ReplyOpen::given`](crate::ReplyOpen::given), [`ReplyCreate::given`](crate::ReplyCreate::given).
+    #[inline]
+    pub fn takes_file(&self) -> bool {
+        self.takes_file
     }
 
     /// Identifies the request among those in flight on its road.

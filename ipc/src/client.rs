@@ -5,6 +5,7 @@
 //! A client belongs to the process that connected: after a fork the child must forget it
 //! ([`Client::forget`]) and connect anew.
 
+use std::cell::Cell;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -13,10 +14,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 use rustix::thread::futex;
 
 use crate::counters::Counters;
-use crate::frame::{Fallback, Op, PATH_MAX, REPLY_GRANT, Reply, Request};
+use crate::frame::{BY_SOCKET, Fallback, Op, PATH_MAX, REPLY_GRANT, REPLY_HELD, Reply, Request};
 use crate::handshake::{self, Answer, Ask, Error, Refusal, SMALL_MESSAGE_MAX, Welcome};
 use crate::jumps;
 use crate::layout::SLOTS;
@@ -85,6 +87,8 @@ pub struct Client {
     table: Option<TableMap>,
     socket: OwnedFd,
     bell: OwnedFd,
+    /// The daemon's process, if this one may take descriptors out of it, as who may trace it (`PTRACE_MODE_ATTACH_REALCREDS`).
+    daemon: Option<OwnedFd>,
     welcome: Welcome,
     /// Bit *n*: slot *n* is in use by some thread of this process.
     used: AtomicU64,
@@ -112,7 +116,7 @@ pub struct Client {
 impl Client {
     /// Connects to the daemon that listens on an abstract socket name.
     ///
-    /// The two descriptors that a client keeps (and protects) are numbered from `first_fd`, out of the way of
+    /// The three descriptors that a client keeps (and protects) are numbered from `first_fd`, out of the way of
     /// programs that count on low numbers.
     ///
     /// # Errors
@@ -138,14 +142,23 @@ impl Client {
             Answer::Refused(refusal) => return Err(ConnectError::Refused(refusal)),
             _ => return Err(Error::Malformed.into()),
         };
-        let [Some(memory), Some(bell), table] = fds else { return Err(Error::Malformed.into()) };
+        let [Some(memory), Some(bell), Some(daemon), table] = fds else {
+            return Err(Error::Malformed.into());
+        };
         let segment = Segment::open(&memory)?;
+        // No descriptor has this number: whoever may take some is told so.
+        let daemon = match pidfd_getfd(&daemon, RawFd::MAX, PidfdGetfdFlags::empty()) {
+            Err(Errno::BADF) => Some(rustix::io::fcntl_dupfd_cloexec(&daemon, first_fd)?),
+            _ => None,
+        };
+        segment.header().pulls.store(daemon.is_some().into(), Ordering::Relaxed);
         // Without room for it, or with one of no use, every call is a round trip.
         let table = table.and_then(|table| TableMap::open(&table).ok());
         Ok(Self {
             segment,
             table,
             bell: rustix::io::fcntl_dupfd_cloexec(&bell, first_fd)?,
+            daemon,
             socket,
             welcome,
             used: AtomicU64::new(0),
@@ -210,9 +223,9 @@ impl Client {
         self.counters().count(Op::Stat)
     }
 
-    /// The descriptors that the program must not close: socket and doorbell.
-    pub fn fds(&self) -> [RawFd; 2] {
-        [self.socket.as_raw_fd(), self.bell.as_raw_fd()]
+    /// The descriptors that the program must not close: socket, doorbell, and the daemon's process.
+    pub fn fds(&self) -> [Option<RawFd>; 3] {
+        [Some(&self.socket), Some(&self.bell), self.daemon.as_ref()].map(|fd| fd.map(AsRawFd::as_raw_fd))
     }
 
     /// The number that this client's descriptors were asked to start from.
@@ -319,6 +332,11 @@ impl Client {
             return Err(Fallback::NoSlot);
         }
         let slot = self.claim()?;
+        self.submit_unattended(slot, op, request);
+        Ok(())
+    }
+
+    fn submit_unattended(&self, slot: u32, op: Op, request: &Request) {
         self.segment.write_request(slot, &Request { op: op as u32, len: 0, len2: 0, ..*request });
         self.hand_in(slot);
         // Release: whoever finds it here finds its state no older than `hand_in` has set it.
@@ -327,7 +345,6 @@ impl Client {
             // From here on it is not this call's. (If that was left by a jump just before, `take_back` waits for the answer.)
             jumps::used(self.number, slot);
         }
-        Ok(())
     }
 
     /// Waits a little for what was [sent](Self::send) before: for whoever could tell that it is not done yet.
@@ -420,8 +437,8 @@ impl Client {
     /// Closes a forked child's copies of the descriptors. There may be none: the kernel copies descriptors before it copies memory
     /// (`copy_process`), and this connection may have been made by another thread in between.
     fn close_copies(&self) {
-        for fd in self.fds() {
-            // SAFETY: both are this process's copies, and neither a forgotten nor an abandoned client uses them again: `wait`
+        for fd in self.fds().into_iter().flatten() {
+            // SAFETY: all are this process's copies, and neither a forgotten nor an abandoned client uses them again: `wait`
             // looks at the closed mark before it looks at the socket.
             #[allow(unsafe_code)]
             let _ = unsafe { rustix::io::try_close(fd) };
@@ -433,7 +450,7 @@ impl Client {
     /// # Errors
     /// `EMFILE` if there is no other number left.
     pub fn vacate(&mut self, fd: RawFd) -> Result<(), Errno> {
-        for own in [&mut self.socket, &mut self.bell] {
+        for own in [&mut self.socket, &mut self.bell].into_iter().chain(&mut self.daemon) {
             if own.as_raw_fd() == fd {
                 *own = rustix::io::fcntl_dupfd_cloexec(&*own, self.first_fd)?;
             }
@@ -512,8 +529,12 @@ impl Client {
             if !ring::is_done(&self.segment.slot(slot).state) {
                 return false;
             }
-            let grants = self.segment.read_reply(slot).flags & REPLY_GRANT != 0;
-            if grants && self.took_grant.load(Ordering::Relaxed) & bit == 0 {
+            let flags = self.segment.read_reply(slot).flags;
+            if flags & REPLY_HELD != 0 {
+                self.submit_unattended(slot, Op::Taken, &Request::default());
+                return true;
+            }
+            if flags & REPLY_GRANT != 0 && self.took_grant.load(Ordering::Relaxed) & bit == 0 {
                 while self.receive_grant() == Ok(true) {}
                 if self.granted(slot).is_none() {
                     // Another thread is about to hand it over.
@@ -587,7 +608,8 @@ impl Client {
     }
 
     fn answered(&self, slot: u32) -> Call<'_> {
-        Call { client: self, slot, reply: self.segment.read_reply(slot) }
+        let reply = self.segment.read_reply(slot);
+        Call { client: self, slot, held: Cell::new(reply.flags & REPLY_HELD != 0), reply }
     }
 
     /// Whether the daemon closed its end.
@@ -596,6 +618,32 @@ impl Client {
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         matches!(rustix::event::poll(&mut poll, Some(&now)), Ok(ready) if ready > 0)
             && poll[0].revents().intersects(PollFlags::HUP | PollFlags::RDHUP | PollFlags::ERR)
+    }
+
+    /// Takes a descriptor that the daemon holds for a slot, by this number, and waits until it is closed there: from then on the program's are all there are,
+    /// so that nothing of it outlasts them (`ETXTBSY`, locks, leases).
+    fn pull(&self, slot: u32, number: RawFd) -> Result<OwnedFd, Fallback> {
+        let pulled = match &self.daemon {
+            Some(daemon) => pidfd_getfd(daemon, number, PidfdGetfdFlags::empty()),
+            None => Err(Errno::PERM),
+        };
+        let flags = match pulled {
+            Ok(_) | Err(Errno::MFILE) => 0,
+            // This process may not any more.
+            Err(_) => {
+                self.segment.header().pulls.store(0, Ordering::Relaxed);
+                BY_SOCKET
+            }
+        };
+        let told = self.submit(slot, Op::Taken, &Request { flags, ..Request::default() }, &[], &[]);
+        // The slot is the call's that was granted it. Only with the answer it is certain that the number was still that descriptor's.
+        let told = ManuallyDrop::new(told?);
+        match pulled {
+            Ok(granted) => Ok(granted),
+            Err(Errno::MFILE) => Err(Fallback::NotGranted),
+            Err(_) if told.reply.flags & REPLY_GRANT == 0 => Err(Fallback::NotGranted),
+            Err(_) => self.take_grant(slot),
+        }
     }
 
     /// Receives the descriptor granted to `slot`, whose message is in the socket or in another thread's hands.
@@ -631,7 +679,7 @@ impl Client {
         let mut buffer = [0; SMALL_MESSAGE_MAX];
         match handshake::receive(&self.socket, &mut buffer, RecvFlags::DONTWAIT) {
             // Without a descriptor: EMFILE, the kernel drops what it cannot install (`scm_detach_fds`).
-            Ok((bytes, [fd, None, None])) => match handshake::decode(bytes) {
+            Ok((bytes, [fd, None, None, None])) => match handshake::decode(bytes) {
                 Ok(Answer::Grant { slot }) if (slot as usize) < SLOTS => {
                     let fd = fd.map_or(NO_ROOM, IntoRawFd::into_raw_fd);
                     self.grants[slot as usize].store(fd, Ordering::Release);
@@ -761,6 +809,8 @@ impl Drop for Prepared<'_> {
 pub struct Call<'c> {
     client: &'c Client,
     slot: u32,
+    /// The daemon holds a descriptor that the reply grants.
+    held: Cell<bool>,
     /// The reply.
     pub reply: Reply,
 }
@@ -789,13 +839,19 @@ impl Call<'_> {
     /// [`Fallback::NotGranted`] if this process has no room for another descriptor,
     /// [`Fallback::Disconnected`] if the daemon is gone.
     pub fn take_grant(&self) -> Result<OwnedFd, Fallback> {
-        self.client.take_grant(self.slot)
+        match self.held.replace(false) {
+            true => self.client.pull(self.slot, self.reply.descriptor()),
+            false => self.client.take_grant(self.slot),
+        }
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        self.client.release(self.slot);
+        match self.held.get() {
+            true => self.client.submit_unattended(self.slot, Op::Taken, &Request::default()),
+            false => self.client.release(self.slot),
+        }
     }
 }
 

@@ -146,6 +146,9 @@ numbered! {
         /// it in a read-only copy of the backing file system's tree, in which the client may open files by itself as long as the
         /// table says so ([`crate::table::Lending`]).
         Lend = "lend",
+        /// In the slot of a reply that has [`REPLY_HELD`]: the daemon may close the descriptor. With [`BY_SOCKET`] in `flags` the client cannot
+        /// take it: answers [`REPLY_GRANT`], and it comes over the socket.
+        Taken = "taken",
     }
 }
 
@@ -327,8 +330,13 @@ pub enum Outcome {
     Kernel(Fallback),
 }
 
-/// [`Reply::flags`]: a granted descriptor was sent over the socket, tagged with the slot's number.
+/// [`Reply::flags`]: a granted descriptor was sent over the socket, tagged with the slot's number, unless there is [`REPLY_HELD`], too.
 pub const REPLY_GRANT: u32 = 1;
+/// [`Reply::flags`], beside [`REPLY_GRANT`]: the daemon holds the descriptor, by the number [`Reply::descriptor`], for the client to take it out
+/// (pidfd_getfd(2)), until the slot is used again, mostly for [`Op::Taken`].
+pub const REPLY_HELD: u32 = 128;
+/// [`Request::flags`] of [`Op::Taken`].
+pub const BY_SOCKET: u32 = 1;
 /// [`Reply::flags`]: attributes or statistics follow the head.
 pub const REPLY_BODY: u32 = 2;
 /// [`Reply::flags`]: the reply carries the number of an open file or directory, [`Reply::file`].
@@ -427,6 +435,21 @@ impl Reply {
     /// The number of an open file on this connection, in a reply with [`REPLY_VIRTUAL`].
     pub fn file(&self) -> u32 {
         self.value
+    }
+
+    /// The same reply, with a descriptor that is sent over the socket.
+    pub fn granting(self) -> Self {
+        Self { flags: self.flags | REPLY_GRANT, ..self }
+    }
+
+    /// The same reply, with a descriptor that the daemon holds.
+    pub fn holding(self, descriptor: i32) -> Self {
+        Self { value: descriptor as u32, flags: self.flags | REPLY_GRANT | REPLY_HELD, ..self }
+    }
+
+    /// The daemon's number of the descriptor, in a reply with [`REPLY_HELD`].
+    pub fn descriptor(&self) -> i32 {
+        self.value as i32
     }
 
     /// How the request ended. Numbers the client does not know mean "ask the kernel".

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::counters::Counts;
 
 /// Version of everything in this crate that both sides must share: envelope bodies, layout, frames.
-pub const VERSION: u32 = 8;
+pub const VERSION: u32 = 9;
 /// The extended attribute of a mount's root that names the daemon's socket.
 pub const SOCKET_XATTR: &std::ffi::CStr = c"system.finesse";
 /// Longest message, envelope included, in bytes.
@@ -310,9 +310,9 @@ pub fn decode<'m, T: Deserialize<'m>>(message: &'m [u8]) -> Result<T, Error> {
 }
 
 /// Descriptors that a message carries at most.
-const FDS_MAX: usize = 3;
+const FDS_MAX: usize = 4;
 
-/// Sends a message with up to three descriptors; retries when interrupted.
+/// Sends a message with up to four descriptors; retries when interrupted.
 ///
 /// # Errors
 /// [`Error::Closed`] if the other side is gone, [`Error::Malformed`] if the message is too long, otherwise
@@ -343,7 +343,7 @@ fn send_bytes(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result
     }
 }
 
-/// Receives one message into `buffer`, with up to three descriptors (close-on-exec); surplus ones are closed.
+/// Receives one message into `buffer`, with up to four descriptors (close-on-exec); surplus ones are closed.
 ///
 /// # Errors
 /// [`Error::Closed`] at the end of the stream; [`Error::Malformed`] for a message longer than the buffer;

@@ -32,6 +32,8 @@ pub struct Header {
     pub magic: AtomicU64,
     /// [`crate::handshake::VERSION`].
     pub version: AtomicU32,
+    /// Not 0 if the client takes what it is granted out of the daemon ([`crate::frame::REPLY_HELD`]). The client alone writes.
+    pub pulls: AtomicU32,
     /// The submission bitmap: the one word of the header that every operation writes.
     pub submitted: Line<AtomicU64>,
     /// What every operation reads and hardly any writes.

@@ -602,9 +602,7 @@ impl<FS: Filesystem> Engine<FS> {
         }
         if let Some(backing) = self.backing_to_grant(call, &file, offset)? {
             output.grant = Some(backing);
-            let mut reply = Reply::attr(Attr { ino: file.inode.ino, ..Attr::default() });
-            reply.flags |= frame::REPLY_GRANT;
-            return Ok(reply);
+            return Ok(Reply::attr(Attr { ino: file.inode.ino, ..Attr::default() }));
         }
         if if_granted {
             return fail(libc::EAGAIN);

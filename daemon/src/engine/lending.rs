@@ -11,7 +11,7 @@
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::SystemTime;
 
-use finesse_ipc::frame::{self, Attr, Fallback, Reply};
+use finesse_ipc::frame::{Attr, Fallback, Reply};
 use finesse_ipc::table::Lending;
 use fuser::{FileType, INodeNo};
 
@@ -83,9 +83,7 @@ impl<FS: Filesystem> Engine<FS> {
                 return kernel(Fallback::NotGranted);
             }
         }
-        let mut reply = Reply::attr(Attr { ino: directory.ino, ..Attr::default() });
-        reply.flags |= frame::REPLY_GRANT;
-        Ok(reply)
+        Ok(Reply::attr(Attr { ino: directory.ino, ..Attr::default() }))
     }
 
     /// Grants a descriptor for one of a file that a client has opened in a directory that was lent, at whatever time.

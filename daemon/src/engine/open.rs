@@ -78,6 +78,14 @@ impl<FS: Filesystem> Engine<FS> {
                 return kernel(Fallback::Unsupported);
             }
         }
+        let call = &Call {
+            request: match giving {
+                // To cut a file takes a handle.
+                Giving::AtOnce if flags & libc::O_TRUNC == 0 => self.request(call.context).taking_file(),
+                _ => self.request(call.context),
+            },
+            ..*call
+        };
         let exclusive = flags & (libc::O_CREAT | libc::O_EXCL) == libc::O_CREAT | libc::O_EXCL;
         let follow = flags & libc::O_NOFOLLOW == 0 && !exclusive;
         if flags & libc::O_CREAT != 0 && call.path.last() == Some(&b'/') {
@@ -172,9 +180,6 @@ impl<FS: Filesystem> Engine<FS> {
             policy::asked(FileType::RegularFile, if giving == Giving::Never { mask } else { READ | WRITE });
         self.permit(call.context, &node.inode, operations)?;
         self.may(call.context, &call.request, &node.inode, mask)?;
-        if giving == Giving::AtOnce && self.is_set_id(&call.request, &node.inode)? {
-            return kernel(Fallback::NotGranted);
-        }
         if self.checks == Checks::Engine && flags & libc::O_NOATIME != 0 {
             return kernel(Fallback::KernelByChoice);
         }
@@ -201,17 +206,14 @@ impl<FS: Filesystem> Engine<FS> {
         self.core.fs.ask().open(&call.request, ino, OpenFlags(passed), reply);
         let opened = match answer.wait() {
             // `fc->no_open`
-            Err(errno) if errno.code() == libc::ENOSYS && open.is_some() => Opened {
-                fh: FileHandle(0),
-                flags: FopenFlags::FOPEN_KEEP_CACHE,
-                backing: None,
-                grantable: false,
-            },
+            Err(errno) if errno.code() == libc::ENOSYS && open.is_some() => {
+                Opened::handle(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE)
+            }
             opened => opened?,
         };
         let mut opening =
             Opening { engine: self, request: &call.request, ino, flags: passed, opened: Some(opened) };
-        if open.is_none() && !opening.find_backing() {
+        if open.is_none() && (!opening.find_backing() || opening.is_set_id(&node.inode)?) {
             return kernel(Fallback::NotGranted);
         }
         if flags & libc::O_TRUNC != 0 {
@@ -339,7 +341,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// Whether the file has a set-user-ID or set-group-ID bit: executed through a granted descriptor, it would not know
     /// of the mount's `nosuid`.
     pub(super) fn is_set_id(&self, request: &Request, inode: &Inode) -> Result<bool, Stop> {
-        Ok(u32::from(self.attr(request, inode)?.perm) & (libc::S_ISUID | libc::S_ISGID) != 0)
+        Ok(has_set_id(self.attr(request, inode)?.perm.into()))
     }
 
     fn virtual_open(&self, inode: &Inode, writes: bool) -> Result<VirtualOpen, Stop> {
@@ -351,9 +353,7 @@ impl<FS: Filesystem> Engine<FS> {
         inode.grant();
         self.core.coherence.note_granted(inode.ino);
         output.grant = opening.opened.as_mut().and_then(|opened| opened.backing.take());
-        let mut reply = Reply::attr(Attr { ino: inode.ino, ..Attr::default() });
-        reply.flags |= frame::REPLY_GRANT;
-        Ok(reply)
+        Ok(Reply::attr(Attr { ino: inode.ino, ..Attr::default() }))
     }
 
     fn open_virtually(
@@ -387,6 +387,10 @@ impl<FS: Filesystem> Engine<FS> {
     }
 }
 
+fn has_set_id(mode: u32) -> bool {
+    mode & (libc::S_ISUID | libc::S_ISGID) != 0
+}
+
 /// A file that the file system has opened. Released again, unless it becomes a virtual descriptor: what was granted lives
 /// on its own.
 struct Opening<'a, FS: Filesystem> {
@@ -409,6 +413,14 @@ impl<FS: Filesystem> Opening<'_, FS> {
         opened.backing.is_some()
     }
 
+    /// Whether the file has a set-user-ID or set-group-ID bit.
+    fn is_set_id(&self, inode: &Inode) -> Result<bool, Stop> {
+        match self.opened.as_ref().and_then(|opened| opened.mode) {
+            Some(mode) => Ok(has_set_id(mode)),
+            None => self.engine.is_set_id(self.request, inode),
+        }
+    }
+
     /// Whether it has no offset, or none that can be set.
     fn is_unseekable(&self) -> bool {
         let unseekable = FopenFlags::FOPEN_NONSEEKABLE | FopenFlags::FOPEN_STREAM;
@@ -422,7 +434,7 @@ impl<FS: Filesystem> Opening<'_, FS> {
 
 impl<FS: Filesystem> Drop for Opening<'_, FS> {
     fn drop(&mut self) {
-        let Some(opened) = self.opened.take() else { return };
+        let Some(opened) = self.opened.take().filter(|opened| !opened.is_released) else { return };
         let (reply, answer) = ReplyEmpty::local();
         let flags = OpenFlags(self.flags);
         self.engine.core.fs.ask().release(self.request, self.ino, opened.fh, flags, None, false, reply);

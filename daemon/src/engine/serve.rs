@@ -156,7 +156,7 @@ impl<FS: Filesystem> Engine<FS> {
                 Ok(Reply::ok())
             }
             Op::Lend => self.lend(&call, output),
-            Op::ProveDir => return Err(Malformed::Operation(asked.frame.op)),
+            Op::ProveDir | Op::Taken => return Err(Malformed::Operation(asked.frame.op)),
         };
         Ok(served.unwrap_or_else(Reply::from))
     }

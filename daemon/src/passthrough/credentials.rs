@@ -12,7 +12,7 @@
 
 #![deny(unsafe_code)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io::Read;
 use std::sync::OnceLock;
 
@@ -44,6 +44,8 @@ fn daemon() -> &'static Identity {
 
 thread_local! {
     static CURRENT: RefCell<Option<Identity>> = const { RefCell::new(None) };
+    /// The thread's umask, if that is its own.
+    static UMASK: Cell<Option<u32>> = const { Cell::new(None) };
 }
 
 /// Whether this process can act as other users at all: root, with the capabilities to change identities.
@@ -126,6 +128,25 @@ fn set_groups(groups: &[u32]) -> Result<()> {
 
 fn gid(raw: u32) -> Option<Gid> {
     (raw != u32::MAX).then(|| Gid::from_raw(raw))
+}
+
+/// Has the kernel apply the caller's umask to what the calling thread makes next, which it does unless the directory has a default ACL. The thread has an umask, a
+/// root and a working directory of its own from then on (nothing here depends on the latter).
+///
+/// # Errors
+/// `ENOMEM`, `EPERM` (seccomp(2)): the umask is the process' still.
+pub(super) fn set_umask(umask: u32) -> Result<()> {
+    UMASK.with(|known| {
+        if known.get() == Some(umask) {
+            return Ok(());
+        }
+        if known.get().is_none() {
+            sys::unshare_umask()?;
+        }
+        rustix::process::umask(Mode::from_bits_truncate(umask));
+        known.set(Some(umask));
+        Ok(())
+    })
 }
 
 /// The supplementary groups of a thread that waits for us inside a system call, from `/proc/PID/status`; FUSE

@@ -20,7 +20,7 @@ use super::inodes::{INSIDE, Inode, check_name, stat_of};
 use super::names::Entry;
 use super::nodes::{Kind, Way};
 use super::privileges::Keeping;
-use super::{Acting, CachePolicy, PassthroughFs, Rights, attributes, credentials};
+use super::{Acting, CachePolicy, Grants, PassthroughFs, Rights, attributes, credentials};
 use crate::{BackingId, FileHandle, Generation, Request, Road};
 
 /// What `open` may carry over to the backing. Creation and truncation are requests of their own.
@@ -46,8 +46,22 @@ const LONGEST_KEPT: u64 = 16 << 20;
 /// A file that was opened: what the reply is made of.
 pub(super) struct Opened {
     pub(super) file: OpenFile,
-    /// Its length, if its descriptor can stand for it, on the kernel's side or the client's: if it is a regular file.
-    pub(super) regular: Option<u64>,
+    /// What is known of it, if its descriptor can stand for it, on the kernel's side or the client's: if it is a regular file.
+    pub(super) regular: Option<Regular>,
+}
+
+/// A regular file when it was opened.
+#[derive(Clone, Copy)]
+pub(super) struct Regular {
+    length: u64,
+    /// Its type and permission bits; `None` if it was not looked at.
+    pub(super) mode: Option<u32>,
+}
+
+impl Regular {
+    fn of(stat: &Statx) -> Self {
+        Self { length: stat.stx_size, mode: Some(stat.stx_mode.into()) }
+    }
 }
 
 /// The flags for the backing. On the kernel road the daemon reads and writes for the program, from buffers that are
@@ -78,7 +92,7 @@ impl PassthroughFs {
             Road::Bypass if careful != wanted => fcntl_setfl(fd, wanted - OFlags::CLOEXEC),
             _ => Ok(()),
         };
-        let opened = |fd, regular: Option<u64>| Opened {
+        let opened = |fd, regular: Option<Regular>| Opened {
             file: OpenFile::new(fd, id, is_writable(flags), wanted.contains(OFlags::APPEND)),
             regular,
         };
@@ -102,11 +116,11 @@ impl PassthroughFs {
                 // That reads would not block means nothing for regular files, and nobody else sees this descriptor's flags.
                 let fd = Arc::new(fd);
                 self.hot.keep(id, generation, &fd, reader);
-                Ok(Opened { file: OpenFile::sharing(fd, id), regular: Some(stat.stx_size) })
+                Ok(Opened { file: OpenFile::sharing(fd, id), regular: Some(Regular::of(stat)) })
             }
             _ => {
                 settle(&fd)?;
-                Ok(opened(fd, Some(stat.stx_size)))
+                Ok(opened(fd, Some(Regular::of(stat))))
             }
         };
 
@@ -152,7 +166,7 @@ impl PassthroughFs {
     fn opened_already(&self, req: &Request, id: u64, generation: u64) -> Option<Opened> {
         let groups = req.groups().unwrap_or_default();
         let shared = self.hot.get(id, generation, req.uid(), req.gid(), groups)?;
-        let mut size = 0;
+        let mut regular = Regular { length: 0, mode: None };
         // Of what only the mount changes, the last name's end is the end of the node.
         if self.options.cache != CachePolicy::Always || shared.reader != Reader::Root {
             let stat = stat_of(&*shared.fd).ok()?;
@@ -160,9 +174,26 @@ impl PassthroughFs {
                 self.hot.remove(id);
                 return None;
             }
-            size = stat.stx_size;
+            regular = Regular::of(&stat);
         }
-        Some(Opened { file: OpenFile::sharing(shared.fd, id), regular: Some(size) })
+        Some(Opened { file: OpenFile::sharing(shared.fd, id), regular: Some(regular) })
+    }
+
+    /// What was opened, if it is a regular file for a program that takes it: the descriptor and the mode.
+    pub(super) fn gives(&self, req: &Request, opened: Opened) -> std::result::Result<(OwnedFd, u32), Opened> {
+        let mode = opened.regular.and_then(|regular| regular.mode);
+        let Some(mode) = mode.filter(|_| req.takes_file() && self.options.grants != Grants::Never) else {
+            return Err(opened);
+        };
+        let id = opened.file.id;
+        match opened.file.into_own() {
+            Ok(fd) => {
+                // The program may want a lease, which it would not get while another has the file open.
+                self.hot.remove(id);
+                Ok((fd, mode))
+            }
+            Err(file) => Err(Opened { file, ..opened }),
+        }
     }
 
     /// A descriptor of an open file for a program, which it may do with as it likes.
@@ -228,7 +259,7 @@ impl PassthroughFs {
             entry,
             Opened {
                 file: OpenFile::new(fd, id, is_writable(flags), wanted.contains(OFlags::APPEND)),
-                regular: Some(stat.stx_size),
+                regular: Some(Regular::of(&stat)),
             },
         ))
     }
@@ -262,7 +293,7 @@ impl PassthroughFs {
         self.options.cache == CachePolicy::Always
             && !is_writable(flags)
             && flags & (libc::O_DIRECT | libc::O_APPEND) == 0
-            && opened.regular.is_some_and(|length| length <= LONGEST_KEPT)
+            && opened.regular.is_some_and(|regular| regular.length <= LONGEST_KEPT)
     }
 
     /// Decides whether kernel passthrough is worth another try.

@@ -91,6 +91,17 @@ impl OpenFile {
         }
     }
 
+    /// Its descriptor, if it is its own.
+    ///
+    /// # Errors
+    /// The file itself, if it reads by a descriptor that others read by as well.
+    pub(super) fn into_own(self) -> std::result::Result<OwnedFd, Self> {
+        match self.fd {
+            Descriptor::Own(fd) => Ok(fd),
+            fd => Err(Self { fd, ..self }),
+        }
+    }
+
     /// A descriptor for somebody else to have: with an open file description that is used here by offset at most.
     ///
     /// # Errors

@@ -765,8 +765,12 @@ impl Filesystem for PassthroughFs {
                 None => reply.opened(fh, self.open_flags(flags.0) | direct),
             };
         }
-        let regular = opened.regular.is_some();
         self.xattrs_change_unseen(ino.0);
+        let opened = match self.gives(req, opened) {
+            Ok((backing, mode)) => return reply.given(backing, mode),
+            Err(opened) => opened,
+        };
+        let regular = opened.regular.is_some();
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
         let flags = self.open_flags(flags.0) | self.quiet_flags(ino.0);
@@ -958,6 +962,10 @@ impl Filesystem for PassthroughFs {
             };
         }
         self.xattrs_change_unseen(attr.ino.0);
+        let opened = match self.gives(req, opened) {
+            Ok((backing, mode)) => return reply.given(&self.ttl, attr, generation, backing, mode),
+            Err(opened) => opened,
+        };
         let file = self.open_inodes.add(opened.file);
         let fh = self.files.insert(&file);
         let flags = self.open_flags(flags) | self.quiet_flags(attr.ino.0);

@@ -15,7 +15,7 @@ use rustix::io::{Errno, Result};
 
 use super::deferred::{Change, Hold};
 use super::inodes::{Inode, check_name, stat_at};
-use super::{PassthroughFs, Rights, attributes};
+use super::{PassthroughFs, Rights, attributes, credentials};
 use crate::{FileAttr, Generation, Request};
 
 /// An inode that an operation answers with: one reference to it was taken.
@@ -82,8 +82,9 @@ impl PassthroughFs {
     /// (`posix_acl_create`), and the backing applies it; the daemon's own umask is 0.
     pub(super) fn masked(&self, dir: &Inode, mode: u32, umask: u32) -> Mode {
         let wanted = mode & 0o7777;
-        let mode = if wanted & umask == 0 || has_default_acl(dir) { wanted } else { wanted & !umask };
-        Mode::from_raw_mode(mode)
+        let is_to_be_made =
+            credentials::set_umask(umask).is_ok() || wanted & umask == 0 || has_default_acl(dir);
+        Mode::from_raw_mode(if is_to_be_made { wanted } else { wanted & !umask })
     }
 
     pub(super) fn make_node(

@@ -118,6 +118,15 @@ fn set_fs_id(call: libc::c_long, id: u32) -> Result<()> {
     if current as u32 == id { Ok(()) } else { Err(Errno::PERM) }
 }
 
+/// Gives the calling thread an umask, a root and a working directory of its own (`unshare(CLONE_FS)`).
+///
+/// # Errors
+/// `ENOMEM`; `EPERM` if seccomp(2) forbids it.
+pub(super) fn unshare_umask() -> Result<()> {
+    // SAFETY: only another descriptor table could be one that others miss something in.
+    unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }
+}
+
 /// What to do with an open-file-description lock (fcntl(2), `F_OFD_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileLock {

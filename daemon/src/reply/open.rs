@@ -1,7 +1,7 @@
 //! Replies that open a file.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use fuser::{Errno, FileAttr, FileHandle, FopenFlags, Generation};
@@ -72,7 +72,19 @@ impl ReplyOpen {
                 let (flags, _) = kernel_flags(&hooks, flags, false);
                 reply.opened(fh, flags);
             }
-            To::Local(sender) => sender.send(Ok(Opened { fh, flags, backing: None, grantable: false })),
+            To::Local(sender) => sender.send(Ok(Opened::handle(fh, flags))),
+        }
+    }
+
+    /// Gives the backing file to the program, if the request [takes](crate::Request::takes_file) it: there is no handle, and no
+    /// `release`. `mode`: the file's type and permission bits, as in `st_mode`.
+    ///
+    /// # Panics
+    /// If the request does not take it.
+    pub fn given(self, backing: OwnedFd, mode: u32) {
+        match self.to {
+            To::Kernel(_) => panic!("a backing file is given to the kernel"),
+            To::Local(sender) => sender.send(Ok(Opened::given(backing, mode))),
         }
     }
 
@@ -85,7 +97,7 @@ impl ReplyOpen {
         assert!(!flags.contains(FopenFlags::FOPEN_PASSTHROUGH), "FOPEN_PASSTHROUGH without a backing file");
         match self.to {
             To::Kernel(_) => self.opened(fh, flags),
-            To::Local(sender) => sender.send(Ok(Opened { fh, flags, backing: None, grantable: true })),
+            To::Local(sender) => sender.send(Ok(Opened { grantable: true, ..Opened::handle(fh, flags) })),
         }
     }
 
@@ -141,7 +153,7 @@ impl ReplyOpen {
             }
             To::Local(sender) => {
                 let backing = backing_id.duplicate();
-                sender.send(Ok(Opened { fh, flags, backing, grantable: false }));
+                sender.send(Ok(Opened { backing, ..Opened::handle(fh, flags) }));
             }
         }
     }
@@ -231,6 +243,20 @@ impl ReplyCreate {
         self.answer((ttl, attr, generation), fh, flags, Some(backing_id), false);
     }
 
+    /// As [`ReplyOpen::given`].
+    ///
+    /// # Panics
+    /// If the request does not take it.
+    pub fn given(self, ttl: &Duration, attr: &FileAttr, generation: Generation, backing: OwnedFd, mode: u32) {
+        match self.to {
+            To::Kernel(_) => panic!("a backing file is given to the kernel"),
+            To::Local(sender) => sender.send(Ok(Created {
+                entry: local_entry(ttl, attr, generation),
+                opened: Opened::given(backing, mode),
+            })),
+        }
+    }
+
     fn answer(
         self,
         (ttl, attr, generation): (&Duration, &FileAttr, Generation),
@@ -259,12 +285,17 @@ impl ReplyCreate {
                     None => reply.created(&ttl, attr, generation, fh, flags),
                 }
             }
-            To::Local(sender) => sender.send(Ok(Created {
-                entry: Entry { attr: *attr, generation, attr_ttl: *ttl, entry_ttl: *ttl },
-                opened: Opened { fh, flags, backing: backing_id.and_then(BackingId::duplicate), grantable },
-            })),
+            To::Local(sender) => {
+                let backing = backing_id.and_then(BackingId::duplicate);
+                let opened = Opened { backing, grantable, ..Opened::handle(fh, flags) };
+                sender.send(Ok(Created { entry: local_entry(ttl, attr, generation), opened }));
+            }
         }
     }
+}
+
+fn local_entry(ttl: &Duration, attr: &FileAttr, generation: Generation) -> Entry {
+    Entry { attr: *attr, generation, attr_ttl: *ttl, entry_ttl: *ttl }
 }
 
 #[cfg(test)]

@@ -223,7 +223,7 @@ impl Desk {
         let mut buffer = [0; 1024];
         let heard = match handshake::receive(socket, &mut buffer, RecvFlags::DONTWAIT) {
             Err(Error::Socket(Errno::AGAIN)) => return,
-            Ok((bytes, [None, None, None])) => handshake::decode::<Ask<'_>>(bytes),
+            Ok((bytes, [None, None, None, None])) => handshake::decode::<Ask<'_>>(bytes),
             Ok((_, surplus)) => {
                 // To close one may block for as long as its sender likes.
                 let _ = std::thread::Builder::new().spawn(move || drop(surplus));
@@ -266,7 +266,7 @@ impl Desk {
         // What is left is reported again: nobody is heard at the expense of others.
         for _ in 0..MESSAGES_AT_ONCE {
             match handshake::receive(&peer.socket, &mut buffer, RecvFlags::DONTWAIT) {
-                Ok((bytes, [Some(directory), None, None])) => match handshake::decode(bytes) {
+                Ok((bytes, [Some(directory), None, None, None])) => match handshake::decode(bytes) {
                     Ok(Ask::Prove { slot }) => peer.take_proof(slot, directory),
                     _ => return self.part(token, &peer),
                 },

@@ -1,13 +1,13 @@
 //! One client, as the daemon sees it.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use finesse_ipc::counters::Counts;
-use finesse_ipc::frame::{Attr, Fallback, Op, PATH_MAX, REPLY_GRANT, Reply};
+use finesse_ipc::frame::{Attr, BY_SOCKET, Fallback, Op, PATH_MAX, Reply};
 use finesse_ipc::handshake::{self, Answer};
 use finesse_ipc::layout::DATA_BYTES;
 use finesse_ipc::ring;
@@ -52,6 +52,9 @@ pub(crate) struct Peer {
     /// Slots that wait for a proof, and the descriptors.
     proofs_waiting: AtomicU64,
     proofs: Mutex<HashMap<u32, OwnedFd>>,
+    /// Slots whose replies grant a descriptor that is held here, and the descriptors.
+    holding: AtomicU64,
+    held: Mutex<HashMap<u32, OwnedFd>>,
     gone: AtomicBool,
     /// In the pool's list of peers that are looked at.
     pub(crate) hot: AtomicBool,
@@ -104,6 +107,8 @@ impl Peer {
             running: AtomicU64::new(0),
             proofs_waiting: AtomicU64::new(0),
             proofs: Mutex::default(),
+            holding: AtomicU64::new(0),
+            held: Mutex::default(),
             gone: AtomicBool::new(false),
             hot: AtomicBool::new(false),
             quiet: AtomicU32::new(0),
@@ -217,6 +222,8 @@ impl Peer {
     }
 
     fn answer(&self, slot: u32, workspace: &mut Workspace) -> Result<Reply, Misconduct> {
+        // Whoever uses the slot again has what it held, or has been left by a jump.
+        let held = self.take_held(slot);
         if self.proofs_waiting.load(Ordering::Acquire) & (1 << slot) != 0 {
             return self.prove(slot);
         }
@@ -226,7 +233,15 @@ impl Peer {
                 return Err(Malformed::Length(len).into());
             }
         }
-        let sent = match Op::from_u32(frame.op) {
+        let op = Op::from_u32(frame.op);
+        if op == Some(Op::Taken) {
+            return match held.filter(|_| frame.flags & BY_SOCKET != 0) {
+                Some(descriptor) => self.send_grant(slot, &descriptor, Reply::ok()),
+                None => Ok(Reply::ok()),
+            };
+        }
+        drop(held);
+        let sent = match op {
             Some(Op::Write | Op::Setxattr) if frame.mode as usize > DATA_BYTES => {
                 return Err(Malformed::Length(frame.mode).into());
             }
@@ -254,18 +269,38 @@ impl Peer {
                 return Ok(Reply::errno(libc::EIO));
             }
         };
-        if let Some(descriptor) = output.grant {
-            self.grant(slot, &descriptor)?;
-        }
         if !output.data.is_empty() {
             self.segment.write_data(slot, &output.data);
         }
+        match output.grant {
+            Some(descriptor) => self.grant(slot, descriptor, reply),
+            None => Ok(reply),
+        }
+    }
+
+    /// Grants a descriptor: most clients take it out of this process, which takes a tenth of the time that a socket does.
+    fn grant(&self, slot: u32, descriptor: OwnedFd, reply: Reply) -> Result<Reply, Misconduct> {
+        if self.segment.header().pulls.load(Ordering::Relaxed) == 0 {
+            return self.send_grant(slot, &descriptor, reply);
+        }
+        let reply = reply.holding(descriptor.as_raw_fd());
+        self.held.lock().insert(slot, descriptor);
+        self.holding.fetch_or(1 << slot, Ordering::Release);
         Ok(reply)
     }
 
-    fn grant(&self, slot: u32, descriptor: &OwnedFd) -> Result<(), Misconduct> {
+    fn send_grant(&self, slot: u32, descriptor: &OwnedFd, reply: Reply) -> Result<Reply, Misconduct> {
         handshake::send(&self.socket, &Answer::Grant { slot }, &[descriptor.as_fd()])
-            .map_err(|_| Misconduct::Deaf)
+            .map_err(|_| Misconduct::Deaf)?;
+        Ok(reply.granting())
+    }
+
+    fn take_held(&self, slot: u32) -> Option<OwnedFd> {
+        if self.holding.load(Ordering::Acquire) & (1 << slot) == 0 {
+            return None;
+        }
+        self.holding.fetch_and(!(1 << slot), Ordering::Release);
+        self.held.lock().remove(&slot)
     }
 
     fn prove(&self, slot: u32) -> Result<Reply, Misconduct> {
@@ -283,12 +318,7 @@ impl Peer {
                 Ok(Reply::attr(Attr { ino: stat.stx_ino, ..Attr::default() }))
             }
             libc::S_IFREG => match self.service.exchange(&self.context, descriptor.as_fd()) {
-                Some(granted) => {
-                    self.grant(slot, &granted)?;
-                    let mut reply = Reply::ok();
-                    reply.flags |= REPLY_GRANT;
-                    Ok(reply)
-                }
+                Some(granted) => self.grant(slot, granted, Reply::ok()),
                 None => Ok(Reply::kernel(Fallback::NotGranted)),
             },
             _ => Ok(Reply::kernel(Fallback::UnknownBase)),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use finesse_ipc::handshake::{self, Answer, ClientStatus, MountStatus, Refusal, Welcome};
 use finesse_ipc::segment::Segment;
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::engine::Context;
 use crate::ring::peer::{Past, Peer};
@@ -155,9 +156,10 @@ impl Reception {
         let prepared = super::device(&*self.service).and_then(|dev| {
             let (segment, memory) = Segment::create()?;
             let [bell, rope] = sys::doorbell()?;
-            Ok((dev, segment, memory, bell, rope))
+            let process = pidfd_open(getpid(), PidfdFlags::empty())?;
+            Ok((dev, segment, memory, bell, rope, process))
         });
-        let (dev, segment, memory, bell, rope) = match prepared {
+        let (dev, segment, memory, bell, rope, process) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
                 tracing::warn!(%error, "a client could not be given a segment");
@@ -187,10 +189,10 @@ impl Reception {
             hidden: self.service.hidden(),
             busy: self.pool.is_crowded(),
         });
-        let [memory, bell] = [memory.as_fd(), rope.as_fd()];
+        let [memory, bell, process] = [memory.as_fd(), rope.as_fd(), process.as_fd()];
         let sent = match self.service.table() {
-            Some(table) => handshake::send(&peer.socket, &welcome, &[memory, bell, table]),
-            None => handshake::send(&peer.socket, &welcome, &[memory, bell]),
+            Some(table) => handshake::send(&peer.socket, &welcome, &[memory, bell, process, table]),
+            None => handshake::send(&peer.socket, &welcome, &[memory, bell, process]),
         };
         if sent.is_err() {
             self.pool.remove(&peer);

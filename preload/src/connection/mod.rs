@@ -84,7 +84,7 @@ pub(crate) struct Mount {
     /// Real and effective ids were equal when the connection was made.
     same_ids: AtomicBool,
     /// The connection's descriptors; -1 if there is none.
-    own: [AtomicI32; 2],
+    own: [AtomicI32; 3],
     /// Calls that the kernel has served because the process had not connected yet; [`NO_MORE`] when it has, or must.
     unconnected: AtomicU32,
     /// The last file that was opened was opened virtually.
@@ -120,7 +120,7 @@ impl Mount {
             attributes_mask: AtomicU64::new(0),
             statfs_flags: AtomicI64::new(-1),
             same_ids: AtomicBool::new(false),
-            own: [const { AtomicI32::new(-1) }; 2],
+            own: [const { AtomicI32::new(-1) }; 3],
             unconnected: AtomicU32::new(0),
             opens_virtually: AtomicBool::new(false),
             hidden: Kept::new(),
@@ -163,8 +163,8 @@ impl Mount {
     }
 
     /// Protects the connection's descriptors from the program.
-    fn protect(&self, fds: [RawFd; 2]) {
-        for (own, fd) in self.own.iter().zip(fds) {
+    fn protect(&self, fds: [Option<RawFd>; 3]) {
+        for (own, fd) in self.own.iter().zip(fds.into_iter().flatten()) {
             own.store(fd, Ordering::Relaxed);
             FDS.set(fd, Kind::Own);
         }
