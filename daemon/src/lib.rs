@@ -44,7 +44,7 @@ pub use crate::reply::{
     ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll,
     ReplyStatfs, ReplyWrite, ReplyXattr,
 };
-pub use crate::request::{Credentials, Request, Road};
+pub use crate::request::{Credentials, Request, Road, TakesFile};
 pub use crate::session::{
     BackgroundSession, Notifier, Session, SessionUnmounter, mount, mount2, spawn_mount, spawn_mount2,
 };

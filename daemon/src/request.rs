@@ -29,6 +29,10 @@ pub struct Credentials {
     pub caps: u64,
 }
 
+/// Says that a request [takes the backing file](Request::takes_file).
+#[derive(Clone, Copy, Debug)]
+pub struct TakesFile(());
+
 /// The parameters that all requests share.
 #[derive(Debug)]
 pub struct Request {
@@ -66,8 +70,8 @@ impl Request {
     /// Whether a program is to get the backing file of what is opened or created, so that nobody needs a handle:
     /// [`ReplyOpen::given`](crate::ReplyOpen::given), [`ReplyCreate::given`](crate::ReplyCreate::given).
     #[inline]
-    pub fn takes_file(&self) -> bool {
-        self.takes_file
+    pub fn takes_file(&self) -> Option<TakesFile> {
+        self.takes_file.then_some(TakesFile(()))
     }
 
     /// Identifies the request among those in flight on its road.

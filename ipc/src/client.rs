@@ -15,10 +15,10 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
-use rustix::thread::futex;
+use rustix::thread::{SecureComputingMode, futex, secure_computing_mode};
 
 use crate::counters::Counters;
-use crate::frame::{BY_SOCKET, Fallback, Op, PATH_MAX, REPLY_GRANT, REPLY_HELD, Reply, Request};
+use crate::frame::{BY_SOCKET, Fallback, Op, Outcome, PATH_MAX, REPLY_GRANT, REPLY_HELD, Reply, Request};
 use crate::handshake::{self, Answer, Ask, Error, Refusal, SMALL_MESSAGE_MAX, Welcome};
 use crate::jumps;
 use crate::layout::SLOTS;
@@ -76,6 +76,13 @@ pub enum ConnectError {
     /// A system call failed.
     #[error("{0}")]
     System(#[from] Errno),
+}
+
+/// Whether this process may take descriptors out of another one. (Its own filter of system calls might end it for trying.)
+fn may_take_from(process: &OwnedFd) -> bool {
+    // No descriptor has this number: whoever may take some is told so.
+    matches!(secure_computing_mode(), Ok(SecureComputingMode::Disabled))
+        && matches!(pidfd_getfd(process, RawFd::MAX, PidfdGetfdFlags::empty()), Err(Errno::BADF))
 }
 
 /// Tells a process's clients apart, for [`jumps`].
@@ -142,15 +149,12 @@ impl Client {
             Answer::Refused(refusal) => return Err(ConnectError::Refused(refusal)),
             _ => return Err(Error::Malformed.into()),
         };
-        let [Some(memory), Some(bell), Some(daemon), table] = fds else {
-            return Err(Error::Malformed.into());
-        };
+        let [Some(memory), Some(bell), third, fourth] = fds else { return Err(Error::Malformed.into()) };
+        let (daemon, table) = if welcome.pulls { (third, fourth) } else { (None, third) };
         let segment = Segment::open(&memory)?;
-        // No descriptor has this number: whoever may take some is told so.
-        let daemon = match pidfd_getfd(&daemon, RawFd::MAX, PidfdGetfdFlags::empty()) {
-            Err(Errno::BADF) => Some(rustix::io::fcntl_dupfd_cloexec(&daemon, first_fd)?),
-            _ => None,
-        };
+        let daemon = daemon
+            .filter(may_take_from)
+            .and_then(|daemon| rustix::io::fcntl_dupfd_cloexec(daemon, first_fd).ok());
         segment.header().pulls.store(daemon.is_some().into(), Ordering::Relaxed);
         // Without room for it, or with one of no use, every call is a round trip.
         let table = table.and_then(|table| TableMap::open(&table).ok());
@@ -339,12 +343,12 @@ impl Client {
     fn submit_unattended(&self, slot: u32, op: Op, request: &Request) {
         self.segment.write_request(slot, &Request { op: op as u32, len: 0, len2: 0, ..*request });
         self.hand_in(slot);
-        // Release: whoever finds it here finds its state no older than `hand_in` has set it.
-        self.unattended.fetch_or(1 << slot, Ordering::Release);
         if jumps::are_expected() {
             // From here on it is not this call's. (If that was left by a jump just before, `take_back` waits for the answer.)
             jumps::used(self.number, slot);
         }
+        // Release: whoever finds it here finds its state no older than `hand_in` has set it.
+        self.unattended.fetch_or(1 << slot, Ordering::Release);
     }
 
     /// Waits a little for what was [sent](Self::send) before: for whoever could tell that it is not done yet.
@@ -388,7 +392,7 @@ impl Client {
     pub fn prove(&self, directory: BorrowedFd<'_>) -> Result<u64, Fallback> {
         let call = self.show(directory)?;
         match call.reply.outcome() {
-            crate::frame::Outcome::Ok => Ok(call.reply.to_attr().ino),
+            Outcome::Ok => Ok(call.reply.to_attr().ino),
             _ => Err(Fallback::UnknownBase),
         }
     }
@@ -438,8 +442,8 @@ impl Client {
     /// (`copy_process`), and this connection may have been made by another thread in between.
     fn close_copies(&self) {
         for fd in self.fds().into_iter().flatten() {
-            // SAFETY: all are this process's copies, and neither a forgotten nor an abandoned client uses them again: `wait`
-            // looks at the closed mark before it looks at the socket.
+            // SAFETY: all are this process's copies, and neither a forgotten nor an abandoned client uses them again: `wait` and `pull`
+            // look at the closed mark before they look at them.
             #[allow(unsafe_code)]
             let _ = unsafe { rustix::io::try_close(fd) };
         }
@@ -609,7 +613,8 @@ impl Client {
 
     fn answered(&self, slot: u32) -> Call<'_> {
         let reply = self.segment.read_reply(slot);
-        Call { client: self, slot, held: Cell::new(reply.flags & REPLY_HELD != 0), reply }
+        let rest = if reply.flags & REPLY_HELD != 0 { Rest::Held } else { Rest::Nothing };
+        Call { client: self, slot, rest: Cell::new(rest), reply }
     }
 
     /// Whether the daemon closed its end.
@@ -622,14 +627,20 @@ impl Client {
 
     /// Takes a descriptor that the daemon holds for a slot, by this number, and waits until it is closed there: from then on the program's are all there are,
     /// so that nothing of it outlasts them (`ETXTBSY`, locks, leases).
+    ///
+    /// # Errors
+    /// As [`Call::take_grant`]; after [`Fallback::Disconnected`] the slot is to be left alone.
     fn pull(&self, slot: u32, number: RawFd) -> Result<OwnedFd, Fallback> {
+        if self.is_closed() {
+            return Err(Fallback::Disconnected);
+        }
         let pulled = match &self.daemon {
             Some(daemon) => pidfd_getfd(daemon, number, PidfdGetfdFlags::empty()),
             None => Err(Errno::PERM),
         };
         let flags = match pulled {
             Ok(_) | Err(Errno::MFILE) => 0,
-            // This process may not any more.
+            // This thread may not any more: others will not try.
             Err(_) => {
                 self.segment.header().pulls.store(0, Ordering::Relaxed);
                 BY_SOCKET
@@ -638,11 +649,10 @@ impl Client {
         let told = self.submit(slot, Op::Taken, &Request { flags, ..Request::default() }, &[], &[]);
         // The slot is the call's that was granted it. Only with the answer it is certain that the number was still that descriptor's.
         let told = ManuallyDrop::new(told?);
-        match pulled {
-            Ok(granted) => Ok(granted),
-            Err(Errno::MFILE) => Err(Fallback::NotGranted),
-            Err(_) if told.reply.flags & REPLY_GRANT == 0 => Err(Fallback::NotGranted),
-            Err(_) => self.take_grant(slot),
+        match (told.reply.outcome(), pulled) {
+            (Outcome::Ok, Ok(granted)) => Ok(granted),
+            (Outcome::Ok, Err(_)) if flags == BY_SOCKET => self.take_grant(slot),
+            _ => Err(Fallback::NotGranted),
         }
     }
 
@@ -805,12 +815,21 @@ impl Drop for Prepared<'_> {
     }
 }
 
+/// What is left of a call that was answered.
+#[derive(Clone, Copy, Debug)]
+enum Rest {
+    Nothing,
+    /// The daemon holds a descriptor that the reply grants.
+    Held,
+    /// Something may still come for the slot.
+    Pending,
+}
+
 /// A slot that holds a reply; free again when dropped.
 pub struct Call<'c> {
     client: &'c Client,
     slot: u32,
-    /// The daemon holds a descriptor that the reply grants.
-    held: Cell<bool>,
+    rest: Cell<Rest>,
     /// The reply.
     pub reply: Reply,
 }
@@ -839,18 +858,21 @@ impl Call<'_> {
     /// [`Fallback::NotGranted`] if this process has no room for another descriptor,
     /// [`Fallback::Disconnected`] if the daemon is gone.
     pub fn take_grant(&self) -> Result<OwnedFd, Fallback> {
-        match self.held.replace(false) {
-            true => self.client.pull(self.slot, self.reply.descriptor()),
-            false => self.client.take_grant(self.slot),
+        let Rest::Held = self.rest.replace(Rest::Nothing) else { return self.client.take_grant(self.slot) };
+        let pulled = self.client.pull(self.slot, self.reply.descriptor());
+        if matches!(pulled, Err(Fallback::Disconnected)) {
+            self.rest.set(Rest::Pending);
         }
+        pulled
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        match self.held.get() {
-            true => self.client.submit_unattended(self.slot, Op::Taken, &Request::default()),
-            false => self.client.release(self.slot),
+        match self.rest.get() {
+            Rest::Nothing => self.client.release(self.slot),
+            Rest::Held => self.client.submit_unattended(self.slot, Op::Taken, &Request::default()),
+            Rest::Pending => {}
         }
     }
 }

@@ -147,7 +147,7 @@ numbered! {
         /// table says so ([`crate::table::Lending`]).
         Lend = "lend",
         /// In the slot of a reply that has [`REPLY_HELD`]: the daemon may close the descriptor. With [`BY_SOCKET`] in `flags` the client cannot
-        /// take it: answers [`REPLY_GRANT`], and it comes over the socket.
+        /// take it: answers [`REPLY_GRANT`], and it comes over the socket. [`Fallback::NotGranted`] if the slot holds none.
         Taken = "taken",
     }
 }

@@ -51,7 +51,8 @@ pub enum Ask<'a> {
 /// What the daemon tells a client.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Answer {
-    /// Carries the segment's memfd, the doorbell's pipe, and the memfd of the mount's metadata table, if it has one.
+    /// Carries the segment's memfd, the doorbell's pipe, the daemon's process ([`Welcome::pulls`]), and the memfd of the mount's metadata table,
+    /// if it has one.
     Welcome(Welcome),
     /// The connection is refused; the client stays on the kernel road.
     Refused(Refusal),
@@ -82,6 +83,8 @@ pub struct Welcome {
     pub hidden: HiddenName,
     /// Others compute on the machine's CPUs: who yields gets them back late.
     pub busy: bool,
+    /// A pidfd of the daemon comes along, out of which the client may presumably take what it is granted.
+    pub pulls: bool,
 }
 
 /// The name of the hidden directory, in ASCII, padded with zeros. It is in no listing; a lookup of it in the
@@ -431,21 +434,25 @@ mod tests {
     fn messages_arrive_with_their_descriptors() {
         let (a, b) = pair();
         let file = std::fs::File::open("/dev/null").unwrap();
-        send(&a, &Ask::Attach { program: "ls" }, &[file.as_fd(), a.as_fd(), file.as_fd()]).unwrap();
-        let mut buffer = [0; SMALL_MESSAGE_MAX];
-        let (bytes, fds) = receive(&b, &mut buffer, RecvFlags::empty()).unwrap();
-        assert!(matches!(decode(bytes), Ok(Ask::Attach { program: "ls" })));
-        assert!(fds.iter().all(Option::is_some));
+        let sent = [file.as_fd(), a.as_fd(), file.as_fd(), b.as_fd()];
+        for count in 0..=FDS_MAX {
+            send(&a, &Ask::Attach { program: "ls" }, &sent[..count]).unwrap();
+            let mut buffer = [0; SMALL_MESSAGE_MAX];
+            let (bytes, fds) = receive(&b, &mut buffer, RecvFlags::empty()).unwrap();
+            assert!(matches!(decode(bytes), Ok(Ask::Attach { program: "ls" })));
+            assert_eq!(fds.iter().flatten().count(), count);
+        }
     }
 
     #[test]
     fn another_version_is_named() {
         let mut buffer = [0; 64];
         let len = encode(&Ask::Status, &mut buffer).unwrap();
-        buffer[4] = 9;
+        buffer[4] = VERSION as u8 + 1;
         let error = decode::<Ask>(&buffer[..len]).unwrap_err();
-        assert!(matches!(error, Error::Version(9)));
-        assert!(error.to_string().contains(&format!("this side speaks {VERSION}, the other side 9")));
+        assert!(matches!(error, Error::Version(other) if other == VERSION + 1));
+        let said = format!("this side speaks {VERSION}, the other side {}", VERSION + 1);
+        assert!(error.to_string().contains(&said));
     }
 
     #[test]

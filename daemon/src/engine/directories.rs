@@ -1,6 +1,7 @@
 //! Open directories: `getdents64` and its relatives, as `fuse_readdir` serves them.
 
 use std::ffi::OsStr;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
@@ -272,7 +273,10 @@ impl<FS: Filesystem> Engine<FS> {
         if self.bypass.keeps_listings && position == 0 && ended && !broken {
             self.cache.keep_listing(inode, &output.data, mark);
         }
-        self.cache.forget_atime(inode);
+        // What is known now was so before it was read, or is what that has made of it.
+        if !self.keeps_atime(inode) {
+            self.cache.forget_atime(inode);
+        }
         if output.data.is_empty() && !ended {
             // No room for a single entry, or the first one is none.
             return fail(if broken { libc::EIO } else { libc::EINVAL });
@@ -441,16 +445,17 @@ impl<FS: Filesystem> Engine<FS> {
         }
     }
 
-    /// A client is gone, and no operation of it is under way: lets go of what it had open, in a thread of its own,
+    /// A client is gone, and no operation of it is under way: lets go of what it had open, and closes what was held for it, in a thread of its own,
     /// as whoever notices must not wait for the file system.
-    pub(crate) fn departed(&self, context: &Context) {
+    pub(crate) fn departed(&self, context: &Context, held: Vec<OwnedFd>) {
         self.orphan_watches(context);
         let open = context.handles.take_all();
-        if open.is_empty() {
+        if open.is_empty() && held.is_empty() {
             return;
         }
         let (core, request) = (self.core.clone(), self.request(context));
         self.closers.run(move || {
+            drop(held);
             for handle in open {
                 match handle {
                     Handle::Directory(directory) => {

@@ -80,8 +80,7 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let call = &Call {
             request: match giving {
-                // To cut a file takes a handle.
-                Giving::AtOnce if flags & libc::O_TRUNC == 0 => self.request(call.context).taking_file(),
+                Giving::AtOnce => self.request(call.context).taking_file(),
                 _ => self.request(call.context),
             },
             ..*call
@@ -183,6 +182,11 @@ impl<FS: Filesystem> Engine<FS> {
         if self.checks == Checks::Engine && flags & libc::O_NOATIME != 0 {
             return kernel(Fallback::KernelByChoice);
         }
+        if giving == Giving::AtOnce
+            && self.known_attr(&node.inode).is_some_and(|attr| has_set_id(attr.perm.into()))
+        {
+            return kernel(Fallback::NotGranted);
+        }
         let writes = mask & WRITE != 0;
         if writes && self.core.coherence.kernel_opens(node.inode.ino).executed {
             // ETXTBSY, if it still is.
@@ -203,7 +207,10 @@ impl<FS: Filesystem> Engine<FS> {
         let ino = INodeNo(node.inode.ino);
         let passed = flags & !(libc::O_CREAT | libc::O_EXCL | libc::O_NOCTTY | libc::O_TRUNC);
         let (reply, answer) = ReplyOpen::local();
-        self.core.fs.ask().open(&call.request, ino, OpenFlags(passed), reply);
+        // To cut a file takes a handle.
+        let with_handle = (flags & libc::O_TRUNC != 0).then(|| self.request(call.context));
+        let request = with_handle.as_ref().unwrap_or(&call.request);
+        self.core.fs.ask().open(request, ino, OpenFlags(passed), reply);
         let opened = match answer.wait() {
             // `fc->no_open`
             Err(errno) if errno.code() == libc::ENOSYS && open.is_some() => {
@@ -211,8 +218,7 @@ impl<FS: Filesystem> Engine<FS> {
             }
             opened => opened?,
         };
-        let mut opening =
-            Opening { engine: self, request: &call.request, ino, flags: passed, opened: Some(opened) };
+        let mut opening = Opening { engine: self, request, ino, flags: passed, opened: Some(opened) };
         if open.is_none() && (!opening.find_backing() || opening.is_set_id(&node.inode)?) {
             return kernel(Fallback::NotGranted);
         }

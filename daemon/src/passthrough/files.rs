@@ -21,7 +21,7 @@ use super::names::Entry;
 use super::nodes::{Kind, Way};
 use super::privileges::Keeping;
 use super::{Acting, CachePolicy, Grants, PassthroughFs, Rights, attributes, credentials};
-use crate::{BackingId, FileHandle, Generation, Request, Road};
+use crate::{BackingId, FileHandle, Generation, Request, Road, TakesFile};
 
 /// What `open` may carry over to the backing. Creation and truncation are requests of their own.
 const OPEN_FLAGS: OFlags = OFlags::ACCMODE
@@ -180,17 +180,20 @@ impl PassthroughFs {
     }
 
     /// What was opened, if it is a regular file for a program that takes it: the descriptor and the mode.
-    pub(super) fn gives(&self, req: &Request, opened: Opened) -> std::result::Result<(OwnedFd, u32), Opened> {
+    pub(super) fn gives(
+        &self,
+        req: &Request,
+        opened: Opened,
+    ) -> std::result::Result<(TakesFile, OwnedFd, u32), Opened> {
+        let takes = req.takes_file().filter(|_| self.options.grants != Grants::Never);
         let mode = opened.regular.and_then(|regular| regular.mode);
-        let Some(mode) = mode.filter(|_| req.takes_file() && self.options.grants != Grants::Never) else {
-            return Err(opened);
-        };
+        let (Some(takes), Some(mode)) = (takes, mode) else { return Err(opened) };
         let id = opened.file.id;
         match opened.file.into_own() {
             Ok(fd) => {
                 // The program may want a lease, which it would not get while another has the file open.
                 self.hot.remove(id);
-                Ok((fd, mode))
+                Ok((takes, fd, mode))
             }
             Err(file) => Err(Opened { file, ..opened }),
         }

@@ -9,8 +9,9 @@
 //! - *Data* of regular files does not pass through here where it need not: the kernel gets the backing file
 //!   (`FUSE_PASSTHROUGH`), and a bypass client gets a descriptor of its own.
 //!
-//! The process's umask must be 0 ([`PassthroughFs::new`] leaves it alone): modes arrive complete, and
-//! the backing must not take more away.
+//! The caller's umask is left to the backing, which knows of default ACLs: a thread that makes something has an umask of its own from then on (and a
+//! working directory), with the caller's in it. Where a thread cannot have one, the process's counts, which must be 0 for that
+//! ([`PassthroughFs::new`] leaves it alone).
 
 #![deny(unsafe_code)]
 
@@ -288,7 +289,7 @@ impl PassthroughFs {
     /// A mirror of the directory `source`, which may be mounted over later: it stays open.
     ///
     /// Changes nothing outside the new object; in particular the process's umask, which the caller sets to 0 before it
-    /// serves requests.
+    /// serves requests, for threads that cannot have one of their own (seccomp(2) without `unshare`).
     ///
     /// # Errors
     /// A [`SourceError`] inside of an [`io::Error`], which displays as what failed, on what, and what to do.
@@ -767,7 +768,7 @@ impl Filesystem for PassthroughFs {
         }
         self.xattrs_change_unseen(ino.0);
         let opened = match self.gives(req, opened) {
-            Ok((backing, mode)) => return reply.given(backing, mode),
+            Ok((takes, backing, mode)) => return reply.given(takes, backing, mode),
             Err(opened) => opened,
         };
         let regular = opened.regular.is_some();
@@ -963,7 +964,9 @@ impl Filesystem for PassthroughFs {
         }
         self.xattrs_change_unseen(attr.ino.0);
         let opened = match self.gives(req, opened) {
-            Ok((backing, mode)) => return reply.given(&self.ttl, attr, generation, backing, mode),
+            Ok((takes, backing, mode)) => {
+                return reply.given(takes, (&self.ttl, attr, generation), backing, mode);
+            }
             Err(opened) => opened,
         };
         let file = self.open_inodes.add(opened.file);

@@ -79,7 +79,7 @@ impl PassthroughFs {
     }
 
     /// The mode that a new inode in `dir` asks for. A default ACL of the directory takes the place of the umask
-    /// (`posix_acl_create`), and the backing applies it; the daemon's own umask is 0.
+    /// (`posix_acl_create`). The backing applies either; where the thread cannot have an umask of its own, the process' is 0.
     pub(super) fn masked(&self, dir: &Inode, mode: u32, umask: u32) -> Mode {
         let wanted = mode & 0o7777;
         let is_to_be_made =

@@ -11,6 +11,7 @@ use super::backing::{BackingId, KernelBacking};
 use super::{To, reply};
 use crate::answer::{Created, Entry, Opened};
 use crate::kernel::hooks::Hooks;
+use crate::request::TakesFile;
 
 reply! {
     /// The answer of `open` and `opendir`.
@@ -76,14 +77,12 @@ impl ReplyOpen {
         }
     }
 
-    /// Gives the backing file to the program, if the request [takes](crate::Request::takes_file) it: there is no handle, and no
+    /// Gives the backing file to the program, as the request [takes](crate::Request::takes_file) it: there is no handle, and no
     /// `release`. `mode`: the file's type and permission bits, as in `st_mode`.
-    ///
-    /// # Panics
-    /// If the request does not take it.
-    pub fn given(self, backing: OwnedFd, mode: u32) {
+    pub fn given(self, _: TakesFile, backing: OwnedFd, mode: u32) {
         match self.to {
-            To::Kernel(_) => panic!("a backing file is given to the kernel"),
+            // Another request took it.
+            To::Kernel(_) => self.error(Errno::EIO),
             To::Local(sender) => sender.send(Ok(Opened::given(backing, mode))),
         }
     }
@@ -244,12 +243,15 @@ impl ReplyCreate {
     }
 
     /// As [`ReplyOpen::given`].
-    ///
-    /// # Panics
-    /// If the request does not take it.
-    pub fn given(self, ttl: &Duration, attr: &FileAttr, generation: Generation, backing: OwnedFd, mode: u32) {
+    pub fn given(
+        self,
+        _: TakesFile,
+        (ttl, attr, generation): (&Duration, &FileAttr, Generation),
+        backing: OwnedFd,
+        mode: u32,
+    ) {
         match self.to {
-            To::Kernel(_) => panic!("a backing file is given to the kernel"),
+            To::Kernel(_) => self.error(Errno::EIO),
             To::Local(sender) => sender.send(Ok(Created {
                 entry: local_entry(ttl, attr, generation),
                 opened: Opened::given(backing, mode),

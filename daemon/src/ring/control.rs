@@ -16,6 +16,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SocketFlags};
+use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::ring::Service;
 use crate::ring::peer::{Past, Peer};
@@ -69,6 +70,7 @@ impl Control {
             admitted,
             wake: wake.clone(),
             tokens: AtomicU64::new(FIRST_TOKEN),
+            process: pidfd_open(getpid(), PidfdFlags::empty()).ok(),
             mounts: AtomicU64::new(0),
         };
         let desk = Desk {

@@ -60,8 +60,8 @@ pub(crate) trait Service: Send + Sync + 'static {
     fn ask_what_is_lent(&self);
     /// A client is about to be served.
     fn connected(&self);
-    /// A client is gone: lets go of what it had open. Does not block.
-    fn departed(&self, context: &Context);
+    /// A client is gone: lets go of what it had open, and of what was granted to it and is still here. Does not block.
+    fn departed(&self, context: &Context, held: Vec<OwnedFd>);
     /// A client is gone.
     fn disconnected(&self);
     /// Whether a user may use the mount (`fuse_allow_current_process`).
@@ -137,8 +137,8 @@ impl<FS: Filesystem> Service for Engine<FS> {
         self.core().coherence.bypass_connected();
     }
 
-    fn departed(&self, context: &Context) {
-        Engine::departed(self, context);
+    fn departed(&self, context: &Context, held: Vec<OwnedFd>) {
+        Engine::departed(self, context, held);
     }
 
     fn disconnected(&self) {

@@ -235,9 +235,12 @@ impl Peer {
         }
         let op = Op::from_u32(frame.op);
         if op == Some(Op::Taken) {
-            return match held.filter(|_| frame.flags & BY_SOCKET != 0) {
-                Some(descriptor) => self.send_grant(slot, &descriptor, Reply::ok()),
-                None => Ok(Reply::ok()),
+            return match held {
+                None => Ok(Reply::kernel(Fallback::NotGranted)),
+                Some(descriptor) if frame.flags & BY_SOCKET != 0 => {
+                    self.send_grant(slot, &descriptor, Reply::ok())
+                }
+                Some(_) => Ok(Reply::ok()),
             };
         }
         drop(held);
@@ -331,7 +334,8 @@ impl Drop for Peer {
         self.past.counts.lock().add(&self.counts());
         // Release: who reads that nobody is present finds all counts in the sum.
         self.past.present.fetch_sub(1, Ordering::Release);
-        self.service.departed(&self.context);
+        let held = std::mem::take(self.held.get_mut());
+        self.service.departed(&self.context, held.into_values().collect());
         self.service.disconnected();
     }
 }

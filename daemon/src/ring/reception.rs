@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use finesse_ipc::handshake::{self, Answer, ClientStatus, MountStatus, Refusal, Welcome};
 use finesse_ipc::segment::Segment;
-use rustix::process::{PidfdFlags, getpid, pidfd_open};
 
 use crate::engine::Context;
+use crate::request::Credentials;
 use crate::ring::peer::{Past, Peer};
 use crate::ring::pool::Pool;
 use crate::ring::{Service, introduction, mounts, sys, watchers};
@@ -73,6 +73,8 @@ pub(crate) struct Reception {
     /// Wakes the control thread.
     pub(crate) wake: Arc<OwnedFd>,
     pub(crate) tokens: AtomicU64,
+    /// This process, for clients to take what they are granted out of.
+    pub(crate) process: Option<OwnedFd>,
     /// How often the mount table has changed in what matters to clients.
     pub(crate) mounts: AtomicU64,
 }
@@ -146,7 +148,7 @@ impl Reception {
         };
         let present = self.pool.peers();
         let own = present.iter().filter(|peer| peer.uid() == credentials.uid).count();
-        // Every client takes two descriptors, which the kernel road needs, too.
+        // Every client takes two descriptors, and those that it has not fetched yet, which the kernel road needs, too.
         let most =
             rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20) / 4;
         if present.len() as u64 >= most || (credentials.uid != 0 && own as u64 >= most / 4) {
@@ -156,16 +158,16 @@ impl Reception {
         let prepared = super::device(&*self.service).and_then(|dev| {
             let (segment, memory) = Segment::create()?;
             let [bell, rope] = sys::doorbell()?;
-            let process = pidfd_open(getpid(), PidfdFlags::empty())?;
-            Ok((dev, segment, memory, bell, rope, process))
+            Ok((dev, segment, memory, bell, rope))
         });
-        let (dev, segment, memory, bell, rope, process) = match prepared {
+        let (dev, segment, memory, bell, rope) = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
                 tracing::warn!(%error, "a client could not be given a segment");
                 return Err((socket, Refusal::Resources));
             }
         };
+        let process = self.process.as_ref().filter(|_| may_trace_us(&credentials));
         self.service.connected();
         // From here on the peer's drop tells the service that it is gone.
         let peer = Arc::new(Peer::new(
@@ -188,13 +190,12 @@ impl Reception {
             backing_attrs: self.service.grants(),
             hidden: self.service.hidden(),
             busy: self.pool.is_crowded(),
+            pulls: process.is_some(),
         });
-        let [memory, bell, process] = [memory.as_fd(), rope.as_fd(), process.as_fd()];
-        let sent = match self.service.table() {
-            Some(table) => handshake::send(&peer.socket, &welcome, &[memory, bell, process, table]),
-            None => handshake::send(&peer.socket, &welcome, &[memory, bell, process]),
-        };
-        if sent.is_err() {
+        let mut fds = vec![memory.as_fd(), rope.as_fd()];
+        fds.extend(process.map(AsFd::as_fd));
+        fds.extend(self.service.table());
+        if handshake::send(&peer.socket, &welcome, &fds).is_err() {
             self.pool.remove(&peer);
             return Ok(());
         }
@@ -274,6 +275,16 @@ impl Reception {
             }
         }
     }
+}
+
+/// Whether a client may presumably trace this process. Of the others, who try in vain, a security module would make a note.
+fn may_trace_us(credentials: &Credentials) -> bool {
+    const CAP_SYS_PTRACE: u64 = 1 << 19;
+    // With Yama, only those that this process has started, or that may trace everybody.
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    credentials.caps & CAP_SYS_PTRACE != 0
+        || credentials.uid == rustix::process::geteuid().as_raw()
+            && scope.map_or(true, |scope| scope.trim() == "0")
 }
 
 /// The daemon's resident memory (`VmRSS`); 0 if /proc does not say.
