@@ -30,7 +30,9 @@ mod lending;
 mod locks;
 mod metadata;
 mod names;
+mod negotiation;
 mod nodes;
+mod options;
 mod privileges;
 mod streams;
 mod sys;
@@ -59,160 +61,17 @@ pub use self::lending::try_to_lend;
 use self::locks::{Caller, Locks};
 use self::metadata::{Changes, Xattr};
 use self::nodes::{Kind, Nodes};
+pub use self::options::{CachePolicy, Grants, Options, SourceError};
 use self::streams::Listed;
 use self::sys::FileLock;
 use crate::policy::Policy;
 use crate::{
     Absent, AccessFlags, BsdFileFlags, Bypass, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    ForgetOne, Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, Lending, LockOwner, OpenFlags,
-    RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
-    Road, TimeOrNow, WriteFlags, XattrFree,
+    ForgetOne, Generation, INodeNo, IoctlFlags, KernelConfig, Lending, LockOwner, OpenFlags, RenameFlags,
+    ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry,
+    ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Road,
+    TimeOrNow, WriteFlags, XattrFree,
 };
-
-/// For how long the kernel and the bypass may rely on what they were told about the source.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum CachePolicy {
-    /// Not at all: every path lookup and every `stat` asks the source.
-    Never,
-    /// For a second, because others may change the source, too. Also names that do not exist.
-    #[default]
-    Auto,
-    /// For a day: nobody else changes the source while it is mounted. File contents and listings are kept, too.
-    Always,
-}
-
-impl CachePolicy {
-    /// The time to live of names and attributes.
-    pub const fn ttl(self) -> Duration {
-        match self {
-            Self::Never => Duration::ZERO,
-            Self::Auto => Duration::from_secs(1),
-            Self::Always => Duration::from_secs(24 * 60 * 60),
-        }
-    }
-}
-
-/// What a program on the bypass that opens a file gets.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Grants {
-    /// A descriptor of the source's file, at once: reading and writing need the daemon no more.
-    #[default]
-    Always,
-    /// A virtual descriptor, which becomes one of the source's file when large transfers make that worth it. Cheaper to
-    /// open, for programs that open many small files.
-    Large,
-    /// Never more than a virtual descriptor, or one of the mount's: nothing of the source leaves the daemon. With
-    /// [`CachePolicy::Always`], locks are on the mount's files only.
-    Never,
-}
-
-/// How a [`PassthroughFs`] behaves.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Options {
-    /// For how long answers may be cached.
-    pub cache: CachePolicy,
-    /// Whether programs on the bypass get descriptors of the source's files.
-    pub grants: Grants,
-    /// Let the kernel read and write backing files by itself where it can (Linux 6.9 or later, as root).
-    pub kernel_passthrough: bool,
-    /// The mount has `default_permissions`: the kernel has checked what comes over the kernel road.
-    pub kernel_checked: bool,
-    /// The one user who is served over the bypass if the daemon cannot act as others.
-    pub owner_uid: u32,
-    /// How many directories may be held open to be at hand. Less if the process may not open four times as many
-    /// files.
-    pub open_directories: usize,
-    /// Directories, relative to the root, whose changes are made through the kernel.
-    pub left_to_kernel: Vec<PathBuf>,
-    /// Who may do what where, besides what the source's own permissions say.
-    pub policy: Option<Arc<Policy>>,
-    /// Unlinks of the bypass are acknowledged once they are recorded in memory that survives the daemon, and done later.
-    pub deferred_unlinks: bool,
-    /// Size in bytes of the metadata table ([`Bypass::table`]).
-    pub table: usize,
-    /// Where it will be mounted, as an absolute path without symbolic links. Without it programs on the bypass ask for each file that they
-    /// open ([`Filesystem::lends`]).
-    pub mountpoint: Option<PathBuf>,
-    /// Find inodes again by file handle where that works. Off: by name, as it is for ordinary users.
-    pub file_handles: bool,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            cache: CachePolicy::Auto,
-            grants: Grants::Always,
-            kernel_passthrough: true,
-            kernel_checked: true,
-            owner_uid: credentials::daemon_uid(),
-            open_directories: 4096,
-            left_to_kernel: Vec::new(),
-            policy: None,
-            deferred_unlinks: false,
-            table: Bypass::TABLE,
-            mountpoint: None,
-            file_handles: true,
-        }
-    }
-}
-
-/// Why a directory cannot be mirrored.
-#[derive(Debug, thiserror::Error)]
-pub enum SourceError {
-    /// It cannot be opened.
-    #[error("cannot open the source directory {path}: {error}; give an existing directory that you may read")]
-    Open {
-        /// The directory.
-        path: PathBuf,
-        /// What open(2) said.
-        error: io::Error,
-    },
-    /// It is something else.
-    #[error("the source {path} is not a directory; give a directory")]
-    NotADirectory {
-        /// The path.
-        path: PathBuf,
-    },
-    /// Its attributes cannot be read.
-    #[error(
-        "cannot read the attributes of the source directory {path}: {error}; is its file system healthy?"
-    )]
-    Stat {
-        /// The directory.
-        path: PathBuf,
-        /// What statx(2) said.
-        error: io::Error,
-    },
-    /// There is no place for the journal of deferred unlinks.
-    #[error(
-        "cannot keep deferred unlinks in /dev/shm: {error}; mount a tmpfs there, or do without -o unlink=deferred"
-    )]
-    NoJournal {
-        /// What was said of the file.
-        error: io::Error,
-    },
-    /// `/proc` is missing.
-    #[error("cannot reach open files through /proc/self/fd: {error}; mount /proc (mount -t proc proc /proc)")]
-    NoProc {
-        /// What was said of `/proc/self/fd`.
-        error: io::Error,
-    },
-}
-
-impl From<SourceError> for io::Error {
-    fn from(error: SourceError) -> Self {
-        let kind = match &error {
-            SourceError::Open { error, .. }
-            | SourceError::Stat { error, .. }
-            | SourceError::NoJournal { error }
-            | SourceError::NoProc { error } => error.kind(),
-            SourceError::NotADirectory { .. } => io::ErrorKind::NotADirectory,
-        };
-        io::Error::new(kind, error)
-    }
-}
 
 /// Files that stay open for a moment after they were read, at most.
 const HOT_FILES: usize = 4096;
@@ -596,57 +455,7 @@ impl Filesystem for PassthroughFs {
     }
 
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        let mut wanted = vec![
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_ASYNC_DIO,
-            InitFlags::FUSE_AUTO_INVAL_DATA,
-            InitFlags::FUSE_HAS_IOCTL_DIR,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
-        ];
-        if self.options.kernel_checked {
-            // Names that come with attributes enter the kernel's cache for everybody, which is only right
-            // if the kernel checks who may see them. ACLs are applied at creation by the backing, in the
-            // place of the umask; so the umask comes here, too.
-            wanted.extend([
-                InitFlags::FUSE_DO_READDIRPLUS,
-                InitFlags::FUSE_READDIRPLUS_AUTO,
-                InitFlags::FUSE_POSIX_ACL,
-                InitFlags::FUSE_DONT_MASK,
-            ]);
-        }
-        if self.options.cache != CachePolicy::Never {
-            wanted.push(InitFlags::FUSE_CACHE_SYMLINKS);
-        }
-        let has = |flag| config.capabilities().contains(flag);
-        if !self.locks_stay_in_the_kernel() {
-            wanted.push(InitFlags::FUSE_POSIX_LOCKS);
-            // Where the kinds of lock cannot be told apart, flock(2) is left to the kernel, which knows of no locks on
-            // the source itself.
-            if self.locks.tell_kinds() && has(InitFlags::FUSE_FLOCK_LOCKS) {
-                wanted.push(InitFlags::FUSE_FLOCK_LOCKS);
-            }
-        }
-        // What is never granted to programs is not given to the kernel, either: an inode cannot be served both from
-        // its backing file and by the daemon, which serves what becomes the kernel's of a virtual descriptor.
-        let wants_passthrough = self.options.kernel_passthrough && self.options.grants != Grants::Never;
-        let passthrough = wants_passthrough && has(InitFlags::FUSE_PASSTHROUGH);
-        if passthrough && config.set_max_stack_depth(1).is_ok() {
-            wanted.push(InitFlags::FUSE_PASSTHROUGH);
-            self.kernel_serves_data.store(true, Ordering::Relaxed);
-        }
-        // The kernel keeps what it lists, and checks who may list it.
-        let lists_unopened = self.options.cache == CachePolicy::Always
-            && self.options.kernel_checked
-            && config.capabilities().contains(InitFlags::FUSE_NO_OPENDIR_SUPPORT);
-        self.lists_unopened.store(lists_unopened, Ordering::Relaxed);
-        for flag in wanted {
-            if config.capabilities().contains(flag) && config.add_capabilities(flag).is_err() {
-                tracing::debug!(?flag, "the kernel took an offer back");
-            }
-        }
-        // The default of 16 is from times of one disk and one thread.
-        let _ = config.set_max_background(64);
+        self.negotiate(config);
         Ok(())
     }
 
