@@ -233,13 +233,6 @@ pub trait Filesystem: Send + Sync + 'static {
         Err(io::Error::from_raw_os_error(libc::ENOSYS))
     }
 
-    /// Whether nobody has the backing file of `ino` open, or mapped, here or in a program that it was granted to: then what was
-    /// granted has come back, and the file's attributes change only by calls of this file system. Asked now and then of files of which something
-    /// was granted. By default it never comes back.
-    fn is_closed(&self, _ino: INodeNo) -> bool {
-        false
-    }
-
     /// Which files programs on the bypass may open to read by themselves, in directories of the backing file system that they are
     /// [lent](Self::lend): that takes no round trip, and as long as natively. Only asked where files are granted ([`Bypass::grants`],
     /// [`Bypass::backing_attrs`]), when the bypass begins and whenever mounts have changed. The default is none.

@@ -19,7 +19,6 @@ use crate::filesystem::Filesystem;
 use crate::kernel::adapter::{Adapter, Ended, Initialised};
 use crate::kernel::hidden::Hidden;
 use crate::kernel::uring::{self, Transport, UringSlot};
-use crate::mutant;
 use crate::policy::guard::Guard;
 use crate::ring;
 
@@ -56,16 +55,6 @@ pub(crate) struct Core<FS: Filesystem> {
 }
 
 impl<FS: Filesystem> Core<FS> {
-    /// The attributes of a file are about to be asked for. If clients have had descriptors of it and have none any more, they can be
-    /// believed again.
-    pub(crate) fn settle_grants(&self, ino: u64) {
-        if let Some(ticket) = self.coherence.outstanding(ino)
-            && (self.fs.ask().is_closed(INodeNo(ino)) || mutant::leaves_out("grants: end"))
-        {
-            self.coherence.end_grants(ino, ticket);
-        }
-    }
-
     fn new(fs: FS, mountpoint: Option<PathBuf>, acl: SessionACL, config: &Config) -> Self {
         let has = |flag: &MountOption, name: &str| {
             config.mount_options.iter().any(|option| {

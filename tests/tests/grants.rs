@@ -9,7 +9,6 @@ use finesse_ipc::client::{Call, Client};
 use finesse_ipc::frame::{Op, REPLY_GRANT, REPLY_HELD, ROOT, Request};
 use finesse_tests::mount::{Mount, Options};
 use finesse_tests::needs;
-use finesse_tests::python::Python;
 use finesse_tests::road::{Place, Road};
 use finesse_tests::wait::eventually;
 use rustix::process::Uid;
@@ -79,91 +78,4 @@ fn a_granted_descriptor_is_the_programs_alone_when_it_arrives() {
     drop(file);
     drop(created);
     drop(client);
-}
-
-/// What a program does with a file that it writes to.
-const WRITES: &str = r"
-import mmap, os, subprocess, time
-def create():
-    global fd
-    fd = os.open('f', os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    os.write(fd, b'.')
-def hold(how):
-    global held
-    if how == 'mapping':
-        held = mmap.mmap(fd, 1)
-        os.close(fd)
-    elif how == 'child':
-        held = subprocess.Popen(['sleep', '1000'], pass_fds=[fd])
-        os.close(fd)
-def change(how):
-    if how == 'descriptor':
-        os.write(fd, b'.')
-    elif how == 'mapping':
-        held[0] = ord('!')
-def let_go(how):
-    if how == 'descriptor':
-        os.close(fd)
-    elif how == 'mapping':
-        held.close()
-    else:
-        held.kill()
-        held.wait()
-def append():
-    global fd
-    fd = os.open('f', os.O_WRONLY | os.O_APPEND)
-    os.write(fd, b'.')
-def sizes(count):
-    return [os.stat('f').st_size for _ in range(count)]
-def later(count):
-    time.sleep(0.15)
-    return sizes(count)
-";
-
-/// How many of ten looks at the file the daemon is asked for, on the bypass and on the kernel road.
-fn asked(place: &Place, programs: &mut [Python; 2], size: usize) -> (u64, u64) {
-    let stats = |account: &finesse_tests::account::Account| {
-        account.answered.get("stat").copied().unwrap_or(0)
-            - account.from_table.get("stat").copied().unwrap_or(0)
-    };
-    let requests = || place.mount().kernel_requests().get("GETATTR").copied().unwrap_or(0);
-    let (asked, requested) = (stats(&place.mount().account()), requests());
-    for program in programs {
-        assert_eq!(program.says("later(10)"), format!("{:?}", [size; 10]));
-    }
-    (stats(&place.mount().account()) - asked, requests() - requested)
-}
-
-#[test]
-fn the_attributes_of_what_was_granted_are_believed_again_once_nobody_has_it() {
-    if !needs::root("the_attributes_of_what_was_granted_are_believed_again_once_nobody_has_it") {
-        return;
-    }
-    let options = Options { arguments: &["--cache=always"], count_kernel_requests: true, wrapper: &[] };
-    for how in ["descriptor", "mapping", "child"] {
-        let place = Place::new(Road::Bypass, &options, |_| ());
-        let python = |road| Python::start(place.command_on(road, "/usr/bin/python3"), WRITES);
-        let mut writer = python(Road::Bypass);
-        let mut others = [python(Road::Bypass), python(Road::Kernel)];
-        writer.says("create()");
-        writer.says(&format!("hold({how:?})"));
-        let mut size = 1;
-        // Not while they are still being started.
-        assert!(others.iter_mut().all(|program| program.says("sizes(1)") == "[1]"), "{how}");
-        for _ in 0..2 {
-            assert_eq!(asked(&place, &mut others, size), (10, 10), "{how}: it may change unseen");
-            writer.says(&format!("change({how:?})"));
-            size += usize::from(how == "descriptor");
-        }
-        writer.says(&format!("let_go({how:?})"));
-        eventually("nobody is asked any more", || asked(&place, &mut others, size) == (0, 0));
-        // Whoever opens it again is seen again, at once.
-        writer.says("append()");
-        size += 1;
-        let seen = format!("[{size}]");
-        assert!(others.iter_mut().all(|program| program.says("sizes(1)") == seen), "{how}");
-        assert_eq!(asked(&place, &mut others, size), (10, 10), "{how}: it may change unseen again");
-        writer.says("os.close(fd)");
-        eventually("nobody is asked any more", || asked(&place, &mut others, size) == (0, 0));
-    }
 }

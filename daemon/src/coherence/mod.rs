@@ -37,12 +37,11 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{FileAttr, FileType, FopenFlags};
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use log::{debug, warn};
 use parking_lot::Mutex;
 
 use self::expired::Expired;
-use self::grants::Granted;
 use self::listings::Listings;
 use self::names::{Entered, Known as KnownName, Names, Stands};
 use crate::kernel::below;
@@ -188,12 +187,12 @@ pub(crate) struct Coherence {
     written_unseen: AtomicUsize,
     /// How many it reads, or writes to, unseen.
     used_unseen: AtomicUsize,
-    /// Of which files clients have descriptors of the source's.
-    granted: Shards<HashMap<u64, Granted>>,
-    /// How many they are.
+    /// What was granted for writing.
+    granted: Shards<HashSet<u64>>,
     granted_count: AtomicUsize,
-    /// When this began.
-    began: Instant,
+    /// What was granted for reading alone, too.
+    read: Shards<HashSet<u64>>,
+    read_count: AtomicUsize,
     /// Weak, because the cache reports here what the bypass changes.
     cache: OnceLock<Weak<dyn Invalidate>>,
 }
@@ -245,7 +244,8 @@ impl Coherence {
             used_unseen: AtomicUsize::new(0),
             granted: shards(),
             granted_count: AtomicUsize::new(0),
-            began: Instant::now(),
+            read: shards(),
+            read_count: AtomicUsize::new(0),
             cache: OnceLock::new(),
         };
         // The kernel holds the root from the mount to the unmount, without a lookup.

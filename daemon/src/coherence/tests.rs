@@ -353,36 +353,6 @@ fn when_a_file_was_accessed_that_is_read_unseen_is_asked_until_reading_changes_i
 }
 
 #[test]
-fn what_was_granted_ends_unless_something_is_granted_meanwhile_or_the_kernel_has_the_file() {
-    let coherence = Coherence::new();
-    assert_eq!(coherence.outstanding(2), None);
-    coherence.note_granted_write(2);
-    coherence.note_granted(2);
-    let ticket = coherence.outstanding(2).unwrap();
-    assert_eq!(coherence.outstanding(2), None, "nobody looks all the time");
-    assert_eq!(sent(&coherence, &file(2)).0, Duration::ZERO);
-    coherence.end_grants(2, ticket);
-    assert!(!coherence.is_granted_write(2) && !coherence.is_granted(2));
-    assert_eq!(sent(&coherence, &file(2)).0, HOUR);
-    // Granted again since it was looked.
-    coherence.note_granted(3);
-    let ticket = coherence.outstanding(3).unwrap();
-    coherence.note_granted_write(3);
-    coherence.end_grants(3, ticket);
-    assert!(coherence.is_granted_write(3) && coherence.is_granted(3));
-    // The kernel has pages from before it was granted, which it need not drop.
-    let keep = FopenFlags::FOPEN_KEEP_CACHE;
-    sent(&coherence, &file(4));
-    coherence.open_file(4, keep, false, READS, None);
-    coherence.note_granted_write(4);
-    assert_eq!(coherence.outstanding(4), None);
-    coherence.released(4);
-    assert_eq!(coherence.outstanding(4), None);
-    coherence.forgotten(4, 1);
-    assert!(coherence.outstanding(4).is_some());
-}
-
-#[test]
 fn pages_that_the_kernel_may_keep_are_dropped_after_a_change_until_it_forgets_the_file() {
     let coherence = Coherence::new();
     let keep = FopenFlags::FOPEN_KEEP_CACHE;

@@ -645,6 +645,7 @@ impl<FS: Filesystem> Engine<FS> {
             Some(backing) => backing.try_clone(),
             None => self.core.fs.ask().grant(&call.request, INodeNo(file.inode.ino), file.fh),
         };
+        file.inode.grant();
         self.core.coherence.note_granted(file.inode.ino);
         let flags = OFlags::from_bits_retain((file.flags() & CHANGEABLE) as u32);
         let kept = OFlags::from_bits_retain(CHANGEABLE as u32);

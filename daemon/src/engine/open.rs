@@ -193,7 +193,11 @@ impl<FS: Filesystem> Engine<FS> {
             return kernel(Fallback::KernelHasItOpen);
         }
         let open = match giving {
-            Giving::AtOnce if !writes && self.core.coherence.kernel_opens(node.inode.ino).writer => {
+            Giving::AtOnce if writes => {
+                self.before_writable_grant(&node.inode)?;
+                None
+            }
+            Giving::AtOnce if self.core.coherence.kernel_opens(node.inode.ino).writer => {
                 // It may have changed, through a mapping, what the backing file has not got yet.
                 return kernel(Fallback::KernelHasItOpen);
             }
@@ -217,10 +221,6 @@ impl<FS: Filesystem> Engine<FS> {
         let mut opening = Opening { engine: self, request, ino, flags: passed, opened: Some(opened) };
         if open.is_none() && (!opening.find_backing() || opening.is_set_id(&node.inode)?) {
             return kernel(Fallback::NotGranted);
-        }
-        if open.is_none() && writes {
-            // Not before it is open here: what nobody has open, and nobody is about to open, is not granted any more.
-            self.before_writable_grant(&node.inode)?;
         }
         if flags & libc::O_TRUNC != 0 {
             let fh = opening.fh();
@@ -356,6 +356,7 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     fn grant(&self, inode: &Inode, mut opening: Opening<'_, FS>, output: &mut Output) -> Served {
+        inode.grant();
         self.core.coherence.note_granted(inode.ino);
         output.grant = opening.opened.as_mut().and_then(|opened| opened.backing.take());
         Ok(Reply::attr(Attr { ino: inode.ino, ..Attr::default() }))

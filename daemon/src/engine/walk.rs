@@ -127,9 +127,6 @@ impl<FS: Filesystem> Engine<FS> {
 
     /// Attributes from the file system.
     pub(crate) fn fresh_attr(&self, request: &Request, inode: &Inode) -> Result<FileAttr, Stop> {
-        if inode.kind == FileType::RegularFile {
-            self.core.settle_grants(inode.ino);
-        }
         let mark = self.cache.mark();
         let (reply, answer) = ReplyAttr::local();
         self.core.fs.ask().getattr(request, INodeNo(inode.ino), None, reply);
@@ -155,7 +152,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// Whether the file may be read through a descriptor that the daemon does not see.
     pub(super) fn may_be_read_unseen(&self, inode: &Inode) -> bool {
         inode.kind == FileType::RegularFile
-            && (self.core.coherence.is_granted(inode.ino) || self.core.coherence.is_used_unseen(inode.ino))
+            && (inode.is_granted() || self.core.coherence.is_used_unseen(inode.ino))
     }
 
     /// Looks up one name; `None` if it does not exist.

@@ -338,7 +338,6 @@ impl<FS: Filesystem> Operations<FS> {
         if hidden::owns(ino) {
             return reply.attr(&hidden::LIFETIME, &hidden::attr(ino));
         }
-        self.core.settle_grants(ino.0);
         self.fs().getattr(req, ino, fh, ReplyAttr::kernel(reply, self.hooks(ino)));
     }
 

@@ -20,7 +20,7 @@ use super::inodes::{INSIDE, Inode, check_name, stat_of};
 use super::names::Entry;
 use super::nodes::{Kind, Way};
 use super::privileges::Keeping;
-use super::{Acting, CachePolicy, Grants, PassthroughFs, Rights, attributes, credentials, sys};
+use super::{Acting, CachePolicy, Grants, PassthroughFs, Rights, attributes, credentials};
 use crate::{BackingId, FileHandle, Generation, Request, Road, TakesFile};
 
 /// What `open` may carry over to the backing. Creation and truncation are requests of their own.
@@ -153,12 +153,7 @@ impl PassthroughFs {
         }
         let acting = self.act(req, rights)?;
         let path = inode.path();
-        let open = |flags| self.with_spare_descriptors(|| openat(CWD, path.as_c_str(), flags, Mode::empty()));
-        let fd = match open(careful) {
-            // Somebody has a lease on it, and a moment, or longer, to give it up.
-            Err(Errno::AGAIN) => open(wanted)?,
-            opened => opened?,
-        };
+        let fd = self.with_spare_descriptors(|| openat(CWD, path.as_c_str(), careful, Mode::empty()))?;
         let reader = match acting {
             _ if generation.is_none() || !self.can_switch => None,
             Acting::Root => Some(Reader::Root),
@@ -202,18 +197,6 @@ impl PassthroughFs {
             }
             Err(file) => Err(Opened { file, ..opened }),
         }
-    }
-
-    /// Whether nobody has a regular file of the source open. Whoever opens it at this moment waits for a moment.
-    pub(super) fn is_open_nowhere(&self, id: u64) -> Result<bool> {
-        let (Some((Way::Handle(handle), Kind::Regular)), Some((device, number))) =
-            (self.nodes.way(id), self.ids.resolve(id))
-        else {
-            return Ok(false);
-        };
-        let careful = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = self.open_handle(&device, &handle, careful)?;
-        Ok(stat_of(&file)?.stx_ino == number && sys::is_open_nowhere_else(&file))
     }
 
     /// A descriptor of an open file for a program, which it may do with as it likes.
@@ -425,7 +408,7 @@ impl PassthroughFs {
             return Ok(());
         }
         let copy = rustix::io::fcntl_dupfd_cloexec(&*file, 0)?;
-        sys::close(copy)
+        super::sys::close(copy)
     }
 
     pub(super) fn sync(&self, fd: impl AsFd, data_only: bool) -> Result<()> {

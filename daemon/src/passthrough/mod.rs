@@ -561,10 +561,6 @@ impl Filesystem for PassthroughFs {
         Ok(self.give(ino.0, fh)?)
     }
 
-    fn is_closed(&self, ino: INodeNo) -> bool {
-        self.is_open_nowhere(ino.0).unwrap_or(false)
-    }
-
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let opened = match self.open_file(req, ino.0, flags.0) {
             Ok(opened) => opened,

@@ -127,19 +127,6 @@ pub(super) fn unshare_umask() -> Result<()> {
     unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }
 }
 
-/// Whether a file that was opened to read is open, or mapped, nowhere else: if it is not, there can be a lease on it that nobody else may open it
-/// (`F_WRLCK`, see `check_conflicting_open`). It ends when the file is closed. Who opens the file meanwhile waits for that, or gets `EAGAIN` if
-/// he does not want to wait. `false` where there are no leases.
-pub(super) fn is_open_nowhere_else(file: &OwnedFd) -> bool {
-    const F_SETSIG: libc::c_int = 10;
-    let set = |what, value: libc::c_int| {
-        // SAFETY: both take an integer and leave memory alone.
-        unsafe { libc::fcntl(file.as_raw_fd(), what, value) == 0 }
-    };
-    // Whoever opens it meanwhile has us told: by a signal that is ignored, unlike SIGIO.
-    set(F_SETSIG, libc::SIGURG) && set(libc::F_SETLEASE, libc::F_WRLCK)
-}
-
 /// What to do with an open-file-description lock (fcntl(2), `F_OFD_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileLock {
