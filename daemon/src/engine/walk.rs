@@ -120,9 +120,11 @@ impl<FS: Filesystem> Engine<FS> {
 
     /// Attributes that are remembered, and that nothing can have changed unseen.
     pub(super) fn known_attr(&self, inode: &Inode) -> Option<FileAttr> {
-        inode
-            .attr(&self.cache)
-            .filter(|attr| !self.changes_unseen(inode) && !self.is_read_unseen(inode, attr))
+        // Asked first: when that ends, what is remembered has been forgotten.
+        if self.changes_unseen(inode) {
+            return None;
+        }
+        inode.attr(&self.cache).filter(|attr| !self.is_read_unseen(inode, attr))
     }
 
     /// Attributes from the file system.
