@@ -26,7 +26,7 @@ enum At {
 }
 
 enum Measure {
-    /// Time of the best of these ways, in units of another's.
+    /// Time of the best of these ways, in units of another's; of several cases the worst.
     Ratio(&'static [Way], Way),
     /// The same of all cases together: their median.
     Typical(Way, Way),
@@ -262,10 +262,13 @@ impl Target {
         let spread = |spread: Spread| format!("{:.3} × ({:.3}–{:.3})", spread.median, spread.min, spread.max);
         match self.measure {
             Measure::Ratio(ways, other) => {
-                let ratios = cases.iter().flat_map(|case| {
-                    ways.iter().filter_map(|way| Some((way.name, case.ratio(way.name, other.name)?)))
-                });
-                let (way, ratio) = ratios.min_by(|one, other| one.1.median.total_cmp(&other.1.median))?;
+                let best = |case: &&Case| {
+                    let ratios =
+                        ways.iter().filter_map(|way| Some((way.name, case.ratio(way.name, other.name)?)));
+                    ratios.min_by(|one, other| one.1.median.total_cmp(&other.1.median))
+                };
+                let ratios = cases.iter().filter_map(best);
+                let (way, ratio) = ratios.max_by(|one, other| one.1.median.total_cmp(&other.1.median))?;
                 Some((ratio.median, format!("{} on {way}", spread(ratio))))
             }
             Measure::Typical(way, other) => {
@@ -317,6 +320,21 @@ mod tests {
 
     fn verdict(records: &[Record], what: &str) -> Verdict {
         verdicts(records).into_iter().find(|verdict| verdict.what.starts_with(what)).unwrap()
+    }
+
+    #[test]
+    fn of_several_cases_the_worst_counts_and_of_several_ways_the_best() {
+        let case = |name: &str, native, bypass, table| {
+            let mut case = Case { at: Some(1), ..Case::new("tmpfs", name, Unit::Nanoseconds) };
+            for (way, value) in [("native", native), ("bypass", bypass), ("bypass, table", table)] {
+                case.samples.insert(way.to_owned(), vec![Sample::of(0, value)]);
+            }
+            case
+        };
+        let cases =
+            vec![case("open, close", 100.0, 300.0, 110.0), case("open, close, deep", 100.0, 50.0, 80.0)];
+        let verdict = verdict(&[super::super::tests::record("metadata", cases)], "open, close");
+        assert!(verdict.met == Some(false) && verdict.measured.starts_with("1.100 ×"), "{verdict:?}");
     }
 
     #[test]
