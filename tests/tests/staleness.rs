@@ -120,10 +120,11 @@ fn are_clean(subjects: &[Subject<'_>], extent: Extent) -> Tally {
         let tally = hunt::hunt(*subject, PARTY, Extent { seed, ..extent });
         let tally = tally.unwrap_or_else(|report| panic!("{report}"));
         println!(
-            "{}: {} changes, {} checks, {} calls answered by the table, nothing stale",
+            "{}: {} changes, {} checks ({} torn in the kernel), {} calls answered by the table, nothing stale",
             subject.name,
             tally.changes(),
             tally.checks(),
+            tally.torn,
             tally.from_table
         );
         // With lifetimes of zero there is nothing in it.

@@ -273,7 +273,10 @@ impl<FS: Filesystem> Engine<FS> {
         if self.bypass.keeps_listings && position == 0 && ended && !broken {
             self.cache.keep_listing(inode, &output.data, mark);
         }
-        self.cache.forget_atime(inode);
+        // What is known now was so before it was read, or is what that has made of it.
+        if !self.keeps_atime(inode) {
+            self.cache.forget_atime(inode);
+        }
         if output.data.is_empty() && !ended {
             // No room for a single entry, or the first one is none.
             return fail(if broken { libc::EIO } else { libc::EINVAL });

@@ -75,6 +75,8 @@ struct shared {
     /* What each actor has mapped, as an index of NAMES; 0 for nothing. */
     _Atomic uint8_t mapped[ACTORS][FILES];
     _Atomic uint64_t checks[ACTORS][16];
+    /* See `is_torn`. */
+    _Atomic uint64_t torn;
     /* The changes that succeeded. */
     _Atomic uint64_t changes[ACTORS][32];
     _Atomic uint32_t logged;
@@ -712,6 +714,25 @@ static void look_at_working_directory(struct text *text, int tree)
 
 static void count(enum aspect aspect) { atomic_fetch_add_explicit(&shared->checks[actor][aspect], 1, memory_order_relaxed); }
 
+static uint64_t checks_made(void)
+{
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < ACTORS; i++)
+        for (int j = 0; j < ASPECT_COUNT; j++)
+            sum += shared->checks[i][j];
+    return sum;
+}
+
+/* The kernel takes in attributes while others read them: it says first that they are good, and has all of them a few instructions later
+   (`fuse_change_attributes_common`, and `fuse_update_get_attr`, which takes no lock). Who looks at that very moment sees the old ones,
+   once, whatever file system it is; measured at up to one look in 20 000, at an inode that is changed before each, and asked for by another process. More are none of that. */
+static int is_torn(enum aspect aspect, const char *again, const char *truth)
+{
+    enum { SELDOM = 100000 };
+    int of_attributes = aspect == LSTAT || aspect == STAT || aspect == STATX || aspect == HELD_STAT;
+    return !is_preloaded[actor] && of_attributes && !strcmp(again, truth) && atomic_fetch_add(&shared->torn, 1) <= checks_made() / SELDOM;
+}
+
 static void compared(enum aspect aspect, const char *where, const char *name, struct text *seen, struct text *truth, void (*again)(struct text *, int, void *), void *what)
 {
     count(aspect);
@@ -719,6 +740,8 @@ static void compared(enum aspect aspect, const char *where, const char *name, st
         return;
     static struct text later[2];
     again(&later[0], MOUNT, what);
+    if (is_torn(aspect, later[0].bytes, truth->bytes))
+        return;
     usleep(50000);
     again(&later[1], MOUNT, what);
     fail(name, "%s of %s %s\n  seen:     %s\n  expected: %s\n  again:    %s\n  50 ms later: %s", ASPECT_TITLES[aspect], where, name, seen->bytes, truth->bytes, later[0].bytes, later[1].bytes);
@@ -1170,15 +1193,6 @@ static void advance(_Atomic uint32_t *count, uint32_t value)
     syscall(SYS_futex, count, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
-static uint64_t checks_made(void)
-{
-    uint64_t sum = 0;
-    for (unsigned i = 0; i < ACTORS; i++)
-        for (int j = 0; j < ASPECT_COUNT; j++)
-            sum += shared->checks[i][j];
-    return sum;
-}
-
 static void hunt(void)
 {
     time_t begin = now();
@@ -1251,6 +1265,7 @@ static void tell(void)
             tell_sum("change", TITLES[kind], shared->changes, sizeof *shared->changes / sizeof **shared->changes, kind);
     for (int aspect = 0; aspect < ASPECT_COUNT; aspect++)
         tell_sum("check", ASPECT_TITLES[aspect], shared->checks, sizeof *shared->checks / sizeof **shared->checks, aspect);
+    printf("torn once %llu 0\n", (unsigned long long)shared->torn);
 }
 
 /* ACTOR ROADS SEED CHECKS SECONDS SHARED MOUNT TWIN [SOURCE]; ROADS has a letter for each actor, k or b. */

@@ -68,6 +68,8 @@ pub struct Tally {
     pub changes: Vec<(String, [u64; 2])>,
     /// Checks, likewise.
     pub checks: Vec<(String, [u64; 2])>,
+    /// Looks on the kernel road that saw old attributes once, while the kernel took in new ones.
+    pub torn: u64,
     /// Calls that the metadata table answered.
     pub from_table: u64,
 }
@@ -82,6 +84,7 @@ impl Tally {
             match of {
                 "change" => tally.changes.push(counts),
                 "check" => tally.checks.push(counts),
+                "torn" => tally.torn = counts.1[0],
                 _ => return None,
             }
         }
@@ -91,6 +94,7 @@ impl Tally {
     /// Adds another hunt's counts.
     pub fn add(&mut self, other: &Self) {
         self.from_table += other.from_table;
+        self.torn += other.torn;
         for (all, more) in [(&mut self.changes, &other.changes), (&mut self.checks, &other.checks)] {
             for (kind, counts) in more {
                 match all.iter_mut().find(|(known, _)| known == kind) {
