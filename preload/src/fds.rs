@@ -10,6 +10,8 @@
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 
+use crate::mounts::{Prefix, Version};
+
 /// Descriptors below this number are known; a system that allows more serves those through the kernel.
 pub(crate) const KNOWN: usize = 65_536;
 
@@ -25,6 +27,8 @@ pub(crate) enum Kind {
     Other,
     /// A directory on a mount of ours.
     Directory(Directory),
+    /// The current directory, on no mount of ours.
+    Outside(Outside),
     /// A backing descriptor that the daemon granted: the mount's device and the inode number there.
     Granted {
         /// `st_dev` of the mount.
@@ -54,6 +58,15 @@ pub(crate) struct Virtual {
     pub(crate) generation: u32,
 }
 
+/// A directory on no mount of ours, as a list of mounts has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Outside {
+    /// Mounts that are below it.
+    pub(crate) below: Option<Prefix>,
+    /// The list.
+    pub(crate) version: Version,
+}
+
 /// A directory on a mount of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Directory {
@@ -67,7 +80,8 @@ pub(crate) struct Directory {
 
 /// A [`Kind`] in two words: kind (8 bits), mount (8), version (16), connection (32); and the inode. For a granted
 /// file the upper half is `st_dev`, of which Linux uses 32 bits, and the bit above the kind says `O_NOFOLLOW`; for a virtual descriptor, the place is in the
-/// bits of mount and version, and the generation in those of the connection.
+/// bits of mount and version, and the generation in those of the connection. For the current directory outside of all mounts, the length of its
+/// path is in the bits of the connection, or nothing if no mount is below it, and the list's version takes the place of the inode.
 struct Entry {
     word: AtomicU64,
     ino: AtomicU64,
@@ -80,6 +94,7 @@ const GRANTED: u64 = 3;
 const OWN: u64 = 4;
 const VIRTUAL: u64 = 5;
 const KEPT: u64 = 6;
+const OUTSIDE: u64 = 7;
 const KIND: u64 = 0xff;
 /// The version of the current directory's entry, counted up by every change.
 const VERSION_STEP: u64 = 1 << 16;
@@ -91,6 +106,10 @@ fn encode(kind: Kind) -> (u64, u64) {
         Kind::Other => (OTHER, 0),
         Kind::Directory(Directory { mount, node, proven }) => {
             (DIRECTORY | (mount as u64 & 0xff) << 8 | u64::from(proven) << 32, node)
+        }
+        Kind::Outside(Outside { below, version }) => {
+            let (mount, len) = below.map_or((0, 0), |prefix| (prefix.mount, prefix.len));
+            (OUTSIDE | (mount as u64 & 0xff) << 8 | u64::from(len) << 32, u64::from(version.0))
         }
         Kind::Granted { dev, ino, nofollow } => {
             (GRANTED | u64::from(nofollow) << 8 | (dev & 0xffff_ffff) << 32, ino)
@@ -111,6 +130,13 @@ fn decode(word: u64, ino: u64) -> Kind {
             node: ino,
             proven: (word >> 32) as u32,
         }),
+        OUTSIDE => {
+            let prefix = Prefix { mount: (word >> 8 & 0xff) as usize, len: (word >> 32) as u32 };
+            Kind::Outside(Outside {
+                below: Some(prefix).filter(|prefix| prefix.len != 0),
+                version: Version(ino as u32),
+            })
+        }
         GRANTED => Kind::Granted { dev: word >> 32, ino, nofollow: word >> 8 & 1 != 0 },
         OWN => Kind::Own,
         KEPT => Kind::Kept { ino },
@@ -347,10 +373,15 @@ mod tests {
     const GRANTED: Kind = Kind::Granted { dev: 0xfff0_00ff, ino: 77, nofollow: true };
     const TOKEN: Virtual = Virtual { index: u16::MAX, generation: 0x8000_0001 };
     const VIRTUAL: Kind = Kind::Virtual(TOKEN);
+    const OUTSIDE: Kind = Kind::Outside(super::Outside { below: None, version: Version(u32::MAX) });
+    const ABOVE: Kind = Kind::Outside(super::Outside {
+        below: Some(Prefix { mount: 63, len: u32::MAX }),
+        version: Version(1),
+    });
 
     #[test]
     fn descriptors_are_remembered_copied_and_forgotten() {
-        for kind in [DIRECTORY, GRANTED, Kind::Other, Kind::Own, VIRTUAL] {
+        for kind in [DIRECTORY, GRANTED, Kind::Other, Kind::Own, VIRTUAL, OUTSIDE, ABOVE] {
             assert!(TABLE.set(1000, kind));
             assert_eq!(TABLE.get(1000), kind);
         }

@@ -62,13 +62,15 @@ impl List {
         self.arena.get(offset..).and_then(|rest| rest.get(..len)).unwrap_or(&[])
     }
 
-    /// The mount that an absolute path falls on, and the rest of the path without leading slashes.
+    /// The mount that a path falls on, and the rest of the path without leading slashes. The path is absolute, or goes on where the
+    /// prefix ends.
     #[inline]
-    fn find<'p>(&self, path: CPath<'p>) -> Option<(usize, CPath<'p>)> {
+    fn find<'p>(&self, prefix: &[AtomicU8], path: CPath<'p>) -> Option<(usize, CPath<'p>)> {
         for entry in self.entries() {
-            let bytes = self.bytes(entry).iter().map(|byte| byte.load(Ordering::Relaxed));
+            let Some((before, bytes)) = self.bytes(entry).split_at_checked(prefix.len()) else { continue };
+            let bytes = bytes.iter().map(|byte| byte.load(Ordering::Relaxed));
             let Some(mut rest) = path.strip(bytes) else { continue };
-            if !matches!(rest.first(), 0 | b'/') {
+            if !matches!(rest.first(), 0 | b'/') || !is_same(before, prefix) {
                 continue;
             }
             let mount = entry.mount.load(Ordering::Relaxed);
@@ -83,12 +85,33 @@ impl List {
         None
     }
 
-    fn path_of(&self, mount: usize, buffer: &mut [u8; MOUNT_PATH_MAX + 1]) -> bool {
+    /// The path of a mount.
+    fn bytes_of(&self, mount: usize) -> Option<&[AtomicU8]> {
         let mut entries = self.entries();
-        let Some(entry) = entries.find(|entry| entry.mount.load(Ordering::Relaxed) == mount as u32) else {
-            return false;
+        let entry = entries.find(|entry| entry.mount.load(Ordering::Relaxed) == mount as u32)?;
+        Some(self.bytes(entry))
+    }
+
+    /// What the paths of mounts below a directory begin with.
+    fn prefix(&self, directory: &[u8]) -> Option<Prefix> {
+        let len = match directory {
+            [] => return None,
+            b"/" => 0,
+            longer => longer.len(),
         };
-        let bytes = self.bytes(entry);
+        let is_below = |bytes: &[AtomicU8]| {
+            let bytes = bytes.iter().map(|byte| byte.load(Ordering::Relaxed));
+            bytes.take(len + 1).eq(directory.iter().take(len).copied().chain(*b"/"))
+        };
+        let mut entries = self.entries();
+        let entry = entries
+            .find(|entry| entry.mount.load(Ordering::Relaxed) != EXCLUDED && is_below(self.bytes(entry)))?;
+        let mount = entry.mount.load(Ordering::Relaxed) as usize;
+        Some(Prefix { mount, len: u32::try_from(len + 1).ok()? })
+    }
+
+    fn path_of(&self, mount: usize, buffer: &mut [u8; MOUNT_PATH_MAX + 1]) -> bool {
+        let Some(bytes) = self.bytes_of(mount) else { return false };
         if bytes.len() > MOUNT_PATH_MAX {
             return false;
         }
@@ -113,8 +136,17 @@ pub(crate) struct Table {
 }
 
 /// One list of the table's: what was found in it holds as long as [`Table::is_current`].
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Version(u32);
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Version(pub(crate) u32);
+
+/// What the path of a mount, and those of others perhaps, begin with: the path of a directory and a slash.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Prefix {
+    /// The mount.
+    pub(crate) mount: usize,
+    /// With the slash, in bytes.
+    pub(crate) len: u32,
+}
 
 impl Table {
     pub(crate) const fn new() -> Self {
@@ -150,8 +182,36 @@ impl Table {
         if self.is_empty() {
             return None;
         }
-        let (found, version) = self.read(|list| list.find(path));
+        let (found, version) = self.read(|list| list.find(&[], path));
         found.map(|(mount, rest)| (mount, rest, version))
+    }
+
+    /// What the paths of mounts below a directory begin with, if there are any, and the list that says so. The directory's own
+    /// path is absolute and has no links in it.
+    pub(crate) fn prefix(&self, directory: &[u8]) -> (Option<Prefix>, Version) {
+        self.read(|list| list.prefix(directory))
+    }
+
+    /// As [`find`](Self::find), for a path that is relative to a directory above mounts. Links in it, and what leads up, are followed by nobody
+    /// here. `None` also if the prefix is not of the current list.
+    pub(crate) fn find_below<'p>(
+        &self,
+        prefix: Prefix,
+        of: Version,
+        path: CPath<'p>,
+    ) -> Option<(usize, CPath<'p>, Version)> {
+        let mut path = path;
+        while let Some(mut rest) = path.strip(b"./".iter().copied()) {
+            while let Some(shorter) = rest.strip(std::iter::once(b'/')) {
+                rest = shorter;
+            }
+            path = rest;
+        }
+        let (found, version) = self.read(|list| {
+            let prefix = list.bytes_of(prefix.mount)?.get(..prefix.len as usize)?;
+            list.find(prefix, path)
+        });
+        found.filter(|_| version == of).map(|(mount, rest)| (mount, rest, version))
     }
 
     /// Whether a list has not been replaced.
@@ -310,6 +370,10 @@ impl Drop for Writer<'_> {
     fn drop(&mut self) {
         self.table.is_replaced.store(false, Ordering::Release);
     }
+}
+
+fn is_same(one: &[AtomicU8], other: &[AtomicU8]) -> bool {
+    one.iter().zip(other).all(|(one, other)| one.load(Ordering::Relaxed) == other.load(Ordering::Relaxed))
 }
 
 fn is_below(path: &[u8], prefix: &[AtomicU8]) -> bool {
@@ -472,6 +536,63 @@ mod tests {
         assert_eq!(find(&table, "/etc/passwd"), Some((0, "etc/passwd".into())));
         assert_eq!(find(&table, "/"), Some((0, String::new())));
         assert_eq!(find(&table, "/proc/self"), None);
+    }
+
+    #[test]
+    fn relative_paths_are_found_from_directories_above_mounts() {
+        let mounts = [
+            ("/w/a/m", Some(0)),
+            ("/w/a/m/sub", None),
+            ("/w/b/m", Some(1)),
+            ("/w/a/other", Some(2)),
+            ("/v/a/m", Some(3)),
+            ("/top", Some(4)),
+        ];
+        let table = table(&mounts);
+        let find = |directory: &str, path: &str| {
+            let (prefix, of) = table.prefix(directory.as_bytes());
+            let path = CString::new(path).unwrap();
+            let (mount, rest, _) = table.find_below(prefix?, of, CPath::new(&path))?;
+            Some((mount, rest.text().to_str().unwrap().to_owned()))
+        };
+        let found = |mount, rest: &str| Some((mount, rest.to_owned()));
+        assert_eq!(find("/w/a", "m/x"), found(0, "x"));
+        assert_eq!(find("/w/b", "m/x"), found(1, "x"));
+        assert_eq!(find("/v/a", "m//x/"), found(3, "x/"));
+        assert_eq!(find("/w", "a/m"), found(0, ""));
+        assert_eq!(find("/", "w/b/m/x"), found(1, "x"));
+        assert_eq!(find("/", "top/x"), found(4, "x"));
+        assert_eq!(find("/w/a", "././/m/./x"), found(0, "./x"));
+        assert_eq!(find("/w/a", "other"), found(2, ""));
+        for (directory, path) in [
+            ("/w/a", "m/sub/x"),
+            ("/w/a", "mm/x"),
+            ("/w/a", "/w/a/m/x"),
+            ("/w/a", "b/m/x"),
+            ("/w/a", "../a/m/x"),
+            ("/w/a", ".m/x"),
+            ("/w/a", ""),
+            ("/w/a", "."),
+            ("/w/a/m", "x"),
+            ("/w/a/", "m/x"),
+            ("/w/c", "m/x"),
+            ("/to", "p/x"),
+            ("", "w/a/m/x"),
+        ] {
+            assert_eq!(find(directory, path), None, "{path} from {directory}");
+        }
+    }
+
+    #[test]
+    fn what_was_found_of_a_directory_does_not_hold_for_the_next_list() {
+        let table = table(&[("/w/a/m", Some(0))]);
+        let (prefix, of) = table.prefix(b"/w/a");
+        let path = CString::new("m/x").unwrap();
+        assert!(table.find_below(prefix.unwrap(), of, CPath::new(&path)).is_some());
+        let mut writer = table.replace().unwrap();
+        writer.mount(b"/w/b/m", 0);
+        writer.commit();
+        assert!(table.find_below(prefix.unwrap(), of, CPath::new(&path)).is_none());
     }
 
     #[test]

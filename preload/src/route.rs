@@ -6,14 +6,16 @@
 use std::ffi::CStr;
 use std::os::fd::RawFd;
 
+use finesse_ipc::environment::MOUNT_PATH_MAX;
 use finesse_ipc::frame::{Fallback, Op, PATH_MAX, ROOT, Request};
 use rustix::fs::OFlags;
 
 use crate::connection::{self, Attempt, Entry, Guard};
-use crate::fds::{Directory, Kind};
+use crate::fds::{Directory, Kind, Moment, Outside};
 use crate::files;
+use crate::mounts::{Prefix, Version};
 use crate::process::{self, CWD, FDS};
-use crate::sys::{self, CPath, Identity, Object, PathArg};
+use crate::sys::{self, CPath, Hidden, Identity, Object, PathArg};
 use crate::virtuals;
 
 /// Where a path begins.
@@ -95,6 +97,9 @@ fn elsewhere(path: CPath<'_>) -> Option<Target<'_>> {
     None
 }
 
+/// A place in the list of mounts: the mount, the rest of the path, and which list it is.
+type Found<'p> = (usize, CPath<'p>, Version);
+
 /// Tries what succeeds nearly always, in line.
 #[inline(always)]
 fn locate_below_root(path: CPath<'_>) -> Option<Target<'_>> {
@@ -108,14 +113,14 @@ fn locate_below_root(path: CPath<'_>) -> Option<Target<'_>> {
             return Some(Target { mount, base: ROOT, text, start: Start::Root });
         }
     }
-    locate_patiently(path)
+    locate_patiently(path, || connection::table().find(path))
 }
 
 #[cold]
 #[inline(never)]
-fn locate_patiently(path: CPath<'_>) -> Option<Target<'_>> {
+fn locate_patiently<'p>(path: CPath<'p>, find: impl Fn() -> Option<Found<'p>>) -> Option<Target<'p>> {
     for attempt in Attempt::ALL {
-        let Some((index, rest, version)) = connection::table().find(path) else { return elsewhere(path) };
+        let Some((index, rest, version)) = find() else { return elsewhere(path) };
         match connection::try_enter(index, attempt) {
             // The place of a mount may be another one's in a later list.
             Entry::Inside(_) if !connection::table().is_current(version) => {}
@@ -138,16 +143,25 @@ fn locate_patiently(path: CPath<'_>) -> Option<Target<'_>> {
 
 fn locate_relative(dirfd: RawFd, path: CPath<'_>) -> Option<Target<'_>> {
     let (start, directory, mount) = match dirfd {
-        libc::AT_FDCWD => {
-            let (directory, mount) = current_directory()?;
-            (Start::Cwd, directory, mount)
-        }
+        libc::AT_FDCWD => match current_directory() {
+            Current::Ours(directory, mount) => (Start::Cwd, directory, mount),
+            Current::Above(..) => return locate_patiently(path, || find_below(path)),
+            Current::Elsewhere => return None,
+        },
         fd => {
             let (directory, mount) = directory_of(fd)?;
             (Start::Fd(fd), directory, mount)
         }
     };
     Some(Target { mount, base: directory.node, text: path.text(), start })
+}
+
+/// The mount that a relative path falls on if the current directory is on none.
+fn find_below(path: CPath<'_>) -> Option<Found<'_>> {
+    match current_directory() {
+        Current::Above(prefix, of) => connection::table().find_below(prefix, of, path),
+        Current::Ours(..) | Current::Elsewhere => None,
+    }
 }
 
 /// A descriptor that is a directory of ours, accepted as a base by the daemon.
@@ -193,6 +207,7 @@ pub(crate) fn will_list(dirfd: RawFd, path: Option<CPath<'_>>) {
             };
             match kind {
                 Kind::Directory(directory) => Some(directory.mount),
+                Kind::Outside(_) => path.and_then(find_below).map(|(index, ..)| index),
                 Kind::Unknown => sys::identify(object).and_then(|it| connection::by_dev(it.dev)),
                 _ => None,
             }
@@ -203,33 +218,63 @@ pub(crate) fn will_list(dirfd: RawFd, path: Option<CPath<'_>>) {
     }
 }
 
-/// The current directory, if it is ours, accepted as a base by the daemon.
-fn current_directory() -> Option<(Directory, Guard)> {
+/// What the current directory is.
+enum Current {
+    /// On a mount of ours, accepted as a base by the daemon.
+    Ours(Directory, Guard),
+    /// On none, but above one, in that list of mounts.
+    Above(Prefix, Version),
+    /// Neither; or there is no way to find out.
+    Elsewhere,
+}
+
+fn current_directory() -> Current {
     let (kind, moment) = CWD.get();
-    let (directory, mount) = match kind {
-        Kind::Directory(directory) => (directory, connection::enter(directory.mount)?),
-        Kind::Unknown => match classify(Object::Cwd)? {
-            (Kind::Directory(directory), Some(mount)) => (directory, mount),
-            (other, _) => {
-                CWD.set(moment, other);
-                return None;
-            }
+    let ours = match kind {
+        Kind::Directory(directory) => connection::enter(directory.mount).map(|mount| (directory, mount)),
+        Kind::Outside(outside) if connection::table().is_current(outside.version) => {
+            return match outside.below {
+                Some(prefix) => Current::Above(prefix, outside.version),
+                None => Current::Elsewhere,
+            };
+        }
+        Kind::Unknown | Kind::Outside(_) => match classify(Object::Cwd) {
+            Some((Kind::Directory(directory), mount)) => mount.map(|mount| (directory, mount)),
+            Some(_) => return outside(moment),
+            None => None,
         },
-        _ => return None,
+        _ => None,
     };
+    let Some((directory, mount)) = ours else { return Current::Elsewhere };
     if directory.proven == mount.connection() {
-        return Some((directory, mount));
+        return Current::Ours(directory, mount);
     }
-    let here = sys::open_hidden(c".", OFlags::PATH | OFlags::DIRECTORY)?;
-    match prove(directory, &mount, here.fd()?) {
+    let here = sys::open_hidden(c".", OFlags::PATH | OFlags::DIRECTORY);
+    let Some(here) = here.as_ref().and_then(Hidden::fd) else { return Current::Elsewhere };
+    match prove(directory, &mount, here) {
         Proof::Given(proven) => {
             CWD.set(moment, Kind::Directory(proven));
-            return Some((proven, mount));
+            return Current::Ours(proven, mount);
         }
         Proof::Refused => CWD.set(moment, Kind::Other),
         Proof::NotHeard => {}
     }
-    None
+    Current::Elsewhere
+}
+
+/// The current directory is on no mount of ours: finds out whether any is below it. Of a directory that was moved meanwhile, with what
+/// is mounted below it, the list of mounts has the old path as well.
+#[cold]
+fn outside(moment: Moment) -> Current {
+    let mut buffer = [0; MOUNT_PATH_MAX];
+    // One with a longer path, or without any, is above none that is in the list.
+    let path = sys::current_directory(&mut buffer).and_then(|len| buffer.get(..len)).unwrap_or(&[]);
+    let (below, version) = connection::table().prefix(path);
+    CWD.set(moment, Kind::Outside(Outside { below, version }));
+    match below {
+        Some(prefix) => Current::Above(prefix, version),
+        None => Current::Elsewhere,
+    }
 }
 
 /// Looks at a directory that nobody has looked at; `None` if that must be done again.
@@ -316,7 +361,7 @@ pub(crate) fn entered(target: Option<&Target<'_>>) {
 pub(crate) fn entered_fd(fd: RawFd) {
     CWD.changed();
     let (_, moment) = CWD.get();
-    if let kind @ (Kind::Directory(_) | Kind::Other) = FDS.get(fd) {
+    if let kind @ Kind::Directory(_) = FDS.get(fd) {
         CWD.set(moment, kind);
     }
 }

@@ -574,14 +574,19 @@ pub(crate) fn complain(message: fmt::Arguments<'_>) {
     }
 }
 
-/// The current directory's path; its length.
+/// The current directory's path; its length. Leaves errno alone.
 pub(crate) fn current_directory(buffer: &mut [u8]) -> Option<usize> {
     let (start, room) = (buffer.as_mut_ptr().expose_provenance(), buffer.len());
     let [start, room] = [start, room].map(|word| Word(word as c_long));
+    let before = errno();
     // SAFETY: the kernel writes at most the length that is passed.
     let len = unsafe {
         crate::next::syscall(Word(libc::SYS_getcwd), start, room, Word(0), Word(0), Word(0), Word(0)).0
     };
+    if len < 0 {
+        take_errno(before);
+        return None;
+    }
     // With the NUL. "(unreachable)" is no path.
     let len = usize::try_from(len).ok()?.checked_sub(1)?;
     (buffer.first() == Some(&b'/')).then_some(len)

@@ -3,11 +3,13 @@
 //! kernel, whose requests the daemon logs, has not been asked.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
-use finesse_tests::mount::Options;
+use finesse_tests::mount::{Mount, Options};
 use finesse_tests::road::{Place, Road};
 use finesse_tests::tree::{self, Times};
 
@@ -411,4 +413,95 @@ fn compilers_agree() {
             .bypassing(0.0, &["UNLINK"]),
         case("ar and ld", "cd src && gcc -c greet.c main.c && ar rcsD libg.a greet.o && gcc -o p main.o -L. -lg && ./p; ar t libg.a; nm greet.o | grep greet; strip p && ./p; rm -f *.o p libg.a"),
     ]);
+}
+
+/// Stays above the mount, named `$1`, and reaches into it by relative paths.
+const FROM_ABOVE: &str = r#"
+import os, sys
+name = sys.argv[1]
+def see(*what): print(*what)
+for top, directories, files in os.walk(name):
+    directories.sort()
+    for each in sorted(directories + files):
+        path = os.path.join(top, each)
+        see(os.path.relpath(path, name), oct(os.lstat(path).st_mode), os.path.exists(path))
+for path in [f"{name}/a/one", f"./{name}//a/../a/one", f".//././{name}/a/link", f"{name}/none", f"{name}/a/dangling", f"{name}x", f"../{name}"]:
+    try: see(open(path).read())
+    except OSError as error: see(error.errno)
+with open(f"{name}/new/made", "w") as made: made.write("made")
+os.rename(f"{name}/new/made", f"{name}/a/moved")
+os.link(f"{name}/a/moved", f"{name}/a/other"); os.symlink("moved", f"{name}/a/sl"); os.chmod(f"{name}/a/moved", 0o600)
+see(os.stat(f"{name}/a/sl").st_nlink, oct(os.stat(f"{name}/a/other").st_mode), os.readlink(f"{name}/a/sl"))
+see(os.path.realpath(f"{name}/a/sl").removeprefix(os.path.join(os.getcwd(), name)))
+os.remove(f"{name}/a/other"); os.mkdir(f"{name}/new/dir")
+try: os.rmdir(name)
+except OSError as error: see(error.errno in (16, 39))
+# There and back.
+os.chdir(f"{name}/a"); see(open("one").read()); os.chdir("../.."); see(open(f"{name}/a/one").read())
+here = os.open(".", os.O_RDONLY); os.chdir(f"{name}/a/b"); os.fchdir(here); see(open(f"{name}/a/b/two").read())
+os.chdir("/"); see(os.path.exists(f"{name}/a")); os.fchdir(here)
+# Above it somebody moves.
+before = os.getcwd()
+os.rename(before, before + "-moved"); see(open(f"{name}/a/one").read())
+os.rename(before + "-moved", before); see(open(f"{name}/a/one").read())
+"#;
+
+#[test]
+fn relative_paths_lead_into_a_mount_from_above() {
+    let mut native = None;
+    for place in &Place::on_all_roads(&Options::default(), fill) {
+        let account = place.is_mounted().then(|| place.mount().account());
+        let (above, name) = (place.path().parent().unwrap(), place.path().file_name().unwrap());
+        let mut command = place.command("/usr/bin/python3");
+        let output = command.current_dir(above).args(["-c", FROM_ABOVE]).arg(name).output().unwrap();
+        let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said = (output.status.code(), said(&output.stdout), said(&output.stderr));
+        let left = tree::read(place.source(), Times::Ignored);
+        if let (Some(account), Road::Bypass) = (account, place.road()) {
+            let calls = place.mount().account().since(&account);
+            for (operation, least) in
+                [("stat", 100), ("open", 9), ("opendir", 9), ("rename", 1), ("unlink", 1)]
+            {
+                let answered = calls.answered.get(operation).copied().unwrap_or(0);
+                assert!(answered >= least, "{operation}: {calls:?}");
+            }
+        }
+        let (native_said, native_left) = native.get_or_insert((said.clone(), left.clone()));
+        assert_eq!(said.0, Some(0), "{}", said.2);
+        assert_eq!(&said, native_said, "on the {}", place.road());
+        assert_eq!(tree::difference(native_left, &left), "", "on the {}", place.road());
+    }
+}
+
+#[test]
+fn a_mount_that_appears_below_the_working_directory_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    let (old, new) = (Place::below(home.path(), Road::Bypass, &Options::default(), fill), "later");
+    fs::create_dir_all(home.path().join(new)).unwrap();
+    // Looks into it before it is mounted, waits for a line, and looks again: a daemon that it knows tells of new mounts.
+    let script = format!(
+        "import os, sys\nprint(os.path.exists('{new}/a/one'), os.path.exists(sys.argv[1]), flush=True)\n\
+         sys.stdin.readline()\nos.stat(sys.argv[1])\n\
+         print([os.stat('{new}/a/one').st_size for _ in range(50)] == [6] * 50)"
+    );
+    let mut command = old.command("/usr/bin/python3");
+    command
+        .current_dir(home.path())
+        .args(["-c", &script])
+        .arg(old.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut program = command.spawn().unwrap();
+    let mut said = BufReader::new(program.stdout.take().unwrap());
+    let mut line = String::new();
+    said.read_line(&mut line).unwrap();
+    assert_eq!(line, "False True\n");
+    let mount = Mount::new(old.source(), &home.path().join(new), &Options::default());
+    drop(program.stdin.take());
+    line.clear();
+    said.read_line(&mut line).unwrap();
+    assert!(program.wait().unwrap().success());
+    assert_eq!(line, "True\n");
+    let account = mount.account();
+    assert!(account.answered.get("stat").copied().unwrap_or(0) >= 49, "{account:?}");
 }
