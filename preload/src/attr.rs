@@ -91,28 +91,32 @@ pub(crate) fn fill_stat(stat: &mut libc::stat, attr: &Attr, mount: &MountFacts) 
 
 /// `struct statx`, as `statx` fills it in.
 pub(crate) fn statx(attr: &Attr, mount: &MountFacts) -> libc::statx {
+    libc::statx::filled(|statx| fill_statx(statx, attr, mount))
+}
+
+/// Fills in a `struct statx` of zeros.
+#[inline(always)]
+pub(crate) fn fill_statx(statx: &mut libc::statx, attr: &Attr, mount: &MountFacts) {
     let (rdev_major, rdev_minor) = decode_dev(attr.rdev);
     let is_root = attr.ino == finesse_ipc::frame::ROOT;
-    libc::statx::filled(|statx| {
-        statx.stx_mask = mount.mask;
-        statx.stx_attributes = if is_root { libc::STATX_ATTR_MOUNT_ROOT as u64 } else { 0 };
-        statx.stx_attributes_mask = mount.attributes_mask;
-        statx.stx_blksize = block_size(attr.blksize);
-        statx.stx_nlink = attr.nlink;
-        statx.stx_uid = attr.uid;
-        statx.stx_gid = attr.gid;
-        statx.stx_mode = attr.mode as u16;
-        statx.stx_ino = attr.ino;
-        statx.stx_size = attr.size;
-        statx.stx_blocks = attr.blocks;
-        let times = [&mut statx.stx_atime, &mut statx.stx_mtime, &mut statx.stx_ctime];
-        for (out, Time { sec, nsec }) in times.into_iter().zip(attr.times) {
-            (out.tv_sec, out.tv_nsec) = (sec, nsec as u32);
-        }
-        (statx.stx_rdev_major, statx.stx_rdev_minor) = (rdev_major, rdev_minor);
-        (statx.stx_dev_major, statx.stx_dev_minor) = mount.dev;
-        statx.stx_mnt_id = mount.mount_id;
-    })
+    statx.stx_mask = mount.mask;
+    statx.stx_attributes = if is_root { libc::STATX_ATTR_MOUNT_ROOT as u64 } else { 0 };
+    statx.stx_attributes_mask = mount.attributes_mask;
+    statx.stx_blksize = block_size(attr.blksize);
+    statx.stx_nlink = attr.nlink;
+    statx.stx_uid = attr.uid;
+    statx.stx_gid = attr.gid;
+    statx.stx_mode = attr.mode as u16;
+    statx.stx_ino = attr.ino;
+    statx.stx_size = attr.size;
+    statx.stx_blocks = attr.blocks;
+    let times = [&mut statx.stx_atime, &mut statx.stx_mtime, &mut statx.stx_ctime];
+    for (out, Time { sec, nsec }) in times.into_iter().zip(attr.times) {
+        (out.tv_sec, out.tv_nsec) = (sec, nsec as u32);
+    }
+    (statx.stx_rdev_major, statx.stx_rdev_minor) = (rdev_major, rdev_minor);
+    (statx.stx_dev_major, statx.stx_dev_minor) = mount.dev;
+    statx.stx_mnt_id = mount.mount_id;
 }
 
 /// Makes the `struct stat` of a backing file the one of the file on the mount.

@@ -50,6 +50,18 @@ impl Receive for Put {
     }
 }
 
+/// Puts a `struct statx` where the program wants it.
+struct PutExtended(Out<libc::statx>);
+
+impl Receive for PutExtended {
+    type Made = ();
+
+    #[inline(always)]
+    fn receive(&self, attr: &Attr, mount: &MountFacts) {
+        self.0.fill(|statx| attr::fill_statx(statx, attr, mount));
+    }
+}
+
 fn answer(road: Road<Found>, out: StatOut, next: impl FnOnce() -> c_int) -> c_int {
     let served = |found: Found| {
         out.put(attr::stat(&found.attr, &found.mount));
@@ -185,14 +197,10 @@ pub(super) fn statx_at(
             return result;
         }
     }
-    if !attr::can_fill(mask) || out.is_suspicious() {
+    if !attr::can_fill(mask) || out.is_unusual() {
         return next();
     }
-    let served = |found: Found| {
-        out.put(attr::statx(&found.attr, &found.mount));
-        0
-    };
-    take_with(calls::stat(dirfd, &path, flags, All), served, next)
+    take(calls::stat(dirfd, &path, flags, PutExtended(out)), next)
 }
 
 hook! {
