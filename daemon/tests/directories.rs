@@ -501,7 +501,27 @@ fn a_listing_is_kept_until_something_changes_if_the_file_system_allows_it() {
     assert_eq!(unsafe { libc::mknod(path.as_ptr(), libc::S_IFREG | 0o644, 0) }, 0);
     let by_entry = (book.names().len() as u64 + 1, 1);
     assert_eq!(asked(40), by_entry);
-    assert_eq!(asked(40), by_entry, "what is not read at once is not kept");
+    assert_eq!(asked(40), (0, 0), "also if it was not read at once");
+    // But only what was read without a gap, and without a change in between.
+    for changes in [false, true] {
+        change_here(if changes { "before" } else { "once more" });
+        let (directory, _) = open(&client, ROOT, ".", 0).unwrap();
+        let (first, _) = read(&client, directory, 0, 40).unwrap();
+        let (second, _) = read(&client, directory, first.last().unwrap().offset, 40).unwrap();
+        let offset = if changes { first.last().unwrap().offset } else { second.last().unwrap().offset };
+        if changes {
+            change_here("in between");
+        } else {
+            let (again, _) = read(&client, directory, 0, 40).unwrap();
+            assert_eq!(again[0].name, first[0].name);
+        }
+        let (_, end) = read(&client, directory, offset, 32768).unwrap();
+        assert!(end);
+        assert_eq!(close(&client, directory), Outcome::Ok);
+        assert_eq!(asked(32768), often, "changes: {changes}");
+        assert_eq!(asked(32768), (0, 0));
+    }
+    change_here("at last");
     assert_eq!(asked(32768), often);
     let notifier = mount.session.as_ref().unwrap().notifier();
     book.more.lock().unwrap().push("told".into());

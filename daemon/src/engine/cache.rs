@@ -615,12 +615,14 @@ impl Cache {
         }
     }
 
-    /// A client has read an inode: its time of last access may have changed (`fuse_invalidate_atime`).
-    pub(crate) fn forget_atime(&self, inode: &Inode) {
-        self.bump();
+    /// A client has read an inode: its time of last access may have changed (`fuse_invalidate_atime`). What the count of changes was
+    /// before.
+    pub(crate) fn forget_atime(&self, inode: &Inode) -> u64 {
+        let before = self.bump();
         inode.accessed();
         self.publishes_no_more(inode.ino);
         self.coherence.changed_attr(inode.ino);
+        before
     }
 
     /// A client has changed what is in a directory, and so its times, but nothing that decides about permissions.

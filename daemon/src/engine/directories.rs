@@ -12,6 +12,7 @@ use fuser::{FileHandle, FileType, INodeNo, OpenFlags};
 use crate::engine::cache::Inode;
 use crate::engine::files::flush;
 use crate::engine::handles::Handle;
+use crate::engine::listings::Gathering;
 use crate::engine::permission::READ;
 use crate::engine::serve::{Call, Output, Served};
 use crate::engine::table::Era;
@@ -38,11 +39,12 @@ pub(crate) struct OpenDirectory {
     /// Once the file system has opened it: what it lists may be known.
     fh: OnceLock<FileHandle>,
     sweep: Mutex<Option<Sweep>>,
+    gathering: Mutex<Option<Gathering>>,
 }
 
 impl OpenDirectory {
     fn new(inode: Arc<Inode>) -> Self {
-        Self { inode, fh: OnceLock::new(), sweep: Mutex::default() }
+        Self { inode, fh: OnceLock::new(), sweep: Mutex::default(), gathering: Mutex::default() }
     }
 }
 
@@ -270,13 +272,19 @@ impl<FS: Filesystem> Engine<FS> {
                 _ => *directory.sweep.lock() = Some(Sweep { next, ..sweep }),
             }
         }
-        if self.bypass.keeps_listings && position == 0 && ended && !broken {
-            self.cache.keep_listing(inode, &output.data, mark);
+        let mut gathering = directory.gathering.lock().take();
+        if self.bypass.keeps_listings && !broken {
+            let next = (!ended).then_some(next);
+            gathering = self.gather(gathering, inode, (position, next), &output.data, mark);
         }
         // What is known now was so before it was read, or is what that has made of it.
         if !self.keeps_atime(inode) {
-            self.cache.forget_atime(inode);
+            let before = self.cache.forget_atime(inode);
+            // By nobody else.
+            gathering = gathering.filter(|gathering| gathering.mark == before);
+            gathering.iter_mut().for_each(|gathering| gathering.mark += 1);
         }
+        *directory.gathering.lock() = gathering;
         if output.data.is_empty() && !ended {
             // No room for a single entry, or the first one is none.
             return fail(if broken { libc::EIO } else { libc::EINVAL });
@@ -286,6 +294,28 @@ impl<FS: Filesystem> Engine<FS> {
             reply.flags |= frame::REPLY_END;
         }
         Ok(reply)
+    }
+
+    /// Adds what was read of a directory, between two positions, to what was read before; nothing is behind the last page, which completes a
+    /// listing to be kept. `mark` was before the file system was asked.
+    fn gather(
+        &self,
+        gathered: Option<Gathering>,
+        directory: &Inode,
+        (position, next): (u64, Option<u64>),
+        page: &[u8],
+        mark: u64,
+    ) -> Option<Gathering> {
+        let gathered = match position {
+            0 => self.cache.listings().gather(mark),
+            _ => gathered.filter(|gathered| gathered.goes_on_at(position))?,
+        };
+        let gathering = gathered.with(page, next.unwrap_or_default())?;
+        if next.is_none() {
+            self.cache.keep_listing(directory, gathering.records(), gathering.mark);
+            return None;
+        }
+        Some(gathering)
     }
 
     /// Reads a directory of which is known what it lists. `None` if that is not known, or if the attributes that are wanted besides

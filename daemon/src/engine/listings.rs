@@ -11,7 +11,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -31,43 +31,97 @@ const OFFSET_AT: usize = 8;
 const NAME_AT: usize = 19;
 /// Names in a sample, at most: of long ones fewer.
 const SAMPLE: usize = 8;
+/// The longest listing that is kept, in bytes.
+const LISTING_MAX: usize = 1 << 20;
+/// What is held of listings that are being read, in bytes, of all together.
+const GATHERED_MAX: usize = 16 << 20;
 
-/// All that a directory lists: records as getdents64(2) shows them, no more than a client has read at once, so that nothing
-/// need be held for listings that nobody reads to the end.
+/// All that a directory lists: records as getdents64(2) shows them.
 pub(crate) struct Listing {
     /// Of the inode: another directory may get the number.
     instance: u64,
     records: Box<[u8]>,
     expiry: Instant,
+    /// The last position behind which records were asked for next, and where they begin.
+    last: Mutex<(u64, usize)>,
+}
+
+/// What was read of a directory so far, from its beginning on, without a gap.
+pub(super) struct Gathering {
+    /// Nothing was counted since then ([`Cache::mark`](crate::engine::cache::Cache::mark)), but by this reader.
+    pub(super) mark: u64,
+    /// Where it goes on.
+    next: u64,
+    records: Vec<u8>,
+    /// What all gatherings hold.
+    all: Arc<AtomicUsize>,
+}
+
+impl Gathering {
+    /// Whether the records at a position are what comes next.
+    pub(super) fn goes_on_at(&self, position: u64) -> bool {
+        self.next == position
+    }
+
+    /// Adds records, behind which is the position `next`. `None` if that would be too much.
+    pub(super) fn with(mut self, records: &[u8], next: u64) -> Option<Self> {
+        if self.records.len() + records.len() > LISTING_MAX {
+            return None;
+        }
+        let before = self.all.fetch_add(records.len(), Ordering::Relaxed);
+        self.records.extend_from_slice(records);
+        self.next = next;
+        (before + records.len() <= GATHERED_MAX).then_some(self)
+    }
+
+    /// All of them.
+    pub(super) fn records(&self) -> &[u8] {
+        &self.records
+    }
+}
+
+impl Drop for Gathering {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.records.len(), Ordering::Relaxed);
+    }
 }
 
 impl Listing {
     /// The records behind a position, as many as fit into so many bytes, and whether those are all. `None` if no record ends
     /// there: only the file system knows what that means.
     pub(crate) fn page(&self, position: u64, size: usize) -> Option<(&[u8], bool)> {
-        let rest = match position {
-            0 => &*self.records,
-            _ => {
-                let mut rest = &*self.records;
-                loop {
-                    let offset = word(rest, OFFSET_AT)?;
-                    rest = rest.get(length(rest)?..)?;
-                    if offset == position {
-                        break rest;
-                    }
-                }
-            }
-        };
+        let begin = if position == 0 { 0 } else { self.behind(position)? };
+        let rest = self.records.get(begin..)?;
         if rest.len() <= size {
             return Some((rest, true));
         }
-        let mut end = 0;
+        let (mut end, mut next) = (0, None);
         while let Some(len) = rest.get(end..).and_then(length)
             && end + len <= size
         {
+            next = word(rest.get(end..)?, OFFSET_AT);
             end += len;
         }
+        if let Some(next) = next {
+            *self.last.lock() = (next, begin + end);
+        }
         Some((rest.get(..end)?, false))
+    }
+
+    /// Where the records behind a position begin.
+    fn behind(&self, position: u64) -> Option<usize> {
+        let (last, begin) = *self.last.lock();
+        if last == position {
+            return Some(begin);
+        }
+        let mut begin = 0;
+        loop {
+            let record = self.records.get(begin..)?;
+            begin += length(record)?;
+            if word(record, OFFSET_AT)? == position {
+                return Some(begin);
+            }
+        }
     }
 
     /// Some of the names, spread over the listing.
@@ -118,6 +172,8 @@ pub(crate) struct Listings {
     /// There was one.
     any: AtomicBool,
     shards: [Mutex<Shard>; SHARDS],
+    /// What is held of those that are being read, in bytes.
+    gathered: Arc<AtomicUsize>,
 }
 
 impl Listings {
@@ -136,10 +192,15 @@ impl Listings {
         good.then(|| Arc::clone(listing))
     }
 
+    /// The beginning of a directory, of which nothing was read yet.
+    pub(super) fn gather(&self, mark: u64) -> Gathering {
+        Gathering { mark, next: 0, records: Vec::new(), all: Arc::clone(&self.gathered) }
+    }
+
     /// Keeps all that a directory lists, if that is what it still lists.
     pub(super) fn keep(&self, directory: &Inode, records: &[u8], is_current: impl FnOnce() -> bool) {
         let (instance, expiry) = (directory.instance, Instant::now().after(KEPT_FOR));
-        let listing = Arc::new(Listing { instance, records: records.into(), expiry });
+        let listing = Arc::new(Listing { instance, records: records.into(), expiry, last: Mutex::default() });
         // Before it is asked whether something has changed: who changes something looks here after that was counted.
         self.any.store(true, Ordering::SeqCst);
         let mut shard = self.shard(directory.ino).lock();
@@ -180,10 +241,14 @@ mod tests {
         record
     }
 
+    fn listing(records: &[u8]) -> Listing {
+        Listing { instance: 1, records: records.into(), expiry: Instant::EXPIRED, last: Mutex::default() }
+    }
+
     #[test]
     fn a_page_begins_behind_a_position_and_ends_between_records() {
         let records = [record(7, 24), record(3, 32), record(9, 24)].concat();
-        let listing = Listing { instance: 1, records: records.clone().into(), expiry: Instant::EXPIRED };
+        let listing = listing(&records);
         assert_eq!(listing.page(0, 80), Some((&records[..], true)));
         assert_eq!(listing.page(0, 79), Some((&records[..56], false)));
         assert_eq!(listing.page(0, 23), Some((&[][..], false)), "not even one fits");
@@ -191,6 +256,31 @@ mod tests {
         assert_eq!(listing.page(7, 40), Some((&records[24..56], false)));
         assert_eq!(listing.page(9, 100), Some((&[][..], true)));
         assert_eq!(listing.page(4, 100), None);
+        // Once more, after a page that ended somewhere else.
+        assert_eq!(listing.page(7, 40), Some((&records[24..56], false)));
+        assert_eq!(listing.page(3, 24), Some((&records[56..], true)));
+        assert_eq!(listing.page(7, 56), Some((&records[24..], true)));
+    }
+
+    #[test]
+    fn a_listing_is_gathered_without_gaps_up_to_what_all_may_hold() {
+        let listings = Listings::default();
+        let record = record(5, 32);
+        let gathering = listings.gather(0);
+        assert!(gathering.goes_on_at(0));
+        let gathering = gathering.with(&record, 5).unwrap();
+        assert!(gathering.goes_on_at(5) && !gathering.goes_on_at(0));
+        let gathering = gathering.with(&record, 6).unwrap();
+        assert_eq!(gathering.records(), [&record[..], &record].concat());
+        assert!(gathering.with(&vec![0; LISTING_MAX], 7).is_none(), "too long");
+        assert_eq!(listings.gathered.load(Ordering::Relaxed), 0);
+        let page = vec![0; LISTING_MAX];
+        let full: Vec<_> =
+            (0..GATHERED_MAX / LISTING_MAX).map(|_| listings.gather(0).with(&page, 1).unwrap()).collect();
+        assert!(listings.gather(0).with(&record, 5).is_none(), "no room");
+        drop(full);
+        assert!(listings.gather(0).with(&record, 5).is_some());
+        assert_eq!(listings.gathered.load(Ordering::Relaxed), 0);
     }
 
     #[test]
@@ -205,8 +295,7 @@ mod tests {
                 record[NAME_AT..][..name.len()].copy_from_slice(name.as_bytes());
                 records.extend(record);
             }
-            let listing = Listing { instance: 1, records: records.clone().into(), expiry: Instant::EXPIRED };
-            listing.sample().map(|name| name.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+            listing(&records).sample().map(|name| name.to_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(of(0..0), Vec::<String>::new());
         assert_eq!(of(0..3), ["name-000", "name-001", "name-002"]);
