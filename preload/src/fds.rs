@@ -373,11 +373,9 @@ mod tests {
     const GRANTED: Kind = Kind::Granted { dev: 0xfff0_00ff, ino: 77, nofollow: true };
     const TOKEN: Virtual = Virtual { index: u16::MAX, generation: 0x8000_0001 };
     const VIRTUAL: Kind = Kind::Virtual(TOKEN);
-    const OUTSIDE: Kind = Kind::Outside(super::Outside { below: None, version: Version(u32::MAX) });
-    const ABOVE: Kind = Kind::Outside(super::Outside {
-        below: Some(Prefix { mount: 63, len: u32::MAX }),
-        version: Version(1),
-    });
+    const OUTSIDE: Kind = Kind::Outside(Outside { below: None, version: Version(u32::MAX) });
+    const ABOVE: Kind =
+        Kind::Outside(Outside { below: Some(Prefix { mount: 63, len: u32::MAX }), version: Version(1) });
 
     #[test]
     fn descriptors_are_remembered_copied_and_forgotten() {
