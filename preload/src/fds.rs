@@ -80,8 +80,9 @@ pub(crate) struct Directory {
 
 /// A [`Kind`] in two words: kind (8 bits), mount (8), version (16), connection (32); and the inode. For a granted
 /// file the upper half is `st_dev`, of which Linux uses 32 bits, and the bit above the kind says `O_NOFOLLOW`; for a virtual descriptor, the place is in the
-/// bits of mount and version, and the generation in those of the connection. For the current directory outside of all mounts, the length of its
-/// path is in the bits of the connection, or nothing if no mount is below it, and the list's version takes the place of the inode.
+/// bits of mount and version, and the generation in those of the connection. For the current directory outside of all mounts, which path of the list
+/// begins with its own is in the bits of the mount, the length in those of the connection, zero if no mount is below it, and the list's version takes
+/// the place of the inode.
 struct Entry {
     word: AtomicU64,
     ino: AtomicU64,
@@ -108,8 +109,8 @@ fn encode(kind: Kind) -> (u64, u64) {
             (DIRECTORY | (mount as u64 & 0xff) << 8 | u64::from(proven) << 32, node)
         }
         Kind::Outside(Outside { below, version }) => {
-            let (mount, len) = below.map_or((0, 0), |prefix| (prefix.mount, prefix.len));
-            (OUTSIDE | (mount as u64 & 0xff) << 8 | u64::from(len) << 32, u64::from(version.0))
+            let (entry, len) = below.map_or((0, 0), |prefix| (prefix.entry, prefix.len));
+            (OUTSIDE | (entry as u64 & 0xff) << 8 | u64::from(len) << 32, u64::from(version.0))
         }
         Kind::Granted { dev, ino, nofollow } => {
             (GRANTED | u64::from(nofollow) << 8 | (dev & 0xffff_ffff) << 32, ino)
@@ -131,7 +132,7 @@ fn decode(word: u64, ino: u64) -> Kind {
             proven: (word >> 32) as u32,
         }),
         OUTSIDE => {
-            let prefix = Prefix { mount: (word >> 8 & 0xff) as usize, len: (word >> 32) as u32 };
+            let prefix = Prefix { entry: (word >> 8 & 0xff) as usize, len: (word >> 32) as u32 };
             Kind::Outside(Outside {
                 below: Some(prefix).filter(|prefix| prefix.len != 0),
                 version: Version(ino as u32),
@@ -375,7 +376,7 @@ mod tests {
     const VIRTUAL: Kind = Kind::Virtual(TOKEN);
     const OUTSIDE: Kind = Kind::Outside(Outside { below: None, version: Version(u32::MAX) });
     const ABOVE: Kind =
-        Kind::Outside(Outside { below: Some(Prefix { mount: 63, len: u32::MAX }), version: Version(1) });
+        Kind::Outside(Outside { below: Some(Prefix { entry: 255, len: u32::MAX }), version: Version(1) });
 
     #[test]
     fn descriptors_are_remembered_copied_and_forgotten() {

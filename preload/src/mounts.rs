@@ -1,6 +1,6 @@
 //! Which paths are on which mount: the table of mount paths, and where it comes from.
 //!
-//! The table is read by every hooked call with an absolute path, also in signal handlers, and replaced when mounts change that
+//! The table is read by every hooked call with an absolute path, or a relative one that may lead into a mount, also in signal handlers, and replaced when mounts change that
 //! matter. There are two lists: whoever makes a new one fills the one that nobody reads. So no reader ever waits, or finds
 //! nothing meanwhile; one that was overtaken looks again.
 
@@ -85,13 +85,6 @@ impl List {
         None
     }
 
-    /// The path of a mount.
-    fn bytes_of(&self, mount: usize) -> Option<&[AtomicU8]> {
-        let mut entries = self.entries();
-        let entry = entries.find(|entry| entry.mount.load(Ordering::Relaxed) == mount as u32)?;
-        Some(self.bytes(entry))
-    }
-
     /// What the paths of mounts below a directory begin with.
     fn prefix(&self, directory: &[u8]) -> Option<Prefix> {
         let len = match directory {
@@ -104,14 +97,18 @@ impl List {
             bytes.take(len + 1).eq(directory.iter().take(len).copied().chain(*b"/"))
         };
         let mut entries = self.entries();
-        let entry = entries
-            .find(|entry| entry.mount.load(Ordering::Relaxed) != EXCLUDED && is_below(self.bytes(entry)))?;
-        let mount = entry.mount.load(Ordering::Relaxed) as usize;
-        Some(Prefix { mount, len: u32::try_from(len + 1).ok()? })
+        let entry = entries.position(|entry| {
+            entry.mount.load(Ordering::Relaxed) != EXCLUDED && is_below(self.bytes(entry))
+        })?;
+        Some(Prefix { entry, len: u32::try_from(len + 1).ok()? })
     }
 
     fn path_of(&self, mount: usize, buffer: &mut [u8; MOUNT_PATH_MAX + 1]) -> bool {
-        let Some(bytes) = self.bytes_of(mount) else { return false };
+        let mut entries = self.entries();
+        let Some(entry) = entries.find(|entry| entry.mount.load(Ordering::Relaxed) == mount as u32) else {
+            return false;
+        };
+        let bytes = self.bytes(entry);
         if bytes.len() > MOUNT_PATH_MAX {
             return false;
         }
@@ -142,8 +139,8 @@ pub(crate) struct Version(pub(crate) u32);
 /// What the path of a mount, and those of others perhaps, begin with: the path of a directory and a slash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Prefix {
-    /// The mount.
-    pub(crate) mount: usize,
+    /// Which path of the list; below 256.
+    pub(crate) entry: usize,
     /// With the slash, in bytes.
     pub(crate) len: u32,
 }
@@ -208,8 +205,8 @@ impl Table {
             path = rest;
         }
         let (found, version) = self.read(|list| {
-            let prefix = list.bytes_of(prefix.mount)?.get(..prefix.len as usize)?;
-            list.find(prefix, path)
+            let entry = list.entries.get(prefix.entry)?;
+            list.find(list.bytes(entry).get(..prefix.len as usize)?, path)
         });
         found.filter(|_| version == of).map(|(mount, rest)| (mount, rest, version))
     }
@@ -547,6 +544,8 @@ mod tests {
             ("/w/a/other", Some(2)),
             ("/v/a/m", Some(3)),
             ("/top", Some(4)),
+            // One mount at two places.
+            ("/w/much/longer", Some(0)),
         ];
         let table = table(&mounts);
         let find = |directory: &str, path: &str| {
@@ -564,11 +563,13 @@ mod tests {
         assert_eq!(find("/", "top/x"), found(4, "x"));
         assert_eq!(find("/w/a", "././/m/./x"), found(0, "./x"));
         assert_eq!(find("/w/a", "other"), found(2, ""));
+        assert_eq!(find("/w", "much/longer/x"), found(0, "x"));
         for (directory, path) in [
             ("/w/a", "m/sub/x"),
             ("/w/a", "mm/x"),
             ("/w/a", "/w/a/m/x"),
             ("/w/a", "b/m/x"),
+            ("/w/a", "ch/longer/x"),
             ("/w/a", "../a/m/x"),
             ("/w/a", ".m/x"),
             ("/w/a", ""),

@@ -45,7 +45,7 @@ impl<'p> Target<'p> {
         self.text.to_bytes()
     }
 
-    /// Whether this is the mount's root itself, named by its absolute path: a mount point, which cannot be
+    /// Whether this is the mount's root itself, named by a path from above: a mount point, which cannot be
     /// removed, renamed, created.
     pub(crate) fn is_root(&self) -> bool {
         self.start == Start::Root && self.text == HERE
@@ -118,7 +118,7 @@ fn locate_below_root(path: CPath<'_>) -> Option<Target<'_>> {
 
 #[cold]
 #[inline(never)]
-fn locate_patiently<'p>(path: CPath<'p>, find: impl Fn() -> Option<Found<'p>>) -> Option<Target<'p>> {
+fn locate_patiently<'p>(path: CPath<'p>, mut find: impl FnMut() -> Option<Found<'p>>) -> Option<Target<'p>> {
     for attempt in Attempt::ALL {
         let Some((index, rest, version)) = find() else { return elsewhere(path) };
         match connection::try_enter(index, attempt) {
@@ -145,7 +145,13 @@ fn locate_relative(dirfd: RawFd, path: CPath<'_>) -> Option<Target<'_>> {
     let (start, directory, mount) = match dirfd {
         libc::AT_FDCWD => match current_directory() {
             Current::Ours(directory, mount) => (Start::Cwd, directory, mount),
-            Current::Above(..) => return locate_patiently(path, || find_below(path)),
+            Current::Above(prefix, of) => {
+                let mut known = Some((prefix, of));
+                return locate_patiently(path, || match known.take() {
+                    Some((prefix, of)) => connection::table().find_below(prefix, of, path),
+                    None => find_below(path),
+                });
+            }
             Current::Elsewhere => return None,
         },
         fd => {
@@ -205,9 +211,10 @@ pub(crate) fn will_list(dirfd: RawFd, path: Option<CPath<'_>>) {
                 libc::AT_FDCWD => (CWD.get().0, Object::Cwd),
                 fd => (FDS.get(fd), Object::Fd(fd)),
             };
+            let below = || path.filter(|_| dirfd == libc::AT_FDCWD).and_then(find_below);
             match kind {
                 Kind::Directory(directory) => Some(directory.mount),
-                Kind::Outside(_) => path.and_then(find_below).map(|(index, ..)| index),
+                Kind::Unknown | Kind::Outside(_) if let Some((index, ..)) = below() => Some(index),
                 Kind::Unknown => sys::identify(object).and_then(|it| connection::by_dev(it.dev)),
                 _ => None,
             }
@@ -262,14 +269,19 @@ fn current_directory() -> Current {
     Current::Elsewhere
 }
 
-/// The current directory is on no mount of ours: finds out whether any is below it. Of a directory that was moved meanwhile, with what
-/// is mounted below it, the list of mounts has the old path as well.
+/// The current directory is on no mount of ours: finds out whether any is below it.
 #[cold]
 fn outside(moment: Moment) -> Current {
-    let mut buffer = [0; MOUNT_PATH_MAX];
+    let mut buffer = [0; MOUNT_PATH_MAX + 1];
     // One with a longer path, or without any, is above none that is in the list.
     let path = sys::current_directory(&mut buffer).and_then(|len| buffer.get(..len)).unwrap_or(&[]);
     let (below, version) = connection::table().prefix(path);
+    // Something else may be mounted there, which the mount is below.
+    let is_there = || {
+        let path = CStr::from_bytes_until_nul(&buffer).ok()?;
+        Some(sys::identify(Object::Path(path))? == sys::identify(Object::Cwd)?)
+    };
+    let below = below.filter(|_| is_there() == Some(true));
     CWD.set(moment, Kind::Outside(Outside { below, version }));
     match below {
         Some(prefix) => Current::Above(prefix, version),

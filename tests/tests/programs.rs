@@ -9,7 +9,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
-use finesse_tests::mount::{Mount, Options};
+use finesse_tests::mount::{self, Mount, Options};
+use finesse_tests::needs;
 use finesse_tests::road::{Place, Road};
 use finesse_tests::tree::{self, Times};
 
@@ -473,35 +474,57 @@ fn relative_paths_lead_into_a_mount_from_above() {
     }
 }
 
-#[test]
-fn a_mount_that_appears_below_the_working_directory_is_found() {
-    let home = tempfile::tempdir().unwrap();
-    let (old, new) = (Place::below(home.path(), Road::Bypass, &Options::default(), fill), "later");
-    fs::create_dir_all(home.path().join(new)).unwrap();
-    // Looks into it before it is mounted, waits for a line, and looks again: a daemon that it knows tells of new mounts.
+/// What a preloaded program sees by the path `look`, from the directory `here` on, before `change` and 50 times after it, and the
+/// mount that `change` makes. A daemon that the program knows already tells it of new mounts.
+fn seen_from(here: &Path, look: &str, change: impl FnOnce(&Place) -> Mount) -> (String, Mount) {
+    let old = Place::new(Road::Bypass, &Options::default(), fill);
     let script = format!(
-        "import os, sys\nprint(os.path.exists('{new}/a/one'), os.path.exists(sys.argv[1]), flush=True)\n\
-         sys.stdin.readline()\nos.stat(sys.argv[1])\n\
-         print([os.stat('{new}/a/one').st_size for _ in range(50)] == [6] * 50)"
+        "import os, sys\nprint(os.path.exists('{look}'), os.path.exists(sys.argv[1]), flush=True)\n\
+         sys.stdin.readline()\nos.stat(sys.argv[1])\nprint({{os.path.exists('{look}') for _ in range(50)}})"
     );
     let mut command = old.command("/usr/bin/python3");
-    command
-        .current_dir(home.path())
-        .args(["-c", &script])
-        .arg(old.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
-    let mut program = command.spawn().unwrap();
+    command.current_dir(here).args(["-c", &script]).arg(old.path());
+    let mut program = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(program.stdout.take().unwrap());
     let mut line = String::new();
     said.read_line(&mut line).unwrap();
     assert_eq!(line, "False True\n");
-    let mount = Mount::new(old.source(), &home.path().join(new), &Options::default());
+    let mount = change(&old);
     drop(program.stdin.take());
     line.clear();
     said.read_line(&mut line).unwrap();
     assert!(program.wait().unwrap().success());
-    assert_eq!(line, "True\n");
+    (line.trim_end().to_owned(), mount)
+}
+
+#[test]
+fn a_mount_that_appears_below_the_working_directory_is_found() {
+    let home = tempfile::tempdir().unwrap();
+    let later = home.path().join("later");
+    fs::create_dir(&later).unwrap();
+    let (seen, mount) =
+        seen_from(home.path(), "later/a/one", |old| Mount::new(old.source(), &later, &Options::default()));
+    assert_eq!(seen, "{True}");
     let account = mount.account();
     assert!(account.answered.get("stat").copied().unwrap_or(0) >= 49, "{account:?}");
+}
+
+#[test]
+fn a_mount_in_what_covers_the_working_directory_is_not_found_there() {
+    if !needs::root("a_mount_in_what_covers_the_working_directory_is_not_found_there") {
+        return;
+    }
+    let home = tempfile::tempdir().unwrap();
+    let here = home.path().join("here");
+    fs::create_dir(&here).unwrap();
+    let (seen, mount) = seen_from(&here, "m/a/one", |old| {
+        rustix::mount::mount("cover", &here, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        fs::create_dir(here.join("m")).unwrap();
+        let mount = Mount::new(old.source(), &here.join("m"), &Options::default());
+        assert!(here.join("m/a/one").exists(), "by its path it is found");
+        mount
+    });
+    drop(mount);
+    mount::unmount(&here);
+    assert_eq!(seen, "{False}");
 }

@@ -242,6 +242,7 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let fh = using.fh()?;
         let mark = self.cache.mark();
+        let kept_atime = self.keeps_atime(inode);
         let mut records = Records { bytes: &mut output.data, next: position, broken: false };
         let mut ended = false;
         let mut sweep = self.begin_sweep(directory, era, position);
@@ -277,8 +278,8 @@ impl<FS: Filesystem> Engine<FS> {
             let next = (!ended).then_some(next);
             gathering = self.gather(gathering, inode, (position, next), &output.data, mark);
         }
-        // What is known now was so before it was read, or is what that has made of it.
-        if !self.keeps_atime(inode) {
+        // What was known before is what the kernel may have. What is known now was so before, too, or is what reading has made of it.
+        if !(kept_atime && self.keeps_atime(inode)) {
             let before = self.cache.forget_atime(inode);
             // By nobody else.
             gathering = gathering.filter(|gathering| gathering.mark == before);
@@ -306,13 +307,17 @@ impl<FS: Filesystem> Engine<FS> {
         page: &[u8],
         mark: u64,
     ) -> Option<Gathering> {
-        let gathered = match position {
-            0 => self.cache.listings().gather(mark),
+        let gathered = match (position, next) {
+            (0, None) => {
+                self.cache.keep_listing(directory, page, mark);
+                return None;
+            }
+            (0, Some(_)) => self.cache.listings().gather(mark),
             _ => gathered.filter(|gathered| gathered.goes_on_at(position))?,
         };
         let gathering = gathered.with(page, next.unwrap_or_default())?;
         if next.is_none() {
-            self.cache.keep_listing(directory, gathering.records(), gathering.mark);
+            self.cache.keep_listing(directory, &gathering.records(), gathering.mark);
             return None;
         }
         Some(gathering)
@@ -329,7 +334,7 @@ impl<FS: Filesystem> Engine<FS> {
         output: &mut Output,
     ) -> Option<Served> {
         let listing = self.cache.listings().get(directory)?;
-        if let (Some(era), Some(table)) = (era, self.table())
+        if let (0, Some(era), Some(table)) = (position, era, self.table())
             && !table.is_complete(era, directory.ino)
         {
             // Of a few that were evicted the program will ask.

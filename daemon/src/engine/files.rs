@@ -254,12 +254,15 @@ impl<FS: Filesystem> Engine<FS> {
             return Ok(Vec::new());
         }
         self.settle_mappings(&file.inode, at, len);
+        let keeps_atime = || file.flags() & libc::O_NOATIME != 0 || self.keeps_atime(&file.inode);
+        let kept_atime = keeps_atime();
         let (reply, answer) = ReplyData::local();
         let ino = INodeNo(file.inode.ino);
         self.core.fs.ask().read(&call.request, ino, file.fh, at, len as u32, file.open_flags(), None, reply);
         let mut data = answer.wait().map_err(shown)?;
         data.truncate(len);
-        if file.flags() & libc::O_NOATIME == 0 && !self.keeps_atime(&file.inode) {
+        // As for directories: what the kernel may have is what was known before.
+        if !(kept_atime && keeps_atime()) {
             self.cache.forget_atime(&file.inode);
         }
         Ok(data)

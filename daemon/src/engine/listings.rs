@@ -52,7 +52,9 @@ pub(super) struct Gathering {
     pub(super) mark: u64,
     /// Where it goes on.
     next: u64,
-    records: Vec<u8>,
+    pages: Vec<Box<[u8]>>,
+    /// Bytes of all pages.
+    len: usize,
     /// What all gatherings hold.
     all: Arc<AtomicUsize>,
 }
@@ -65,24 +67,25 @@ impl Gathering {
 
     /// Adds records, behind which is the position `next`. `None` if that would be too much.
     pub(super) fn with(mut self, records: &[u8], next: u64) -> Option<Self> {
-        if self.records.len() + records.len() > LISTING_MAX {
+        if self.len + records.len() > LISTING_MAX {
             return None;
         }
         let before = self.all.fetch_add(records.len(), Ordering::Relaxed);
-        self.records.extend_from_slice(records);
+        self.len += records.len();
+        self.pages.push(records.into());
         self.next = next;
         (before + records.len() <= GATHERED_MAX).then_some(self)
     }
 
     /// All of them.
-    pub(super) fn records(&self) -> &[u8] {
-        &self.records
+    pub(super) fn records(&self) -> Vec<u8> {
+        self.pages.concat()
     }
 }
 
 impl Drop for Gathering {
     fn drop(&mut self) {
-        self.all.fetch_sub(self.records.len(), Ordering::Relaxed);
+        self.all.fetch_sub(self.len, Ordering::Relaxed);
     }
 }
 
@@ -194,7 +197,7 @@ impl Listings {
 
     /// The beginning of a directory, of which nothing was read yet.
     pub(super) fn gather(&self, mark: u64) -> Gathering {
-        Gathering { mark, next: 0, records: Vec::new(), all: Arc::clone(&self.gathered) }
+        Gathering { mark, next: 0, pages: Vec::new(), len: 0, all: Arc::clone(&self.gathered) }
     }
 
     /// Keeps all that a directory lists, if that is what it still lists.

@@ -723,14 +723,27 @@ static uint64_t checks_made(void)
     return sum;
 }
 
-/* The kernel takes in attributes while others read them: it says first that they are good, and has all of them a few instructions later
-   (`fuse_change_attributes_common`, and `fuse_update_get_attr`, which takes no lock). Who looks at that very moment sees the old ones,
-   once, whatever file system it is; measured at up to one look in 20 000, at an inode that is changed before each, and asked for by another process. More are none of that. */
-static int is_torn(enum aspect aspect, const char *again, const char *truth)
+/* Whether both texts are attributes of one file. */
+static int are_of_one_file(const char *one, const char *other)
 {
-    enum { SELDOM = 100000 };
+    unsigned mode[2];
+    const char *ino[2] = {strstr(one, " ino="), strstr(other, " ino=")};
+    if (sscanf(one, "mode=%o ", &mode[0]) != 1 || sscanf(other, "mode=%o ", &mode[1]) != 1 || (mode[0] ^ mode[1]) & S_IFMT || !ino[0] != !ino[1])
+        return 0;
+    return !ino[0] || !strncmp(ino[0], ino[1], strcspn(ino[0] + 1, " ") + 2);
+}
+
+/* The kernel takes in attributes while others read them: it says first that they are good, and has all of them a few instructions later
+   (`fuse_change_attributes_common`, and `fuse_update_get_attr`, which takes no lock). Who looks at that very moment sees the old ones of
+   that file, or some of them, once, whatever file system it is: up to one look in 20 000 at an inode that is changed before each, and asked for by
+   another process, all as fast as they can, which is much more than a hunt does. More are none of that. */
+static int is_torn(enum aspect aspect, const char *seen, const char *again, const char *truth)
+{
+    enum { SELDOM = 1000000 };
     int of_attributes = aspect == LSTAT || aspect == STAT || aspect == STATX || aspect == HELD_STAT;
-    return !is_preloaded[actor] && of_attributes && !strcmp(again, truth) && atomic_fetch_add(&shared->torn, 1) <= checks_made() / SELDOM;
+    if (is_preloaded[actor] || !of_attributes || strcmp(again, truth) || !are_of_one_file(seen, truth))
+        return 0;
+    return atomic_fetch_add(&shared->torn, 1) <= checks_made() / SELDOM;
 }
 
 static void compared(enum aspect aspect, const char *where, const char *name, struct text *seen, struct text *truth, void (*again)(struct text *, int, void *), void *what)
@@ -740,7 +753,7 @@ static void compared(enum aspect aspect, const char *where, const char *name, st
         return;
     static struct text later[2];
     again(&later[0], MOUNT, what);
-    if (is_torn(aspect, later[0].bytes, truth->bytes))
+    if (is_torn(aspect, seen->bytes, later[0].bytes, truth->bytes))
         return;
     usleep(50000);
     again(&later[1], MOUNT, what);
