@@ -269,8 +269,9 @@ fn current_directory() -> Current {
     Current::Elsewhere
 }
 
-/// The current directory is on no mount of ours: finds out whether any is below it.
+/// The current directory is on no mount of ours: finds out whether any is below it. Its buffer is not for the stacks of other calls.
 #[cold]
+#[inline(never)]
 fn outside(moment: Moment) -> Current {
     let mut buffer = [0; MOUNT_PATH_MAX + 1];
     // One with a longer path, or without any, is above none that is in the list.

@@ -310,6 +310,7 @@ fn a_program_that_lists_a_directory_connects_at_once() {
         "import os; print(len(os.listdir('.')))",
         "import os; print(len(os.listdir(os.getcwd())))",
         "import os; print(len(os.listdir(os.open('.', os.O_RDONLY))))",
+        "import os; name = os.path.basename(os.getcwd()); os.chdir('..'); print(len(os.listdir(name)))",
     ] {
         let (said, connected, calls) = as_users_run(script);
         assert_eq!((said.as_str(), connected), ("41", true), "{script}: {calls:?}");

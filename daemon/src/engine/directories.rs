@@ -317,7 +317,7 @@ impl<FS: Filesystem> Engine<FS> {
         };
         let gathering = gathered.with(page, next.unwrap_or_default())?;
         if next.is_none() {
-            self.cache.keep_listing(directory, &gathering.records(), gathering.mark);
+            self.cache.keep_listing(directory, gathering.records(), gathering.mark);
             return None;
         }
         Some(gathering)

@@ -33,7 +33,7 @@ const NAME_AT: usize = 19;
 const SAMPLE: usize = 8;
 /// The longest listing that is kept, in bytes.
 const LISTING_MAX: usize = 1 << 20;
-/// What is held of listings that are being read, in bytes, of all together.
+/// What is held of listings that are being read, in bytes, for all together.
 const GATHERED_MAX: usize = 16 << 20;
 
 /// All that a directory lists: records as getdents64(2) shows them.
@@ -52,10 +52,8 @@ pub(super) struct Gathering {
     pub(super) mark: u64,
     /// Where it goes on.
     next: u64,
-    pages: Vec<Box<[u8]>>,
-    /// Bytes of all pages.
-    len: usize,
-    /// What all gatherings hold.
+    records: Vec<u8>,
+    /// What all gatherings hold: their capacities, in bytes.
     all: Arc<AtomicUsize>,
 }
 
@@ -67,25 +65,26 @@ impl Gathering {
 
     /// Adds records, behind which is the position `next`. `None` if that would be too much.
     pub(super) fn with(mut self, records: &[u8], next: u64) -> Option<Self> {
-        if self.len + records.len() > LISTING_MAX {
+        if self.records.len() + records.len() > LISTING_MAX {
             return None;
         }
-        let before = self.all.fetch_add(records.len(), Ordering::Relaxed);
-        self.len += records.len();
-        self.pages.push(records.into());
+        let held = self.records.capacity();
+        self.records.extend_from_slice(records);
+        let more = self.records.capacity() - held;
         self.next = next;
-        (before + records.len() <= GATHERED_MAX).then_some(self)
+        let others = self.all.fetch_add(more, Ordering::Relaxed);
+        (others + more <= GATHERED_MAX).then_some(self)
     }
 
     /// All of them.
-    pub(super) fn records(&self) -> Vec<u8> {
-        self.pages.concat()
+    pub(super) fn records(&self) -> &[u8] {
+        &self.records
     }
 }
 
 impl Drop for Gathering {
     fn drop(&mut self) {
-        self.all.fetch_sub(self.len, Ordering::Relaxed);
+        self.all.fetch_sub(self.records.capacity(), Ordering::Relaxed);
     }
 }
 
@@ -197,7 +196,7 @@ impl Listings {
 
     /// The beginning of a directory, of which nothing was read yet.
     pub(super) fn gather(&self, mark: u64) -> Gathering {
-        Gathering { mark, next: 0, pages: Vec::new(), len: 0, all: Arc::clone(&self.gathered) }
+        Gathering { mark, next: 0, records: Vec::new(), all: Arc::clone(&self.gathered) }
     }
 
     /// Keeps all that a directory lists, if that is what it still lists.
