@@ -14,6 +14,8 @@ use fuser::{Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INode
 use log::warn;
 use parking_lot::{Condvar, Mutex};
 
+use crate::bpf::Absent;
+
 /// A directory entry: the answer of `lookup` and of everything that makes a name.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Entry {
@@ -25,6 +27,8 @@ pub(crate) struct Entry {
     pub(crate) attr_ttl: Duration,
     /// How long the name may be cached.
     pub(crate) entry_ttl: Duration,
+    /// It has no extended attributes at all; `None` if that is not known.
+    pub(crate) no_xattrs: Option<Absent>,
 }
 
 /// A file's attributes: the answer of `getattr` and `setattr`.
@@ -123,12 +127,14 @@ pub(crate) struct Ioctl {
 }
 
 /// The answer of `getxattr` and `listxattr`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Xattr {
     /// How many bytes the value has.
     Size(u32),
     /// The value.
     Data(Vec<u8>),
+    /// The file has none at all: nothing is listed, or it is an error.
+    Nothing(Result<(), Errno>, Absent),
 }
 
 /// A page of a directory: the answer of `readdir` and `readdirplus`.

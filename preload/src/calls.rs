@@ -447,7 +447,19 @@ pub(crate) fn xattr(
         return decline(AT_FDCWD, path, Fallback::BadPath);
     }
     let request = Request { size: size as u64, flags: flags as u32, ..Request::default() };
-    serve_with(op, About::Object, AT_FDCWD, path, name, request, |_, call| {
+    let look_up = |target: &Target<'_>| {
+        if op == Op::Getxattr && !is_xattr_name(name) {
+            return None;
+        }
+        let table = target.mount.client().table()?;
+        let follow = flags & AT_SYMLINK_NOFOLLOW == 0;
+        match table.absent_xattrs(target.base, target.path(), follow, &mut Clock::default()) {
+            Walked::Found(absent) => absent.answer((op == Op::Getxattr).then_some(name)),
+            Walked::Absent => Some(Err(libc::ENOENT)),
+            Walked::Unclear => None,
+        }
+    };
+    exchange(op, About::Object, (AT_FDCWD, path), name, &[], request, look_up, |_, call| {
         let mut out = out;
         match out.get(size) {
             Some(out) => call.data(out).len(),

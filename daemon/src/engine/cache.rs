@@ -22,7 +22,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use finesse_ipc::frame::ROOT;
-use finesse_ipc::table::Expiry;
+use finesse_ipc::table::{AbsentXattrs, Expiry};
 use fuser::{FileAttr, FileType, INodeNo};
 use hashbrown::{DefaultHashBuilder, HashMap};
 use parking_lot::{Mutex, RwLock};
@@ -30,6 +30,7 @@ use rustix::time::ClockId;
 
 use crate::answer;
 use crate::asking::Called;
+use crate::bpf::Absent;
 use crate::coherence::{self, Coherence, Creation, Invalidate};
 use crate::engine::listings::Listings;
 use crate::engine::table::{Openness, Published};
@@ -80,6 +81,8 @@ impl Instant {
 /// What an inode's attributes are known to be.
 struct Attributes {
     attr: Option<FileAttr>,
+    /// Extended attributes that are not there; good for as long as the others.
+    absent: AbsentXattrs,
     expiry: Instant,
     /// The count of [`Cache::unlinks`] when they were learned.
     unlinks: u64,
@@ -183,6 +186,12 @@ impl Inode {
         self.attributes.lock().expiry
     }
 
+    /// Extended attributes that are known not to be there, if the [attributes](Self::attr) are good, or have become known again
+    /// since the mark was taken to publish both.
+    pub(crate) fn absent_xattrs(&self) -> AbsentXattrs {
+        self.attributes.lock().absent
+    }
+
     /// Forgets the attributes because of the time of last access, which decides about no permission.
     fn accessed(&self) {
         self.attributes.lock().expiry = Instant::EXPIRED;
@@ -195,6 +204,7 @@ impl Inode {
         }
         let mut attributes = self.attributes.lock();
         self.version.fetch_add(1, Ordering::AcqRel);
+        attributes.absent = AbsentXattrs::default();
         attributes.expiry = Instant::EXPIRED;
     }
 }
@@ -414,7 +424,12 @@ impl Cache {
             label: LabelCell::unknown(),
             openness: Openness::default(),
             version: AtomicU64::new(0),
-            attributes: Mutex::new(Attributes { attr: None, expiry: Instant::EXPIRED, unlinks: 0 }),
+            attributes: Mutex::new(Attributes {
+                attr: None,
+                absent: AbsentXattrs::default(),
+                expiry: Instant::EXPIRED,
+                unlinks: 0,
+            }),
             owner: Arc::downgrade(&self.shared),
         })
     }
@@ -468,7 +483,8 @@ impl Cache {
             return None;
         }
         let inode = self.adopt(entry);
-        self.remember_attr(&inode, &entry.attr, now.after(entry.attr_ttl), mark);
+        let absent = entry.no_xattrs.map(absent_xattrs);
+        self.remember_attr(&inode, (&entry.attr, absent), now.after(entry.attr_ttl), mark);
         self.remember(directory, name, Some(inode.clone()), now.after(entry.entry_ttl), mark);
         Some(inode)
     }
@@ -505,10 +521,16 @@ impl Cache {
 
     /// Remembers attributes that the file system gave for `ttl`, unless something changed since `mark`.
     pub(crate) fn learn_attr(&self, inode: &Inode, answer: &answer::Attr, mark: u64) {
-        self.remember_attr(inode, &answer.attr, Instant::now().after(answer.ttl), mark);
+        self.remember_attr(inode, (&answer.attr, None), Instant::now().after(answer.ttl), mark);
     }
 
-    fn remember_attr(&self, inode: &Inode, attr: &FileAttr, expiry: Instant, mark: u64) {
+    fn remember_attr(
+        &self,
+        inode: &Inode,
+        (attr, absent): (&FileAttr, Option<AbsentXattrs>),
+        expiry: Instant,
+        mark: u64,
+    ) {
         if attr.nlink > 1 && attr.kind != FileType::Directory {
             self.hard_links.fetch_add(1, Ordering::Relaxed);
         }
@@ -516,7 +538,20 @@ impl Cache {
         // Under the lock: a change bumps the count before it takes the lock to forget the attributes.
         if self.unchanged_since(mark) {
             let unlinks = self.unlinks.load(Ordering::Acquire);
-            *attributes = Attributes { attr: Some(*attr), expiry, unlinks };
+            let absent = absent.unwrap_or_else(|| match expiry == Instant::NEVER {
+                true => attributes.absent,
+                // What has a lifetime does not outlive it because the rest was asked for again.
+                false => AbsentXattrs::default(),
+            });
+            *attributes = Attributes { attr: Some(*attr), absent, expiry, unlinks };
+        }
+    }
+
+    /// Remembers which extended attributes are not there, for which the file system was asked at `mark`.
+    pub(crate) fn learn_absent_xattrs(&self, inode: &Inode, absent: Absent, mark: u64) {
+        let mut attributes = inode.attributes.lock();
+        if self.unchanged_since(mark) {
+            attributes.absent = absent_xattrs(absent);
         }
     }
 
@@ -744,6 +779,11 @@ fn is_refusal(errno: fuser::Errno) -> bool {
             | libc::EROFS
             | libc::EXDEV
     )
+}
+
+/// What a file system says of a file without extended attributes, for the metadata table.
+fn absent_xattrs(Absent { security, acl, .. }: Absent) -> AbsentXattrs {
+    AbsentXattrs { any: true, acl, security }
 }
 
 /// Drops what has expired, and if that is not enough about half of the rest, from a full shard.

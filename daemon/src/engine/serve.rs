@@ -21,6 +21,7 @@ use crate::mutant;
 use crate::reply::{ReplyAttr, ReplyEmpty, ReplyEntry, ReplyStatfs, ReplyXattr};
 use crate::request::Request;
 use finesse_ipc::frame::{self, Attr, BY_FILE, Fallback, Op, Reply, Statfs, Time};
+use finesse_ipc::table::AbsentXattrs;
 
 /// What goes to the client besides the reply.
 #[derive(Default)]
@@ -559,12 +560,11 @@ impl<FS: Filesystem> Engine<FS> {
     /// where the file system asks the backing's kernel as the caller.
     fn xattr(&self, call: &Call<'_>, op: Op, output: &mut Output) -> Served {
         let name = OsStr::from_bytes(call.path2);
-        let unguarded = call.path2.starts_with(b"system.posix_acl_")
-            || (call.path2.starts_with(b"security.") && !self.security_modules);
         let is_users = is_users(call.path2);
-        if op == Op::Getxattr && !is_users && (!unguarded || self.checks != Checks::Caller) {
+        if op == Op::Getxattr && !is_users && !self.is_for_all(call.path2) {
             return kernel(Fallback::KernelByChoice);
         }
+        let mark = self.cache.mark();
         let node = self.target(call)?;
         if op == Op::Getxattr && is_users {
             self.permit(call.context, &node.inode, Operations::READ)?;
@@ -585,7 +585,33 @@ impl<FS: Filesystem> Engine<FS> {
                 output.data = data;
                 Ok(reply)
             }
+            answer::Xattr::Nothing(answer, absent) => {
+                self.cache.learn_absent_xattrs(&node.inode, absent, mark);
+                if let Some(attr) = self.known_attr(&node.inode) {
+                    self.publish_found(&node, &attr, mark);
+                }
+                answer.map(|()| Reply::data(0)).map_err(xattr_error)
+            }
         }
+    }
+
+    /// Whether everybody may read an extended attribute of this name who can look up the file, and finds the same.
+    fn is_for_all(&self, name: &[u8]) -> bool {
+        let AbsentXattrs { acl, security, .. } = self.for_all();
+        (acl && name.starts_with(b"system.posix_acl_")) || (security && name.starts_with(b"security."))
+    }
+
+    /// Of which extended attributes clients may know that a file has none.
+    pub(super) fn absent_for_all(&self, absent: AbsentXattrs) -> AbsentXattrs {
+        let AbsentXattrs { any, acl, security } = self.for_all();
+        AbsentXattrs { any: any && absent.any, acl: acl && absent.acl, security: security && absent.security }
+    }
+
+    /// Which extended attributes everybody finds alike. Security modules guard theirs, and add them to lists.
+    fn for_all(&self) -> AbsentXattrs {
+        let acl = self.checks == Checks::Caller;
+        let security = acl && !self.security_modules;
+        AbsentXattrs { any: security, acl, security }
     }
 
     /// Sets or removes an extended attribute of a user's. Others need capabilities, or are cached by the kernel.

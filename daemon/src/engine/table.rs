@@ -23,7 +23,7 @@ use std::time::SystemTime;
 
 use finesse_ipc::frame::{Attr, ROOT};
 use finesse_ipc::segment::TableMap;
-use finesse_ipc::table::{Expiry, Generation, Kind, Lending, Table};
+use finesse_ipc::table::{AbsentXattrs, Expiry, Generation, Kind, Lending, Table};
 use fuser::{FileAttr, FileType, INodeNo};
 
 use crate::answer;
@@ -215,11 +215,18 @@ impl Published {
         }
     }
 
-    /// Publishes attributes.
-    pub(crate) fn attr(&self, era: Era, attr: &Attr, expiry: Expiry, is_current: impl FnOnce() -> bool) {
+    /// Publishes attributes, and which extended ones are not there.
+    pub(crate) fn attr(
+        &self,
+        era: Era,
+        attr: &Attr,
+        absent: AbsentXattrs,
+        expiry: Expiry,
+        is_current: impl FnOnce() -> bool,
+    ) {
         let Some(table) = self.table() else { return };
         self.any.store(true, Ordering::Release);
-        table.publish_attr(era.0, attr, expiry, is_current);
+        table.publish_attr(era.0, attr, absent, expiry, is_current);
     }
 
     /// Publishes a symbolic link's target.
@@ -328,7 +335,8 @@ impl<FS: Filesystem> Engine<FS> {
         let (reply, answer) = ReplyXattr::local();
         self.core.fs.ask().getxattr(&self.request(&context), INodeNo(ino), OsStr::new(ACCESS_LIST), 0, reply);
         match answer.wait() {
-            Ok(_) => true,
+            Ok(answer::Xattr::Nothing(..)) => false,
+            Ok(answer::Xattr::Size(_) | answer::Xattr::Data(_)) => true,
             Err(errno) => !matches!(errno.code(), libc::ENODATA | libc::EOPNOTSUPP | libc::ENOSYS),
         }
     }
@@ -470,7 +478,11 @@ impl<FS: Filesystem> Engine<FS> {
             }
         }
         match good {
-            true => table.attr(era, &to_frame(attr), expiry.expiry(), || self.cache.is_current(mark)),
+            true => {
+                let is_current = || self.cache.is_current(mark);
+                let absent = self.absent_for_all(inode.absent_xattrs());
+                table.attr(era, &to_frame(attr), absent, expiry.expiry(), is_current);
+            }
             false => table.forget(era, inode.ino),
         }
     }

@@ -1,24 +1,14 @@
-//! The operations on attributes and extended attributes.
+//! The operations on attributes.
 
 #![deny(unsafe_code)]
 
-use std::ffi::OsStr;
-use std::os::fd::AsFd;
-
-use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, OFlags, StatVfs, Statx, Timestamps, Uid, XattrFlags, chmodat, chownat, fstatvfs,
-    openat, utimensat,
-};
+use rustix::fs::{AtFlags, CWD, Gid, Mode, StatVfs, Timestamps, Uid, chmodat, chownat, fstatvfs, utimensat};
 use rustix::io::{Errno, Result};
 
-use super::ids::device_number;
-use super::inodes::{Inode, ProcPath, stat_of};
+use super::inodes::{Inode, stat_of};
 use super::privileges::Keeping;
-use super::{Grants, PassthroughFs, Rights, attributes, sys};
-use crate::{Absent, FileAttr, FileHandle, Request, Road, TimeOrNow};
-
-/// The longest value of an extended attribute (`XATTR_SIZE_MAX`) and list of names (`XATTR_LIST_MAX`), in bytes.
-const LONGEST_XATTR: u32 = 65536;
+use super::{PassthroughFs, Rights, attributes, sys};
+use crate::{FileAttr, FileHandle, Request, Road, TimeOrNow};
 
 const SET_ID_BITS: u32 = libc::S_ISUID | libc::S_ISGID;
 
@@ -38,12 +28,6 @@ impl Changes {
         let Self { mode, uid, gid, size, atime, mtime } = self;
         mode.or(*uid).or(*gid).is_none() && size.is_none() && atime.or(*mtime).is_none()
     }
-}
-
-/// An answer about extended attributes: the length alone was asked for, or the bytes.
-pub(super) enum Xattr {
-    Size(u32),
-    Data(Vec<u8>),
 }
 
 impl PassthroughFs {
@@ -159,149 +143,8 @@ impl PassthroughFs {
         }
         fstatvfs(self.inode(id)?)
     }
-
-    pub(super) fn get_xattr(&self, req: &Request, id: u64, name: &OsStr, size: u32) -> Result<Xattr> {
-        self.settle(id);
-        let inode = self.inode(id)?;
-        self.act(req, Rights::Checked)?;
-        let path = inode.path();
-        match size {
-            0 => rustix::fs::getxattr_query(path.as_c_str(), name).map(|size| Xattr::Size(size as u32)),
-            size => xattr_data(size, |buffer| rustix::fs::getxattr(path.as_c_str(), name, buffer)),
-        }
-    }
-
-    pub(super) fn list_xattr(&self, req: &Request, id: u64, size: u32) -> Result<Xattr> {
-        self.settle(id);
-        let inode = self.inode(id)?;
-        self.act(req, Rights::Checked)?;
-        let path = inode.path();
-        let names = match size {
-            // Only those who administrate the system are told of `trusted.*` (`simple_xattr_list`), which the daemon
-            // may be and the caller not.
-            _ if req.uid() != 0 => {
-                let Xattr::Data(names) =
-                    xattr_data(LONGEST_XATTR, |buffer| rustix::fs::listxattr(path.as_c_str(), buffer))?
-                else {
-                    return Err(Errno::IO);
-                };
-                let told = names
-                    .split_inclusive(|byte| *byte == 0)
-                    .filter(|name| !name.starts_with(b"trusted."))
-                    .collect::<Vec<_>>()
-                    .concat();
-                match size as usize {
-                    0 => Xattr::Size(told.len() as u32),
-                    size if size < told.len() => return Err(Errno::RANGE),
-                    _ => Xattr::Data(told),
-                }
-            }
-            0 => Xattr::Size(rustix::fs::listxattr_query(path.as_c_str())? as u32),
-            size => xattr_data(size, |buffer| rustix::fs::listxattr(path.as_c_str(), buffer))?,
-        };
-        Ok(names)
-    }
-
-    pub(super) fn set_xattr(
-        &self,
-        req: &Request,
-        id: u64,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-    ) -> Result<()> {
-        self.settle(id);
-        let _hold = self.deferred.as_ref().map(|deferred| deferred.hold(id));
-        let inode = self.inode(id)?;
-        // A change of an ACL also takes away the set-group-ID bit, unless the owner is a member of the group; only the
-        // backing can tell, and only of the caller (`posix_acl_update_mode`).
-        let rights = if name.as_encoded_bytes().starts_with(b"system.posix_acl_") {
-            Rights::Caller
-        } else {
-            Rights::Checked
-        };
-        self.act(req, rights)?;
-        let flags = XattrFlags::from_bits(flags as u32).ok_or(Errno::INVAL)?;
-        let path = inode.path();
-        let set = || rustix::fs::setxattr(path.as_c_str(), name, value, flags);
-        let result = self.with_room(|| self.act(req, rights), set);
-        if let Some((files, _)) = self.xattr_free.get() {
-            files.changed(id);
-        }
-        result
-    }
-
-    /// Which attributes a file of the source's file system lacks if it has none: where the file system has none at all, the
-    /// errno is another.
-    pub(super) fn absent_xattrs(&self) -> Absent {
-        let root = ProcPath::of(&self.root);
-        let can = |name: &str| {
-            matches!(rustix::fs::getxattr_query(root.as_c_str(), name), Ok(_) | Err(Errno::NODATA))
-        };
-        Absent {
-            user: can("user.finesse"),
-            security: can("security.finesse"),
-            trusted: can("trusted.finesse"),
-            acl: can("system.posix_acl_access"),
-        }
-    }
-
-    /// Lets the kernel answer for a regular file or directory, `relative` to `base`, if it has no extended attributes.
-    pub(super) fn learn_xattrs(&self, id: u64, base: impl AsFd, relative: &OsStr, stat: &Statx) {
-        let Some((files, absent)) = self.xattr_free.get() else { return };
-        if !self.ids.is_beside_root(id) {
-            return;
-        }
-        let has_none = || {
-            if relative.is_empty() {
-                return Ok(rustix::fs::listxattr_query(ProcPath::of(&base).as_c_str())? == 0);
-            }
-            // The name may stand for another file by now.
-            let file =
-                openat(&base, relative, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-            let found = stat_of(&file)?;
-            let same = found.stx_ino == stat.stx_ino && device_number(&found) == device_number(stat);
-            Ok::<_, Errno>(same && rustix::fs::listxattr_query(ProcPath::of(&file).as_c_str())? == 0)
-        };
-        // What cannot be looked at may have some.
-        files.learn(id, self.ttl, || if has_none().unwrap_or(false) { *absent } else { Absent::default() });
-    }
-
-    /// A file is opened for a client. If it gets a descriptor of the source's file, attributes can change by that.
-    pub(super) fn xattrs_change_unseen(&self, id: u64) {
-        if let Some((files, _)) = self.xattr_free.get()
-            && self.options.grants != Grants::Never
-        {
-            files.changes_unseen(id);
-        }
-    }
-
-    pub(super) fn remove_xattr(&self, req: &Request, id: u64, name: &OsStr) -> Result<()> {
-        self.settle(id);
-        let _hold = self.deferred.as_ref().map(|deferred| deferred.hold(id));
-        let inode = self.inode(id)?;
-        // The kernel takes a file's capabilities away in the name of whoever writes to it
-        // (`cap_inode_killpriv`); it has checked those who ask for it themselves (`cap_inode_removexattr`).
-        let rights = if req.road() == Road::Kernel && name == "security.capability" {
-            if self.loses_capabilities_to_owner(req, &inode)? {
-                return Ok(());
-            }
-            Rights::Daemon
-        } else {
-            Rights::Checked
-        };
-        self.act(req, rights)?;
-        rustix::fs::removexattr(inode.path().as_c_str(), name)
-    }
 }
 
 fn valid(id: u32) -> Result<u32> {
     if id == u32::MAX { Err(Errno::INVAL) } else { Ok(id) }
-}
-
-fn xattr_data(size: u32, read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Xattr> {
-    let mut buffer = vec![0; size.min(LONGEST_XATTR) as usize];
-    let length = read(&mut buffer)?;
-    buffer.truncate(length);
-    Ok(Xattr::Data(buffer))
 }

@@ -38,13 +38,14 @@ mod streams;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod xattrs;
 
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, openat};
@@ -59,11 +60,12 @@ use self::ids::{Device, Ids, ROOT};
 use self::lending::SourceCopy;
 pub use self::lending::try_to_lend;
 use self::locks::{Caller, Locks};
-use self::metadata::{Changes, Xattr};
+use self::metadata::Changes;
 use self::nodes::{Kind, Nodes};
 pub use self::options::{CachePolicy, Grants, Options, SourceError};
 use self::streams::Listed;
 use self::sys::FileLock;
+use self::xattrs::{Xattr, Xattrs};
 use crate::policy::Policy;
 use crate::{
     Absent, AccessFlags, BsdFileFlags, Bypass, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
@@ -127,7 +129,7 @@ pub struct PassthroughFs {
     /// Whether `FUSE_PASSTHROUGH` was negotiated, and has not failed since.
     kernel_serves_data: AtomicBool,
     /// Set if the kernel can answer for files without extended attributes.
-    xattr_free: OnceLock<(XattrFree, Absent)>,
+    xattrs: Xattrs,
     /// Unlinks that are done later, if there are any.
     deferred: Option<Deferred>,
     /// Of which directories are lent to programs, if any are.
@@ -185,6 +187,7 @@ impl PassthroughFs {
         let lists_all = rustix::fs::fstatfs(&root).is_ok_and(|found| LIST_ALL.contains(&found.f_type));
         let room = usize::try_from(sys::open_files_limit() / 4).unwrap_or(usize::MAX);
         let source_closes_quietly = rustix::fs::fstatfs(&root).is_ok_and(|fs| sys::closes_quietly(&fs));
+        let xattrs = Xattrs::of(&root);
         let copy = SourceCopy::of(&root, &options, device.handles.is_some());
         Ok(Self {
             root,
@@ -209,7 +212,7 @@ impl PassthroughFs {
             may_use_handles,
             lists_all,
             kernel_serves_data: AtomicBool::new(false),
-            xattr_free: OnceLock::new(),
+            xattrs,
             deferred,
             copy,
         })
@@ -392,10 +395,16 @@ fn reply_written(reply: ReplyWrite, result: rustix::io::Result<u32>) {
     }
 }
 
-fn reply_xattr(reply: ReplyXattr, result: rustix::io::Result<Xattr>) {
+/// `nothing` answers that there are none.
+fn reply_xattr(
+    reply: ReplyXattr,
+    result: rustix::io::Result<Xattr>,
+    nothing: impl FnOnce(ReplyXattr, Absent),
+) {
     match result {
         Ok(Xattr::Size(size)) => reply.size(size),
         Ok(Xattr::Data(data)) => reply.data(&data),
+        Ok(Xattr::Nothing(absent)) => nothing(reply, absent),
         Err(error) => reply.error(errno(error)),
     }
 }
@@ -421,7 +430,7 @@ impl Filesystem for PassthroughFs {
         // With a lifetime of zero nothing may be known of the source.
         if !self.ttl.is_zero() {
             // The engine offers it once.
-            let _ = self.xattr_free.set((files, self.absent_xattrs()));
+            let _ = self.xattrs.kernels.set(files);
         }
     }
 
@@ -731,11 +740,12 @@ impl Filesystem for PassthroughFs {
     }
 
     fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, self.get_xattr(req, ino.0, name, size));
+        reply_xattr(reply, self.get_xattr(req, ino.0, name, size), ReplyXattr::has_none);
     }
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        reply_xattr(reply, self.list_xattr(req, ino.0, size));
+        let nothing = |reply: ReplyXattr, absent| reply.lists_none(size, absent);
+        reply_xattr(reply, self.list_xattr(req, ino.0, size), nothing);
     }
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {

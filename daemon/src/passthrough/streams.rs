@@ -203,27 +203,32 @@ impl PassthroughFs {
         reply: &mut ReplyDirectoryPlus,
     ) -> Result<()> {
         let ttl = self.ttl;
-        let mut add = |entry: &Entry<'_>, attr: &FileAttr, generation| {
-            let full = reply.add(attr.ino, entry.next, entry.name, &ttl, attr, Generation(generation));
-            if full { Offer::Full } else { Offer::Taken }
+        let lists_xattrs = self.lists_xattrs(req);
+        let mut add = |entry: &Entry<'_>, attr: &FileAttr, generation, no_xattrs| {
+            let place = (attr.ino, entry.next, entry.name);
+            match reply.add_knowing(place, &ttl, attr, Generation(generation), no_xattrs) {
+                true => Offer::Full,
+                false => Offer::Taken,
+            }
         };
         self.read_stream(req, id, fh, offset, |stream, entry| {
             let unreferenced = |id| FileAttr { ino: INodeNo(id), kind: entry.kind, ..attributes::nothing() };
             if entry.name == "." || entry.name == ".." {
                 // The kernel takes no reference for these two (`fuse_direntplus_link`).
-                return Ok(add(entry, &unreferenced(entry.id), 0));
+                return Ok(add(entry, &unreferenced(entry.id), 0, None));
             }
             let stat = match self.settled_stat(req, stream, entry.name) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => return Ok(Offer::Taken),
-                Err(_) => return Ok(add(entry, &unreferenced(0), 0)),
+                Err(_) => return Ok(add(entry, &unreferenced(0), 0, None)),
             };
             let (id, generation) = match self.remember(stream.id, stream, entry.name, &stat, false) {
                 Ok(known) => known,
                 Err(Errno::NOENT) => return Ok(Offer::Taken),
                 Err(errno) => return Err(errno),
             };
-            let offered = add(entry, &attributes::of(&stat, id), generation);
+            let no_xattrs = if lists_xattrs { self.absent_at(id, stream, entry.name, &stat) } else { None };
+            let offered = add(entry, &attributes::of(&stat, id), generation, no_xattrs);
             if matches!(offered, Offer::Full) {
                 self.forget_node(id, 1);
             }

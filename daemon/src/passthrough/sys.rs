@@ -72,6 +72,19 @@ pub(super) fn name_to_handle(dir: impl AsFd, name: &CStr) -> Result<RawHandle> {
     Ok(handle)
 }
 
+/// listxattrat(2), which Linux has since 6.13 and libc has not: how many bytes the list of extended attributes of `name` in `dir` takes,
+/// not following a symbolic link.
+pub(super) fn list_xattrs_at(dir: impl AsFd, name: &CStr) -> Result<usize> {
+    const SYS_LISTXATTRAT: libc::c_long = 465;
+    let nowhere = std::ptr::null_mut::<u8>();
+    // SAFETY: `name` is NUL-terminated and outlives the call; with a size of 0 nothing is written.
+    let length = check(unsafe {
+        let flags = libc::AT_SYMLINK_NOFOLLOW;
+        libc::syscall(SYS_LISTXATTRAT, dir.as_fd().as_raw_fd(), name.as_ptr(), flags, nowhere, 0_usize)
+    })?;
+    Ok(length as usize)
+}
+
 /// open_by_handle_at(2). Needs `CAP_DAC_READ_SEARCH`, so never while acting as another user.
 pub(super) fn open_by_handle(mount: impl AsFd, handle: &RawHandle, flags: OFlags) -> Result<OwnedFd> {
     let mut handle = handle.clone();

@@ -8,6 +8,7 @@ use fuser::{Errno, FileAttr, FileType, Generation, INodeNo};
 
 use super::{Kernel, Out, Page, To};
 use crate::answer::{self, Answer, Dirent, DirentPlus, Entry, Listing};
+use crate::bpf::Absent;
 use crate::coherence::Coherence;
 use crate::kernel::hooks::Hooks;
 
@@ -145,7 +146,19 @@ impl ReplyDirectoryPlus {
         attr: &FileAttr,
         generation: Generation,
     ) -> bool {
-        let name = name.as_ref();
+        self.add_knowing((ino, offset, name.as_ref()), ttl, attr, generation, None)
+    }
+
+    /// As [`add`](Self::add); the entry's file has no extended attributes, if `no_xattrs` tells of them. See
+    /// [`ReplyXattr::has_none`](super::ReplyXattr::has_none).
+    pub fn add_knowing(
+        &mut self,
+        (ino, offset, name): (INodeNo, u64, &OsStr),
+        ttl: &Duration,
+        attr: &FileAttr,
+        generation: Generation,
+        no_xattrs: Option<Absent>,
+    ) -> bool {
         match &mut self.to {
             To::Kernel(kernel) => {
                 let hooks = &kernel.hooks;
@@ -166,7 +179,8 @@ impl ReplyDirectoryPlus {
             To::Local(_) => {
                 let fits = self.room.take(DIRENT, name);
                 if fits {
-                    let entry = Entry { attr: *attr, generation, attr_ttl: *ttl, entry_ttl: *ttl };
+                    let (attr_ttl, entry_ttl) = (*ttl, *ttl);
+                    let entry = Entry { attr: *attr, generation, attr_ttl, entry_ttl, no_xattrs };
                     self.entries.push(DirentPlus { offset, name: name.to_owned(), entry });
                 }
                 !fits

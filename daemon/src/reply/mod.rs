@@ -16,6 +16,7 @@ use std::time::Duration;
 use fuser::{Errno, FileAttr, Generation, PollEvents};
 
 use crate::answer::{self, Attr, Entry, Ioctl, Lock, Sender, Statfs, Xattr};
+use crate::bpf::Absent;
 use crate::kernel::hooks::Hooks;
 
 pub use backing::BackingId;
@@ -154,7 +155,8 @@ impl ReplyEntry {
                 reply.entry_with_ttls(&attr_ttl, &entry_ttl, attr, generation);
             }
             To::Local(sender) => {
-                sender.send(Ok(Entry { attr: *attr, generation, attr_ttl: *attr_ttl, entry_ttl: *entry_ttl }))
+                let (attr_ttl, entry_ttl) = (*attr_ttl, *entry_ttl);
+                sender.send(Ok(Entry { attr: *attr, generation, attr_ttl, entry_ttl, no_xattrs: None }));
             }
         }
     }
@@ -318,6 +320,24 @@ impl ReplyXattr {
         match self.to {
             To::Kernel(kernel) => kernel.settle().1.data(data),
             To::Local(sender) => sender.send(Ok(Xattr::Data(data.to_vec()))),
+        }
+    }
+
+    /// Answers `ENODATA` to `getxattr`, and tells that the file has no extended attributes at all: of those in `absent` the bypass
+    /// then knows what others would be answered.
+    pub fn has_none(self, absent: Absent) {
+        match self.to {
+            To::Kernel(_) => self.error(Errno::NO_XATTR),
+            To::Local(sender) => sender.send(Ok(Xattr::Nothing(Err(Errno::NO_XATTR), absent))),
+        }
+    }
+
+    /// As [`has_none`](Self::has_none), for `listxattr` with this size: nothing is listed.
+    pub fn lists_none(self, size: u32, absent: Absent) {
+        match self.to {
+            To::Kernel(_) if size == 0 => self.size(0),
+            To::Kernel(_) => self.data(&[]),
+            To::Local(sender) => sender.send(Ok(Xattr::Nothing(Ok(()), absent))),
         }
     }
 }

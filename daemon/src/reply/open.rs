@@ -297,7 +297,7 @@ impl ReplyCreate {
 }
 
 fn local_entry(ttl: &Duration, attr: &FileAttr, generation: Generation) -> Entry {
-    Entry { attr: *attr, generation, attr_ttl: *ttl, entry_ttl: *ttl }
+    Entry { attr: *attr, generation, attr_ttl: *ttl, entry_ttl: *ttl, no_xattrs: None }
 }
 
 #[cfg(test)]

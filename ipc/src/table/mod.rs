@@ -7,7 +7,7 @@
 //! ```text
 //! 0        header: magic, version, seed, generation, what is lent, whether the daemon lives
 //! 512      sets of names   (parent, name) → (node id, type), or "does not exist"
-//! …        sets of attributes  node id → the fields of `struct stat`
+//! …        sets of attributes  node id → the fields of `struct stat`, and the extended attributes that are not there
 //! …        sets of link targets  node id → a short symbolic link's target
 //! …        sets of marks   node id → "all names of this directory are in the table"
 //! ```
@@ -30,11 +30,13 @@
 //! publisher hears of the change, or whoever changes finds the tag, and takes the entry out under the set's lock ([`write`]).
 //! Both must read and modify the same count for that.
 
+mod absent;
 mod walk;
 mod write;
 
 use std::sync::atomic::Ordering;
 
+pub use self::absent::AbsentXattrs;
 pub use self::walk::{Clock, InDirectory, Walked};
 use crate::frame::{Attr, Time};
 use crate::ring::Atomic;
@@ -465,10 +467,16 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         matches!(self.find_mark(generation, directory), Looked::Found(..))
     }
 
+    /// Looks the entry of a node id's attributes up, of which `read` makes something.
     #[inline(always)]
-    fn find_attr(&self, generation: Generation, ino: u64) -> Looked<'t, A, Attr> {
+    fn find_attr<R>(
+        &self,
+        generation: Generation,
+        ino: u64,
+        read: impl Fn(&[A; WIDE]) -> R,
+    ) -> Looked<'t, A, R> {
         self.find(generation, self.shape.attrs, self.hash_of(generation, ino), |cells: &[A; WIDE]| {
-            is_cell_of(cells, generation, ino).then(|| unpack(cells))
+            is_cell_of(cells, generation, ino).then(|| read(cells))
         })
     }
 
@@ -535,11 +543,15 @@ fn halves(low: u32, high: u32) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
+/// Word of the entry of attributes: the extended ones that are not there.
+const ABSENT_XATTRS: usize = 13;
+
 /// Attributes as an entry, all but its first word.
-fn pack(generation: Generation, attr: &Attr) -> [u64; WIDE] {
+fn pack(generation: Generation, attr: &Attr, absent: AbsentXattrs) -> [u64; WIDE] {
     let [atime, mtime, ctime] = attr.times;
     let mut words = [0; WIDE];
-    words[1..13].copy_from_slice(&[
+    words[ABSENT_XATTRS] = absent.to_word();
+    words[1..ABSENT_XATTRS].copy_from_slice(&[
         attr.ino,
         u64::from(generation.number()),
         attr.size,
@@ -559,7 +571,7 @@ fn pack(generation: Generation, attr: &Attr) -> [u64; WIDE] {
 /// The attributes in an entry.
 #[inline(always)]
 fn unpack<A: Atomic<u64>>(cells: &[A; WIDE]) -> Attr {
-    let words: [u64; 13] = std::array::from_fn(|at| cells[at].load(Ordering::Acquire));
+    let words: [u64; ABSENT_XATTRS] = std::array::from_fn(|at| cells[at].load(Ordering::Acquire));
     let low = |at: usize| words[at] as u32;
     let high = |at: usize| (words[at] >> 32) as u32;
     let time = |at: usize, nsec: u32| Time { sec: words[at].cast_signed(), nsec: nsec.into() };
@@ -575,6 +587,12 @@ fn unpack<A: Atomic<u64>>(cells: &[A; WIDE]) -> Attr {
         rdev: high(11),
         blksize: low(12),
     }
+}
+
+/// The extended attributes that an entry of attributes says not to be there.
+#[inline(always)]
+fn unpack_absent<A: Atomic<u64>>(cells: &[A; WIDE]) -> AbsentXattrs {
+    AbsentXattrs::from_word(cells[ABSENT_XATTRS].load(Ordering::Acquire))
 }
 
 #[cfg(all(test, loom))]

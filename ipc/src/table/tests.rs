@@ -45,10 +45,36 @@ fn stat(table: &Table<'_, AtomicU64>, path: &str) -> Walked<Attr> {
 fn attributes_come_back_as_they_were() {
     let words = words(BYTES_MIN);
     let table = kept(&words);
-    assert!(table.publish_attr(table.generation(), &attr(3), Expiry::NEVER, || true));
+    assert!(
+        table.publish_attr(table.generation(), &attr(3), AbsentXattrs::default(), Expiry::NEVER, || true)
+    );
     assert!(publish(&table, 1, "a", 3, Kind::Other));
     assert_eq!(stat(&table, "a"), Walked::Found(attr(3)));
     assert_eq!(stat(&table, "b"), Walked::Unclear);
+}
+
+#[test]
+fn absent_extended_attributes_come_back_with_the_attributes_they_were_learnt_with() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    let absent = AbsentXattrs { any: true, acl: false, security: true };
+    let look = |path: &str| table.absent_xattrs(1, path.as_bytes(), false, &mut Clock::default());
+    publish(&table, 1, "a", 3, Kind::Other);
+    assert_eq!(look("a"), Walked::Unclear);
+    assert!(table.publish_attr(table.generation(), &attr(3), absent, Expiry::NEVER, || true));
+    assert_eq!((look("a"), stat(&table, "a")), (Walked::Found(absent), Walked::Found(attr(3))));
+    assert_eq!(absent.answer(None), Some(Ok(0)));
+    assert_eq!(absent.answer(Some(b"security.selinux")), Some(Err(libc::ENODATA)));
+    // Of these nothing is known.
+    for name in ["system.posix_acl_access", "user.security.x", "security.", "security", "trusted.x", ""] {
+        assert_eq!(absent.answer(Some(name.as_bytes())), None, "{name}");
+    }
+    let acl = AbsentXattrs { acl: true, ..AbsentXattrs::default() };
+    assert_eq!(acl.answer(Some(b"system.posix_acl_access")), Some(Err(libc::ENODATA)));
+    assert_eq!(acl.answer(Some(b"system.posix_acl_default")), Some(Err(libc::ENODATA)));
+    assert_eq!((acl.answer(Some(b"security.selinux")), acl.answer(None)), (None, None));
+    assert!(table.publish_attr(table.generation(), &attr(3), acl, Expiry::NEVER, || true));
+    assert_eq!(look("a"), Walked::Found(acl));
 }
 
 #[test]
@@ -60,7 +86,7 @@ fn paths_are_walked_and_what_is_unusual_is_left() {
     publish(&table, 2, "l", 4, Kind::Symlink);
     publish(&table, 2, "no", 0, Kind::Absent);
     for ino in 1..=4 {
-        table.publish_attr(table.generation(), &attr(ino), Expiry::NEVER, || true);
+        table.publish_attr(table.generation(), &attr(ino), AbsentXattrs::default(), Expiry::NEVER, || true);
     }
     for (path, found) in [
         ("d", Walked::Found(attr(2))),
@@ -135,7 +161,7 @@ fn what_is_taken_out_is_unclear_and_only_that() {
     let table = kept(&words);
     publish(&table, 1, "a", 2, Kind::Other);
     publish(&table, 1, "b", 2, Kind::Other);
-    table.publish_attr(table.generation(), &attr(2), Expiry::NEVER, || true);
+    table.publish_attr(table.generation(), &attr(2), AbsentXattrs::default(), Expiry::NEVER, || true);
     assert!(table.take_name(&table.key(table.generation(), 1, b"a").unwrap(), |_| ()));
     assert!(!table.take_name(&table.key(table.generation(), 1, b"a").unwrap(), |_| ()), "it is gone");
     assert_eq!((stat(&table, "a"), stat(&table, "b")), (Walked::Unclear, Walked::Found(attr(2))));
@@ -186,7 +212,7 @@ fn what_has_changed_meanwhile_is_not_published_and_nothing_is_left() {
     assert!(!table.publish_name(&key, (9, Kind::Other), Expiry::NEVER, |parent| left.set(parent), || false));
     assert_eq!((stat(&table, "a"), left.get()), (Walked::Unclear, 1));
     assert!(
-        !table.publish_attr(table.generation(), &attr(2), Expiry::NEVER, || false)
+        !table.publish_attr(table.generation(), &attr(2), AbsentXattrs::default(), Expiry::NEVER, || false)
             && !table.take_attr(table.generation(), 2)
     );
 }
@@ -272,7 +298,13 @@ fn half_a_million_names_and_attributes_fit_the_default_size() {
     for _ in 0..2 {
         for ino in 2..500_002u64 {
             publish(&table, ino / 100, &format!("name{ino}"), ino, Kind::Other);
-            table.publish_attr(table.generation(), &attr(ino), Expiry::NEVER, || true);
+            table.publish_attr(
+                table.generation(),
+                &attr(ino),
+                AbsentXattrs::default(),
+                Expiry::NEVER,
+                || true,
+            );
         }
     }
     let found = |ino: &u64| {
@@ -294,7 +326,13 @@ fn few_names_lie_in_few_pages_and_more_make_it_grow() {
     let publish_all = |count: u64| {
         for ino in 2..2 + count {
             publish(&table, 1, &format!("name{ino}"), ino, Kind::Other);
-            table.publish_attr(table.generation(), &attr(ino), Expiry::NEVER, || true);
+            table.publish_attr(
+                table.generation(),
+                &attr(ino),
+                AbsentXattrs::default(),
+                Expiry::NEVER,
+                || true,
+            );
         }
     };
     let found = |count: u64| {

@@ -4,7 +4,9 @@
 //! Each step is checked once the next one is done: what a name stands for was still that when the next name was looked
 //! up in it, so that a directory that was replaced, or removed and its number given to another one, leads nowhere.
 
-use super::{Expiry, Generation, Kind, Looked, Seen, TARGET_MAX, Table};
+use super::{
+    AbsentXattrs, Expiry, Generation, Kind, Looked, Seen, TARGET_MAX, Table, WIDE, unpack, unpack_absent,
+};
 use crate::frame::{Attr, PATH_MAX};
 use crate::ring::Atomic;
 
@@ -80,6 +82,34 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         clock: &mut Clock,
         found: impl FnOnce(&Attr) -> T,
     ) -> Walked<T> {
+        match self.about(base, path, follow, clock, unpack) {
+            Walked::Found(attr) => Walked::Found(found(&attr)),
+            Walked::Absent => Walked::Absent,
+            Walked::Unclear => Walked::Unclear,
+        }
+    }
+
+    /// Which extended attributes are known not to be there, of what a path leads to as in [`stat`](Self::stat).
+    pub fn absent_xattrs(
+        &self,
+        base: u64,
+        path: &[u8],
+        follow: bool,
+        clock: &mut Clock,
+    ) -> Walked<AbsentXattrs> {
+        self.about(base, path, follow, clock, unpack_absent)
+    }
+
+    /// What `read` makes of the entry of attributes of what a path leads to.
+    #[inline(always)]
+    fn about<R>(
+        &self,
+        base: u64,
+        path: &[u8],
+        follow: bool,
+        clock: &mut Clock,
+        read: impl Fn(&[A; WIDE]) -> R,
+    ) -> Walked<R> {
         if !self.is_kept() {
             return Walked::Unclear;
         }
@@ -94,11 +124,11 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
                 Walked::Unclear => return Walked::Unclear,
             }
         };
-        match self.find_attr(generation, ino) {
-            Looked::Found(seen, attr)
+        match self.find_attr(generation, ino, read) {
+            Looked::Found(seen, what)
                 if !clock.is_past(seen.expiry()) && name.is_none_or(|name| name.is_unchanged()) =>
             {
-                Walked::Found(found(&attr))
+                Walked::Found(what)
             }
             _ => Walked::Unclear,
         }
@@ -124,7 +154,9 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
             Walked::Absent => return Walked::Absent,
             Walked::Unclear => return Walked::Unclear,
         };
-        let Looked::Found(seen, attr) = self.find_attr(generation, last.ino) else { return Walked::Unclear };
+        let Looked::Found(seen, attr) = self.find_attr(generation, last.ino, unpack) else {
+            return Walked::Unclear;
+        };
         if !is_wanted(&attr) || clock.is_past(seen.expiry()) || !last.seen.is_unchanged() {
             return Walked::Unclear;
         }

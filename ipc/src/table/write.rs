@@ -4,9 +4,9 @@
 use std::sync::atomic::Ordering;
 
 use super::{
-    CLOCK, EVICTED_AT, Expiry, GENERATION_AT, Generation, HOLDER_AT, KIND_SHIFT, Key, Kind, LENDING_AT, LINE,
-    LOCK, Lending, MAGIC, MAGIC_AT, NARROW, SEED_AT, SETS_PER_EVICTION, Sets, Shape, TARGET_MAX, Table,
-    VERSION_AT, WAYS, WIDE, is_in, is_name, is_of, pack, tag,
+    AbsentXattrs, CLOCK, EVICTED_AT, Expiry, GENERATION_AT, Generation, HOLDER_AT, KIND_SHIFT, Key, Kind,
+    LENDING_AT, LINE, LOCK, Lending, MAGIC, MAGIC_AT, NARROW, SEED_AT, SETS_PER_EVICTION, Sets, Shape,
+    TARGET_MAX, Table, VERSION_AT, WAYS, WIDE, is_in, is_name, is_of, pack, tag,
 };
 use crate::frame::Attr;
 use crate::ring::Atomic;
@@ -270,15 +270,16 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         )
     }
 
-    /// Publishes attributes. `is_current` as for [`publish_name`](Self::publish_name).
+    /// Publishes attributes, and which extended ones are not there. `is_current` as for [`publish_name`](Self::publish_name).
     pub fn publish_attr(
         &self,
         generation: Generation,
         attr: &Attr,
+        absent: AbsentXattrs,
         expiry: Expiry,
         is_current: impl FnOnce() -> bool,
     ) -> bool {
-        let mut words = pack(generation, attr);
+        let mut words = pack(generation, attr, absent);
         words[0] = u64::from(expiry.0) << 32;
         let (hash, is_it) =
             (self.hash_of(generation, attr.ino), |words: &[u64; WIDE]| is_of(words, generation, attr.ino));
