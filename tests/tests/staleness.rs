@@ -64,7 +64,7 @@ const LOOKS_SELDOM: Party<'static> = Party { habits: &["LOOKS_SELDOM"], ..PARTY 
 const LOOKS_SELDOM_MAKES_NO_LINKS: Party<'static> =
     Party { habits: &["LOOKS_SELDOM", "MAKES_NO_LINKS"], ..PARTY };
 
-const MUTANTS: [Mutant; 22] = [
+const MUTANTS: [Mutant; 23] = [
     mutant("kernel road: names"),
     mutant("kernel road: attributes"),
     // What the kernel moves something to it has looked up before, and if it was told that nothing is there, the name is known
@@ -77,6 +77,7 @@ const MUTANTS: [Mutant; 22] = [
     Mutant { party: LOOKS_SELDOM_MAKES_NO_LINKS, ..mutant("bypass: inodes of names") },
     mutant("cache: names"),
     mutant("cache: attributes"),
+    mutant("cache: extended attributes"),
     mutant("cache: mark"),
     Mutant { party: LOOKS_SELDOM, ..mutant("cache: hard links") },
     mutant("bypass: written unseen"),

@@ -29,6 +29,22 @@ def exists(path):
 def read(path):
     with open(path) as file:
         return file.read()
+def xattr(path, name, follow=True):
+    return os.getxattr(path, name, follow_symlinks=follow).hex() or 'empty'
+def lxattr(path, name):
+    return xattr(path, name, False)
+def xattrs(path):
+    return ' '.join(os.listxattr(path)) or 'none'
+def do_set(path):
+    os.setxattr(path, 'user.x', b'value')
+def do_fset(path):
+    fd = os.open(path, os.O_RDONLY)
+    os.setxattr(fd, 'user.x', b'value')
+    os.close(fd)
+def do_fremove(path):
+    fd = os.open(path, os.O_RDONLY)
+    os.removexattr(fd, 'user.x')
+    os.close(fd)
 def do(call, *arguments):
     call = globals().get(call) or getattr(os, call)
     return call(*[int(argument[1:], 8) if argument.startswith('%') else argument for argument in arguments])
@@ -218,6 +234,120 @@ fn whatever_changes_on_either_road_is_seen_at_once() {
         }
         let hits = place.mount().account().from_table.values().sum::<u64>();
         assert!(hits > 100, "{hits} looked up");
+    }
+}
+
+/// Extended attributes that programs ask every file for, and how.
+const ASKED: [(&str, &str); 5] = [
+    ("xattr", "system.posix_acl_access"),
+    ("xattr", "system.posix_acl_default"),
+    ("lxattr", "security.selinux"),
+    ("xattr", "security.capability"),
+    ("xattrs", ""),
+];
+
+fn asks(looker: &mut Looker, call: &str, name: &str, path: &Path) -> String {
+    looker.does(format!("{call} {} {name}", path.display()).trim_end())
+}
+
+#[test]
+fn what_has_no_extended_attributes_is_not_asked_for_them() {
+    let place = place();
+    let mut looker = Looker::new(&place, ROOT);
+    // The first question, whatever for, answers all others.
+    looker.looks("stat", &place, "d/f");
+    asks(&mut looker, "lxattr", "security.selinux", &place.path().join("d/f"));
+    for (call, name) in ASKED {
+        let native = asks(&mut looker, call, name, &place.source().join("d/f"));
+        let hits = from_table(&place, || {
+            assert_eq!(asks(&mut looker, call, name, &place.path().join("d/f")), native, "{call} {name}");
+        });
+        assert_eq!(hits, 1, "{call} {name}");
+    }
+    // Those of users are not for everybody, and a link's other errors are its own.
+    assert_eq!(
+        from_table(&place, || drop(asks(&mut looker, "xattr", "user.x", &place.path().join("d/f")))),
+        0
+    );
+    for path in ["d/l", "d/sub", "d/absent", "d/f"] {
+        for (call, name) in [
+            ("lxattr", "system.posix_acl_access"),
+            ("lxattr", "user.x"),
+            ("xattr", "user.x"),
+            ("xattr", "security."),
+        ]
+        .into_iter()
+        .chain(ASKED)
+        {
+            let native = asks(&mut looker, call, name, &place.source().join(path));
+            for _ in 0..3 {
+                let seen = asks(&mut looker, call, name, &place.path().join(path));
+                assert_eq!(seen, native, "{call} {name} of {path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn extended_attributes_are_seen_as_soon_as_they_are_there() {
+    if !needs::root("extended_attributes_are_seen_as_soon_as_they_are_there") {
+        return;
+    }
+    let place = place();
+    let mut looker = Looker::new(&place, ROOT);
+    let mut stranger = Looker::new(&place, NOBODY);
+    let mut writer = Looker::new(&place, ROOT);
+    let mount = place.path().to_owned();
+    let list = list_without_nobody();
+    let set = |path: &str, name: &str, value: &[u8]| {
+        setxattr(mount.join(path), name, value, XattrFlags::empty()).unwrap();
+    };
+    let remove = |path: &str, name: &str| removexattr(mount.join(path), name).unwrap();
+    let (file, directory) = (mount.join("d/f"), mount.join("d/sub"));
+    type Do<'d> = &'d dyn Fn(&mut Looker);
+    let ways: [(&str, &Path, Do<'_>, Do<'_>); 6] = [
+        ("an access control list", &file, &|_| set("d/f", "system.posix_acl_access", &list), &|_| {
+            remove("d/f", "system.posix_acl_access")
+        }),
+        ("a default list", &directory, &|_| set("d/sub", "system.posix_acl_default", &list), &|_| {
+            remove("d/sub", "system.posix_acl_default")
+        }),
+        ("a label", &file, &|_| set("d/f", "security.selinux", b"some"), &|_| {
+            remove("d/f", "security.selinux")
+        }),
+        ("an administrator's", &file, &|_| set("d/f", "trusted.x", b"value"), &|_| {
+            remove("d/f", "trusted.x")
+        }),
+        (
+            "a user's on the bypass",
+            &file,
+            &|writer| assert_eq!(writer.does(&format!("do_set {}", file.display())), "None"),
+            &|writer| assert_eq!(writer.does(&format!("removexattr {} user.x", file.display())), "None"),
+        ),
+        (
+            "a user's by descriptor on the bypass",
+            &file,
+            &|writer| assert_eq!(writer.does(&format!("do_fset {}", file.display())), "None"),
+            &|writer| assert_eq!(writer.does(&format!("do_fremove {}", file.display())), "None"),
+        ),
+    ];
+    for (way, path, set, remove) in ways {
+        let native = place.source().join(path.strip_prefix(&mount).unwrap());
+        for (moment, change) in [("was set", set), ("was removed", remove)] {
+            for looker in [&mut looker, &mut stranger] {
+                for (call, name) in ASKED {
+                    asks(looker, call, name, path);
+                }
+            }
+            change(&mut writer);
+            for looker in [&mut looker, &mut stranger] {
+                for (call, name) in ASKED {
+                    let seen = asks(looker, call, name, path);
+                    let native = asks(looker, call, name, &native);
+                    assert_eq!(seen, native, "{call} {name} after {way} {moment}");
+                }
+            }
+        }
     }
 }
 
@@ -455,6 +585,21 @@ fn a_program_that_asks_for_attributes_of_what_it_lists_gets_them_with_the_listin
     let calls = place.mount().account().since(&before);
     let (all, looked_up) = (calls.answered["stat"], calls.from_table["stat"]);
     assert!(all - looked_up < 200, "{looked_up} of {all} without a round trip");
+}
+
+#[test]
+fn listings_tell_those_who_ask_which_files_have_no_extended_attributes() {
+    let place = tree();
+    let before = place.mount().account();
+    let mut command = place.command("/usr/bin/ls");
+    let output = command.arg("-lR").arg(place.path().join("e")).output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout).lines().filter(|line| line.contains("file")).count(),
+        1000
+    );
+    let calls = place.mount().account().since(&before);
+    let (all, looked_up) = (calls.answered["getxattr"], calls.from_table["getxattr"]);
+    assert!(all >= 2000 && all - looked_up < 200, "{looked_up} of {all} without a round trip");
 }
 
 #[test]

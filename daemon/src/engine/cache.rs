@@ -204,7 +204,9 @@ impl Inode {
         }
         let mut attributes = self.attributes.lock();
         self.version.fetch_add(1, Ordering::AcqRel);
-        attributes.absent = AbsentXattrs::default();
+        if !mutant::leaves_out("cache: extended attributes") {
+            attributes.absent = AbsentXattrs::default();
+        }
         attributes.expiry = Instant::EXPIRED;
     }
 }

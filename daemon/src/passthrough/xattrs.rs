@@ -20,7 +20,9 @@ use crate::{Absent, FileType, Request, Road, XattrFree};
 /// The longest value of an extended attribute (`XATTR_SIZE_MAX`) and list of names (`XATTR_LIST_MAX`), in bytes.
 const LONGEST_XATTR: u32 = 65536;
 
-/// What makes a program of a file that has capabilities.
+const PATH_ONLY: OFlags = OFlags::PATH.union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
+/// The capabilities that a program gets by a file.
 const CAPABILITY: &str = "security.capability";
 
 /// Whoever asks for extended attributes asks for those of many files: so long after somebody asked, in seconds, listings tell which files
@@ -44,7 +46,7 @@ pub(super) struct Xattrs {
     pub(super) kernels: OnceLock<XattrFree>,
     /// When a client has asked last for something that is not there, by the coarse monotonic clock, in seconds.
     asked: AtomicI64,
-    /// The kernel cannot list by name.
+    /// The kernel cannot list those of a name (before Linux 6.13).
     lists_not_by_name: AtomicBool,
 }
 
@@ -140,7 +142,6 @@ impl PassthroughFs {
     /// Whether clients want to know by listings which files have no extended attributes.
     pub(super) fn lists_xattrs(&self, req: &Request) -> bool {
         req.road() == Road::Bypass
-            && !self.xattrs.lists_not_by_name.load(Ordering::Relaxed)
             && seconds().saturating_sub(self.xattrs.asked.load(Ordering::Relaxed)) <= WANTED_FOR
     }
 
@@ -153,14 +154,21 @@ impl PassthroughFs {
         stat: &Statx,
     ) -> Option<Absent> {
         let absent = self.absent_from(id, stat)?;
-        match name.into_with_c_str(|name| sys::list_xattrs_at(&directory, name)) {
-            Ok(0) => Some(absent),
-            Err(Errno::NOSYS) => {
-                self.xattrs.lists_not_by_name.store(true, Ordering::Relaxed);
-                None
+        // What cannot be looked at may have some.
+        (self.list_of(&directory, name) == Ok(0)).then_some(absent)
+    }
+
+    /// How long the list of extended attributes of a name in a directory is, in bytes.
+    fn list_of(&self, directory: impl AsFd, name: &OsStr) -> Result<usize> {
+        let lacks = &self.xattrs.lists_not_by_name;
+        if !lacks.load(Ordering::Relaxed) {
+            match name.into_with_c_str(|name| sys::list_xattrs_at(&directory, name)) {
+                Err(Errno::NOSYS) => lacks.store(true, Ordering::Relaxed),
+                listed => return listed,
             }
-            _ => None,
         }
+        let file = openat(directory, name, PATH_ONLY, Mode::empty())?;
+        rustix::fs::listxattr_query(ProcPath::of(&file).as_c_str())
     }
 
     pub(super) fn set_xattr(
@@ -203,8 +211,7 @@ impl PassthroughFs {
                 return Ok(rustix::fs::listxattr_query(ProcPath::of(&base).as_c_str())? == 0);
             }
             // The name may stand for another file by now.
-            let file =
-                openat(&base, relative, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            let file = openat(&base, relative, PATH_ONLY, Mode::empty())?;
             let found = stat_of(&file)?;
             let same = found.stx_ino == stat.stx_ino && device_number(&found) == device_number(stat);
             Ok::<_, Errno>(same && rustix::fs::listxattr_query(ProcPath::of(&file).as_c_str())? == 0)
