@@ -809,17 +809,22 @@ pub(crate) fn descriptor_at(path: &[u8]) -> Option<RawFd> {
         b"/dev/stdout" => Some(1),
         b"/dev/stderr" => Some(2),
         _ => {
-            let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.parse::<RawFd>().ok();
             if let Some(digits) = DIRECTORIES.iter().find_map(|directory| path.strip_prefix(*directory)) {
-                return number(digits);
+                return descriptor(digits);
             }
             let path = path.strip_prefix(b"/proc/")?;
             let end = path.iter().position(|byte| *byte == b'/')?;
             let digits = path.get(end..)?.strip_prefix(b"/fd/")?;
-            let is_own = number(path.get(..end)?)? == rustix::process::getpid().as_raw_pid();
-            if is_own { number(digits) } else { None }
+            let is_own = descriptor(path.get(..end)?)? == rustix::process::getpid().as_raw_pid();
+            if is_own { descriptor(digits) } else { None }
         }
     }
+}
+
+/// The number that a name in a directory of descriptors, or of processes, is (`name_to_int`).
+pub(crate) fn descriptor(name: &[u8]) -> Option<RawFd> {
+    let is_number = name.iter().all(u8::is_ascii_digit) && (name.first() != Some(&b'0') || name.len() == 1);
+    if is_number { std::str::from_utf8(name).ok()?.parse().ok() } else { None }
 }
 
 fn is_about_descriptors(path: &[u8]) -> bool {

@@ -66,9 +66,9 @@ impl Files for Real {
     }
 }
 
-/// Whether a path is worth it: on a mount of ours.
+/// Whether a path is worth it: on a mount of ours, and not there by the link of a descriptor.
 pub(crate) fn is_ours(path: &sys::PathArg) -> bool {
-    route::locate(AT_FDCWD, path).is_some()
+    route::locate(AT_FDCWD, path).is_some_and(|target| !target.is_by_descriptor())
 }
 
 /// A resolution: the path so far, and what is to come.

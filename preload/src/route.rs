@@ -70,6 +70,11 @@ impl<'p> Target<'p> {
         true
     }
 
+    /// Whether the path, or its descriptor, leads to a directory by a descriptor.
+    pub(crate) fn is_by_descriptor(&self) -> bool {
+        matches!(self.start, Start::Fd(_))
+    }
+
     /// Counts that the kernel serves the call.
     pub(crate) fn fell_back(&self, reason: Fallback) {
         self.mount.client().counters().fell_back(reason);
@@ -89,12 +94,35 @@ pub(crate) fn locate(dirfd: RawFd, path: &PathArg) -> Option<Target<'_>> {
     }
 }
 
-/// A path that is on no mount of ours may still name an open file of ours (`/proc/self/fd`).
+/// A path that is on no mount of ours may still lead there by a descriptor, or name an open file of ours (`/proc/self/fd`).
 fn elsewhere(path: CPath<'_>) -> Option<Target<'_>> {
+    if let Some((fd, rest)) = through_descriptor(path)
+        && !connection::table().is_empty()
+        && process::is_on()
+        && let target @ Some(_) = locate_relative(fd, rest)
+    {
+        return target;
+    }
     if virtuals::any() {
         files::named_by(path.bytes());
     }
     None
+}
+
+/// `/proc/self/fd/N/path`, by which programs without `llistxattrat` and its like do as if there were one (gnulib, and so `tar`): the
+/// descriptor, and the path relative to it.
+#[inline]
+fn through_descriptor(path: CPath<'_>) -> Option<(RawFd, CPath<'_>)> {
+    let number = path.strip(b"/proc/self/fd/".iter().copied())?;
+    let digits = number.bytes().split(|byte| *byte == b'/').next()?;
+    let mut rest = number.strip(digits.iter().copied())?;
+    while let Some(next) = rest.strip(std::iter::once(b'/')) {
+        rest = next;
+    }
+    let (before, text) = path.text_from(rest);
+    // The descriptor itself is another matter, and one of them may be too long.
+    let is_below = !text.is_empty() && before + text.count_bytes() <= PATH_MAX;
+    if is_below { Some((files::descriptor(digits)?, rest)) } else { None }
 }
 
 /// A place in the list of mounts: the mount, the rest of the path, and which list it is.

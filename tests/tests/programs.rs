@@ -447,24 +447,23 @@ os.rename(before, before + "-moved"); see(open(f"{name}/a/one").read())
 os.rename(before + "-moved", before); see(open(f"{name}/a/one").read())
 "#;
 
-#[test]
-fn relative_paths_lead_into_a_mount_from_above() {
+/// Runs a script on every road, from above what it gets as its argument: the same is said and left everywhere, and the bypass
+/// answers calls of these operations, so many at least.
+fn scripts_agree(script: &str, least: &[(&str, u64)]) {
     let mut native = None;
     for place in &Place::on_all_roads(&Options::default(), fill) {
         let account = place.is_mounted().then(|| place.mount().account());
         let (above, name) = (place.path().parent().unwrap(), place.path().file_name().unwrap());
         let mut command = place.command("/usr/bin/python3");
-        let output = command.current_dir(above).args(["-c", FROM_ABOVE]).arg(name).output().unwrap();
+        let output = command.current_dir(above).args(["-c", script]).arg(name).output().unwrap();
         let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         let said = (output.status.code(), said(&output.stdout), said(&output.stderr));
         let left = tree::read(place.source(), Times::Ignored);
         if let (Some(account), Road::Bypass) = (account, place.road()) {
             let calls = place.mount().account().since(&account);
-            for (operation, least) in
-                [("stat", 100), ("open", 9), ("opendir", 9), ("rename", 1), ("unlink", 1)]
-            {
-                let answered = calls.answered.get(operation).copied().unwrap_or(0);
-                assert!(answered >= least, "{operation}: {calls:?}");
+            for (operation, least) in least {
+                let answered = calls.answered.get(*operation).copied().unwrap_or(0);
+                assert!(answered >= *least, "{operation}: {calls:?}");
             }
         }
         let (native_said, native_left) = native.get_or_insert((said.clone(), left.clone()));
@@ -472,6 +471,44 @@ fn relative_paths_lead_into_a_mount_from_above() {
         assert_eq!(&said, native_said, "on the {}", place.road());
         assert_eq!(tree::difference(native_left, &left), "", "on the {}", place.road());
     }
+}
+
+#[test]
+fn relative_paths_lead_into_a_mount_from_above() {
+    scripts_agree(FROM_ABOVE, &[("stat", 100), ("open", 9), ("opendir", 9), ("rename", 1), ("unlink", 1)]);
+}
+
+/// Reaches into the mount by the links of descriptors, as programs do that know no call relative to a directory.
+const BY_LINKS: &str = r#"
+import os, sys
+def see(call, path):
+    try: print(path, call(path))
+    except OSError as error: print(path, error.errno)
+mode = lambda path: oct(os.lstat(path).st_mode)
+name = sys.argv[1]
+d, a, f = (os.open(f"{name}{path}", os.O_RDONLY) for path in ("", "/a", "/a/one"))
+assert 2 < d < 10 and 2 < a < 10
+for here in (f"/proc/self/fd/{d}", f"/proc//self/fd/{d}", f"/proc/thread-self/fd/{d}"):
+    for path in ("a/one", "/a/one", "a/link", "none", "a/one/x", "", "/", "/.", "a/..", "x" * 300, "x/" * 2040):
+        for call in (mode, os.path.exists, os.path.realpath):
+            if "realpath" not in str(call): see(call, f"{here}/{path}")
+    see(os.listxattr, f"{here}/a/one"); see(os.listdir, f"{here}/a/b")
+for link in (f"0{a}", f"+{a}", f" {a}", f"{a} ", "-1", "999999999999", "777", str(f)):
+    see(mode, f"/proc/self/fd/{link}/one")
+at = f"/proc/self/fd/{a}"
+assert os.path.realpath(f"{at}/link") == os.path.realpath(f"{name}/a/link")
+assert os.readlink(at) == os.path.join(os.getcwd(), name, "a")
+with open(f"{at}/made", "w") as made: made.write("made")
+os.rename(f"{at}/made", f"{at}/moved"); os.rename(f"{at}/moved", f"{at}/../new/moved"); os.mkdir(f"{at}/dir"); os.link(f"{at}/one", f"{at}/dir/one")
+see(os.stat, f"/proc/self/fd/{f}/x"); print(open(f"/proc/self/fd/{f}").read(), os.stat(f"/proc/self/fd/{f}").st_nlink)
+os.chdir(f"{at}/dir"); print(open("one").read(), open("../one").read())
+os.close(a); see(mode, f"{at}/one")
+a = os.open("/", os.O_RDONLY); see(os.path.exists, f"{at}/one"); see(os.path.exists, f"{at}/usr")
+"#;
+
+#[test]
+fn links_of_descriptors_lead_into_a_mount() {
+    scripts_agree(BY_LINKS, &[("stat", 10), ("listxattr", 1), ("rename", 1), ("mkdir", 1), ("link", 1)]);
 }
 
 /// What a preloaded program sees by the path `look`, from the directory `here` on, before `change` and 50 times after it, and the

@@ -23,12 +23,13 @@ pub(in crate::suite) const WAYS: [Way; 7] =
 
 /// What is run in an empty directory of each way, where `$ORIGIN` is what was prepared and `$MANY` the large repository.
 /// Without a name it is not timed; [`MODULES`] and [`PATHS`] stand for numbers.
-const TASKS: [(&str, &str); 17] = [
+const TASKS: [(&str, &str); 18] = [
     ("git clone", "git clone -q \"$ORIGIN/tree.git\" clone"),
     ("git status after it", "git -C clone status --porcelain"),
     ("tar x", "tar xf \"$ORIGIN/tree.tar\""),
     ("find", "find tree -size +1k -newermt 2000-01-01 | wc -l"),
     ("du", "du -s tree | wc -l"),
+    ("ls -lR", "ls -lR tree | wc -l"),
     ("tar c", "tar cf - tree | wc -c"),
     ("cp -a of an npm-like tree", "cp -a \"$ORIGIN/node_modules\" node_modules"),
     ("reading every package.json of it", "find node_modules -name package.json -exec cat {} + | wc -c"),
