@@ -223,6 +223,14 @@ pub trait Filesystem: Send + Sync + 'static {
     /// The default drops it.
     fn xattr_free(&self, _files: XattrFree) {}
 
+    /// Whether anybody may have the backing file of an inode open to write, or mapped so, be it by a descriptor that was
+    /// [granted](Self::grant) or otherwise. As long as that is so, what the file system says of the file is good for one answer
+    /// only. Asked of files that were granted for writing, when their attributes are wanted, at most a hundred times a second. The default is that
+    /// somebody may.
+    fn can_be_written(&self, _ino: INodeNo) -> bool {
+        true
+    }
+
     /// A descriptor of the backing file of a file that was opened by [`ReplyOpen::opened_grantable`] or
     /// [`ReplyCreate::created_grantable`], for the program that has it open. The offset and the flags of its open file description are the
     /// program's from then on: here it may be read and written by offset at most. Only asked if [`Bypass::grants`] is set.

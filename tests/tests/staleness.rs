@@ -64,7 +64,7 @@ const LOOKS_SELDOM: Party<'static> = Party { habits: &["LOOKS_SELDOM"], ..PARTY 
 const LOOKS_SELDOM_MAKES_NO_LINKS: Party<'static> =
     Party { habits: &["LOOKS_SELDOM", "MAKES_NO_LINKS"], ..PARTY };
 
-const MUTANTS: [Mutant; 23] = [
+const MUTANTS: [Mutant; 24] = [
     mutant("kernel road: names"),
     mutant("kernel road: attributes"),
     // What the kernel moves something to it has looked up before, and if it was told that nothing is there, the name is known
@@ -81,6 +81,7 @@ const MUTANTS: [Mutant; 23] = [
     mutant("cache: mark"),
     Mutant { party: LOOKS_SELDOM, ..mutant("cache: hard links") },
     mutant("bypass: written unseen"),
+    mutant("grants: writers"),
     mutant("bypass: directories in the kernel"),
     Mutant { subject: SUBJECTS[1], ..mutant("bypass: pages") },
     // Whatever the kernel has looked up in a directory makes it list that anew once the name is dropped.

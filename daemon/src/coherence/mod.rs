@@ -37,7 +37,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{FileAttr, FileType, FopenFlags};
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 use log::{debug, warn};
 use parking_lot::Mutex;
 
@@ -50,7 +50,8 @@ use crate::mutant;
 use self::notify::{NOTIFY_INC_EPOCH, gone};
 use self::opens::OpenInode;
 
-pub(crate) use self::grants::{reading_changes_atime, unread_for};
+use self::grants::Grants;
+pub(crate) use self::grants::{PendingGrant, reading_changes_atime, unread_for};
 pub(crate) use self::names::{Creation, Key};
 pub(crate) use self::opens::{Access, Turn, VirtualOpen};
 
@@ -187,12 +188,7 @@ pub(crate) struct Coherence {
     written_unseen: AtomicUsize,
     /// How many it reads, or writes to, unseen.
     used_unseen: AtomicUsize,
-    /// What was granted for writing.
-    granted: Shards<HashSet<u64>>,
-    granted_count: AtomicUsize,
-    /// What was granted for reading alone, too.
-    read: Shards<HashSet<u64>>,
-    read_count: AtomicUsize,
+    grants: Grants,
     /// Weak, because the cache reports here what the bypass changes.
     cache: OnceLock<Weak<dyn Invalidate>>,
 }
@@ -242,10 +238,7 @@ impl Coherence {
             opens: shards(),
             written_unseen: AtomicUsize::new(0),
             used_unseen: AtomicUsize::new(0),
-            granted: shards(),
-            granted_count: AtomicUsize::new(0),
-            read: shards(),
-            read_count: AtomicUsize::new(0),
+            grants: Grants::new(),
             cache: OnceLock::new(),
         };
         // The kernel holds the root from the mount to the unmount, without a lookup.

@@ -292,7 +292,7 @@ impl Coherence {
     pub(super) fn reserve(&self, ino: u64, creation: Creation) -> bool {
         if creation == Creation::Granted {
             // With passthrough the kernel gets on with that, and only so do mappings of its own show what is written there.
-            self.note_granted_write(ino);
+            self.reserve_granted_write(ino);
             return false;
         }
         let mut shard = shard(&self.opens, ino).lock();

@@ -227,6 +227,71 @@ fn a_writable_grant_ends_the_lifetimes_of_that_regular_file_alone() {
     );
 }
 
+#[test]
+fn what_was_granted_for_writing_is_believed_again_when_nobody_can_write_to_it() {
+    let coherence = Coherence::new();
+    let patiently = || std::thread::sleep(Duration::from_millis(20));
+    let review = |ino, can_be_written| {
+        let mut asked = false;
+        coherence.review_grants(ino, || {
+            asked = true;
+            can_be_written
+        });
+        asked
+    };
+    let read = FileAttr { atime: SystemTime::now(), ..file(8) };
+    let believed = |attr: &FileAttr| sent(&coherence, attr).0 == HOUR;
+    assert!(!review(8, false), "it was not granted");
+    coherence.note_granted_write(8);
+    assert!(review(8, true) && !believed(&read));
+    assert!(!review(8, false), "it was asked just now");
+    patiently();
+    assert!(review(8, false) && believed(&file(8)));
+    assert!(!review(8, false));
+    coherence.note_granted_read(8);
+    assert!(!review(8, false) && believed(&read) && !believed(&file(8)), "it may be read unseen");
+    // Not while a descriptor is being made, or the file is being created.
+    let pending = coherence.grants_write(8);
+    assert!(!review(8, false));
+    drop(pending);
+    assert!(review(8, false) && believed(&read) && !believed(&file(8)));
+    coherence.reserve_granted_write(9);
+    assert!(!review(9, false));
+    coherence.note_granted_write(9);
+    assert!(review(9, false) && !coherence.is_granted(9));
+    // Not if another one was granted meanwhile.
+    coherence.note_granted_write(9);
+    coherence.review_grants(9, || {
+        coherence.note_granted_write(9);
+        false
+    });
+    assert!(coherence.is_granted_write(9));
+    patiently();
+    coherence.review_grants(9, || {
+        drop(coherence.grants_write(9));
+        false
+    });
+    assert!(coherence.is_granted_write(9));
+    patiently();
+    // Not while the kernel has it open.
+    coherence.opened(9, OpenMode::Direct, false);
+    assert!(!review(9, false) && coherence.is_granted_write(9));
+    coherence.released(9);
+    patiently();
+    coherence.review_grants(9, || {
+        coherence.opened(9, OpenMode::Direct, false);
+        false
+    });
+    assert!(coherence.is_granted_write(9));
+    coherence.released(9);
+    patiently();
+    // An answer that was asked for before gets no lifetime.
+    let mark = coherence.mark();
+    assert!(review(9, false));
+    assert_eq!(answer(&coherence, "9", &file(9), mark).0, Duration::ZERO);
+    assert_eq!(sent(&coherence, &file(9)).0, HOUR);
+}
+
 const READS: Access = Access { writes: false, appends: false, executes: false };
 const WRITES: Access = Access { writes: true, appends: false, executes: false };
 
@@ -346,7 +411,7 @@ fn when_a_file_was_accessed_that_is_read_unseen_is_asked_until_reading_changes_i
     let unread = file(2);
     let read = FileAttr { atime: SystemTime::now(), ..unread };
     assert_eq!(sent(&coherence, &unread).0, HOUR);
-    coherence.note_granted(2);
+    coherence.note_granted_read(2);
     assert_eq!(shard(&coherence.inodes, 2).lock().known[&2].attrs, 0, "the kernel was told");
     assert_eq!(sent(&coherence, &unread).0, Duration::ZERO);
     assert_eq!(sent(&coherence, &read).0, HOUR);

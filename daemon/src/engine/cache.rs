@@ -118,8 +118,6 @@ pub(crate) struct Inode {
     version: AtomicU64,
     /// How many cached names stand for it.
     names: AtomicUsize,
-    /// Somebody may read it through a descriptor that the daemon does not see.
-    granted: AtomicBool,
     /// Where it is, as far as a policy is concerned.
     pub(crate) label: LabelCell,
     /// Of a directory, whether everybody may search it and all above it.
@@ -152,16 +150,6 @@ impl Inode {
     /// The directory was removed.
     pub(crate) fn bury(&self) {
         self.dead.store(true, Ordering::Release);
-    }
-
-    /// Whether it may be read, from some time on, through a descriptor that was granted.
-    pub(crate) fn is_granted(&self) -> bool {
-        self.granted.load(Ordering::Acquire)
-    }
-
-    /// A descriptor is granted.
-    pub(crate) fn grant(&self) {
-        self.granted.store(true, Ordering::Release);
     }
 
     /// Changes whenever the attributes may have.
@@ -421,8 +409,6 @@ impl Cache {
             lookups: AtomicU64::new(lookups),
             dead: AtomicBool::new(false),
             names: AtomicUsize::new(0),
-            // Whoever has the descriptor may have it for longer than this cache had the inode.
-            granted: AtomicBool::new(self.coherence.is_granted(ino)),
             label: LabelCell::unknown(),
             openness: Openness::default(),
             version: AtomicU64::new(0),

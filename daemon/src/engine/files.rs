@@ -641,15 +641,17 @@ impl<FS: Filesystem> Engine<FS> {
         {
             return Ok(None);
         }
-        if file.writes() && self.before_writable_grant(&file.inode).is_err() {
-            return Ok(None);
-        }
+        let _pending = match file.writes().then(|| self.before_writable_grant(&file.inode)).transpose() {
+            Ok(pending) => pending,
+            Err(_) => return Ok(None),
+        };
         let backing = match &file.backing {
             Some(backing) => backing.try_clone(),
             None => self.core.fs.ask().grant(&call.request, INodeNo(file.inode.ino), file.fh),
         };
-        file.inode.grant();
-        self.core.coherence.note_granted(file.inode.ino);
+        if !file.writes() {
+            self.core.coherence.note_granted_read(file.inode.ino);
+        }
         let flags = OFlags::from_bits_retain((file.flags() & CHANGEABLE) as u32);
         let kept = OFlags::from_bits_retain(CHANGEABLE as u32);
         let set = backing.and_then(|backing| {

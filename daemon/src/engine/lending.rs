@@ -97,9 +97,8 @@ impl<FS: Filesystem> Engine<FS> {
         if !self.is_lending() || node.public.is_none() {
             return;
         }
-        let mark = self.cache.mark();
         // Whether it can be opened does not depend on it.
-        if let Ok(attr) = self.attr(&call.request, &node.inode) {
+        if let Ok((attr, mark)) = self.attr_to_publish(&call.request, &node.inode) {
             self.publish_found(node, &attr, mark);
         }
     }

@@ -7,7 +7,7 @@ use finesse_ebpf::rules::Operations;
 use fuser::{FileHandle, FileType, FopenFlags, INodeNo, OpenFlags};
 
 use crate::answer::{Created, Opened};
-use crate::coherence::{Creation, VirtualOpen};
+use crate::coherence::{Creation, PendingGrant, VirtualOpen};
 use crate::engine::cache::{Inode, Known};
 use crate::engine::files::OpenFile;
 use crate::engine::handles::Handle;
@@ -192,9 +192,10 @@ impl<FS: Filesystem> Engine<FS> {
             // ETXTBSY, if it still is.
             return kernel(Fallback::KernelHasItOpen);
         }
+        let mut pending = None;
         let open = match giving {
             Giving::AtOnce if writes => {
-                self.before_writable_grant(&node.inode)?;
+                pending = Some(self.before_writable_grant(&node.inode)?);
                 None
             }
             Giving::AtOnce if self.core.coherence.kernel_opens(node.inode.ino).writer => {
@@ -219,7 +220,9 @@ impl<FS: Filesystem> Engine<FS> {
             opened => opened?,
         };
         let mut opening = Opening { engine: self, request, ino, flags: passed, opened: Some(opened) };
-        if open.is_none() && (!opening.find_backing() || opening.is_set_id(&node.inode)?) {
+        let has_backing = open.is_some() || opening.find_backing();
+        drop(pending);
+        if open.is_none() && (!has_backing || opening.is_set_id(&node.inode)?) {
             return kernel(Fallback::NotGranted);
         }
         if flags & libc::O_TRUNC != 0 {
@@ -335,13 +338,13 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     /// From here on the inode's size, times and contents change unseen.
-    pub(super) fn before_writable_grant(&self, inode: &Inode) -> Result<(), Stop> {
-        self.core.coherence.note_granted_write(inode.ino);
+    pub(super) fn before_writable_grant(&self, inode: &Inode) -> Result<PendingGrant<'_>, Stop> {
+        let pending = self.core.coherence.grants_write(inode.ino);
         self.cache.forget_attr(inode);
         if self.core.coherence.kernel_opens(inode.ino).cached {
             return kernel(Fallback::KernelHasItOpen);
         }
-        Ok(())
+        Ok(pending)
     }
 
     /// Whether the file has a set-user-ID or set-group-ID bit: executed through a granted descriptor, it would not know
@@ -356,8 +359,10 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     fn grant(&self, inode: &Inode, mut opening: Opening<'_, FS>, output: &mut Output) -> Served {
-        inode.grant();
-        self.core.coherence.note_granted(inode.ino);
+        // A writable one has been noted.
+        if opening.flags & libc::O_ACCMODE == libc::O_RDONLY {
+            self.core.coherence.note_granted_read(inode.ino);
+        }
         output.grant = opening.opened.as_mut().and_then(|opened| opened.backing.take());
         Ok(Reply::attr(Attr { ino: inode.ino, ..Attr::default() }))
     }

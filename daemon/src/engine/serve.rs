@@ -194,8 +194,7 @@ impl<FS: Filesystem> Engine<FS> {
                 self.fresh_attr(&call.request, &node.inode)?
             }
             None => {
-                let mark = self.cache.mark();
-                let attr = self.attr(&call.request, &node.inode)?;
+                let (attr, mark) = self.attr_to_publish(&call.request, &node.inode)?;
                 self.publish_found(&node, &attr, mark);
                 attr
             }
@@ -587,7 +586,7 @@ impl<FS: Filesystem> Engine<FS> {
             }
             answer::Xattr::Nothing(answer, absent) => {
                 self.cache.learn_absent_xattrs(&node.inode, absent, mark);
-                if let Some(attr) = self.known_attr(&node.inode) {
+                if let Ok((attr, mark)) = self.attr_to_publish(&call.request, &node.inode) {
                     self.publish_found(&node, &attr, mark);
                 }
                 answer.map(|()| Reply::data(0)).map_err(xattr_error)

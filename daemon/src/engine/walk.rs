@@ -118,6 +118,25 @@ impl<FS: Filesystem> Engine<FS> {
         }
     }
 
+    /// As [`attr`](Self::attr), to be published, and the mark for that.
+    pub(super) fn attr_to_publish(&self, request: &Request, inode: &Inode) -> Result<(FileAttr, u64), Stop> {
+        let mark = self.cache.mark();
+        if let Some(attr) = self.known_attr(inode) {
+            return Ok((attr, mark));
+        }
+        self.review_grants(inode);
+        let mark = self.cache.mark();
+        Ok((self.fresh_attr(request, inode)?, mark))
+    }
+
+    /// Finds out whether a file still changes unseen that was granted for writing. To be called before its attributes are asked for.
+    fn review_grants(&self, inode: &Inode) {
+        let coherence = &self.core.coherence;
+        if inode.kind == FileType::RegularFile && coherence.is_granted_write(inode.ino) {
+            coherence.review_grants(inode.ino, || self.core.fs.ask().can_be_written(INodeNo(inode.ino)));
+        }
+    }
+
     /// Attributes that are remembered, and that nothing can have changed unseen.
     pub(super) fn known_attr(&self, inode: &Inode) -> Option<FileAttr> {
         // Asked first: when that ends, what is remembered has been forgotten.
@@ -154,7 +173,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// Whether the file may be read through a descriptor that the daemon does not see.
     pub(super) fn may_be_read_unseen(&self, inode: &Inode) -> bool {
         inode.kind == FileType::RegularFile
-            && (inode.is_granted() || self.core.coherence.is_used_unseen(inode.ino))
+            && (self.core.coherence.is_granted(inode.ino) || self.core.coherence.is_used_unseen(inode.ino))
     }
 
     /// Looks up one name; `None` if it does not exist.

@@ -338,6 +338,11 @@ impl<FS: Filesystem> Operations<FS> {
         if hidden::owns(ino) {
             return reply.attr(&hidden::LIFETIME, &hidden::attr(ino));
         }
+        let coherence = &self.core().coherence;
+        // Before the answer's mark is taken.
+        if coherence.is_granted_write(ino.0) {
+            coherence.review_grants(ino.0, || self.fs().can_be_written(ino));
+        }
         self.fs().getattr(req, ino, fh, ReplyAttr::kernel(reply, self.hooks(ino)));
     }
 

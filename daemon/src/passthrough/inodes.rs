@@ -197,12 +197,17 @@ impl PassthroughFs {
         self.with_spare_descriptors(|| sys::open_by_handle(mount, handle, flags))
     }
 
-    /// Runs something that opens a descriptor, and again without cached ones if there are too many.
+    /// Runs something that opens a descriptor, and again without cached ones if there are too many, or if a lease of the daemon's was
+    /// in its way.
     pub(super) fn with_spare_descriptors<T>(&self, open: impl Fn() -> Result<T>) -> Result<T> {
         match open() {
             Err(Errno::MFILE | Errno::NFILE) => {
                 self.directories.clear();
                 self.hot.clear();
+                open()
+            }
+            Err(Errno::AGAIN) => {
+                let _turn = self.leases.turn();
                 open()
             }
             other => other,

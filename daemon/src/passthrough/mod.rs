@@ -26,6 +26,7 @@ mod hot;
 mod ids;
 mod inodes;
 mod ioctl;
+mod leases;
 mod lending;
 mod locks;
 mod metadata;
@@ -57,6 +58,7 @@ use self::directories::Directories;
 use self::handles::{Handles, OpenDirectory, OpenFile, OpenInodes};
 use self::hot::Hot;
 use self::ids::{Device, Ids, ROOT};
+use self::leases::Leases;
 use self::lending::SourceCopy;
 pub use self::lending::try_to_lend;
 use self::locks::{Caller, Locks};
@@ -130,6 +132,7 @@ pub struct PassthroughFs {
     kernel_serves_data: AtomicBool,
     /// Set if the kernel can answer for files without extended attributes.
     xattrs: Xattrs,
+    leases: Leases,
     /// Unlinks that are done later, if there are any.
     deferred: Option<Deferred>,
     /// Of which directories are lent to programs, if any are.
@@ -213,6 +216,7 @@ impl PassthroughFs {
             lists_all,
             kernel_serves_data: AtomicBool::new(false),
             xattrs,
+            leases: Leases::default(),
             deferred,
             copy,
         })
@@ -564,6 +568,11 @@ impl Filesystem for PassthroughFs {
 
     fn link(&self, req: &Request, ino: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
         self.reply_entry(reply, self.make_link(req, ino.0, newparent.0, newname));
+    }
+
+    fn can_be_written(&self, ino: INodeNo) -> bool {
+        // What cannot be looked at may have writers.
+        self.has_writers(ino.0).unwrap_or(true)
     }
 
     fn grant(&self, _req: &Request, ino: INodeNo, fh: FileHandle) -> io::Result<OwnedFd> {

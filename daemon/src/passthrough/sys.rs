@@ -85,6 +85,25 @@ pub(super) fn list_xattrs_at(dir: impl AsFd, name: &CStr) -> Result<usize> {
     Ok(length as usize)
 }
 
+/// Takes a read lease (fcntl(2)) on a file that is open to read, and gives it back.
+///
+/// # Errors
+/// `EAGAIN` if somebody can write to the file; `EACCES` if it is another user's and the caller has not `CAP_LEASE`; `EINVAL` if the file system has
+/// no leases.
+pub(super) fn try_read_lease(file: impl AsFd) -> Result<()> {
+    /// Which libc does not have.
+    const F_SETSIG: i32 = 10;
+    let fd = file.as_fd().as_raw_fd();
+    // SAFETY: these commands take numbers.
+    unsafe {
+        // Who breaks it has the holder told by SIGIO, which would end the process: this signal is ignored by default.
+        check(libc::fcntl(fd, F_SETSIG, libc::SIGURG).into())?;
+        check(libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK).into())?;
+        check(libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK).into())?;
+    }
+    Ok(())
+}
+
 /// open_by_handle_at(2). Needs `CAP_DAC_READ_SEARCH`, so never while acting as another user.
 pub(super) fn open_by_handle(mount: impl AsFd, handle: &RawHandle, flags: OFlags) -> Result<OwnedFd> {
     let mut handle = handle.clone();
