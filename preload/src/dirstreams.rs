@@ -125,6 +125,11 @@ pub(crate) fn open(dirfd: RawFd, path: &PathArg) -> Road<&'static Stream> {
         None => return Road::Kernel,
     };
     route::will_list(dirfd, Some(name));
+    // The stream may be opened by this path later, when the descriptor is another one.
+    if name.first() == b'/' && route::locate(dirfd, path).is_some_and(|target| target.is_by_descriptor()) {
+        crate::calls::by_choice(path);
+        return Road::Kernel;
+    }
     match listing::open_directory(dirfd, path) {
         Road::Kernel => Road::Kernel,
         Road::Bypass(Err(errno)) => Road::Bypass(Err(errno)),

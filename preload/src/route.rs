@@ -70,7 +70,7 @@ impl<'p> Target<'p> {
         true
     }
 
-    /// Whether the path, or its descriptor, leads to a directory by a descriptor.
+    /// Whether it begins with a descriptor, be it the link of one.
     pub(crate) fn is_by_descriptor(&self) -> bool {
         matches!(self.start, Start::Fd(_))
     }

@@ -482,7 +482,7 @@ fn relative_paths_lead_into_a_mount_from_above() {
 const BY_LINKS: &str = r#"
 import os, sys
 def see(call, path):
-    try: print(path, call(path))
+    try: print(path, call(path), flush=True)
     except OSError as error: print(path, error.errno)
 mode = lambda path: oct(os.lstat(path).st_mode)
 name = sys.argv[1]
@@ -502,7 +502,9 @@ with open(f"{at}/made", "w") as made: made.write("made")
 os.rename(f"{at}/made", f"{at}/moved"); os.rename(f"{at}/moved", f"{at}/../new/moved"); os.mkdir(f"{at}/dir"); os.link(f"{at}/one", f"{at}/dir/one")
 see(os.stat, f"/proc/self/fd/{f}/x"); print(open(f"/proc/self/fd/{f}").read(), os.stat(f"/proc/self/fd/{f}").st_nlink)
 os.chdir(f"{at}/dir"); print(open("one").read(), open("../one").read())
-os.close(a); see(mode, f"{at}/one")
+stream = os.scandir(f"{at}/b"); os.close(a); see(mode, f"{at}/one")
+if os.fork() == 0: print(sorted(entry.name for entry in stream), flush=True); os._exit(0)
+os.wait(); print(sorted(entry.name for entry in stream))
 a = os.open("/", os.O_RDONLY); see(os.path.exists, f"{at}/one"); see(os.path.exists, f"{at}/usr")
 "#;
 

@@ -45,6 +45,34 @@ def do_fremove(path):
     fd = os.open(path, os.O_RDONLY)
     os.removexattr(fd, 'user.x')
     os.close(fd)
+import fcntl, mmap, signal, time
+def lend(fd):
+    # The child keeps it until its input ends.
+    global child, child_ends
+    ours, child_ends = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(child_ends)
+        os.read(ours, 1)
+        os._exit(0)
+    os.close(ours)
+    os.close(fd)
+def end():
+    os.close(child_ends)
+    os.waitpid(child, 0)
+def map(fd):
+    global mapping
+    mapping = mmap.mmap(fd, 8)
+    os.close(fd)
+def unmap():
+    mapping.close()
+def lease(fd):
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
+    fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    time.sleep(0.05)
+    return leased(fd)
+def leased(fd):
+    return str(fcntl.fcntl(fd, fcntl.F_GETLEASE))
 def do(call, *arguments):
     call = globals().get(call) or getattr(os, call)
     return call(*[int(argument[1:], 8) if argument.startswith('%') else argument for argument in arguments])
@@ -294,8 +322,7 @@ fn extended_attributes_are_seen_as_soon_as_they_are_there() {
         return;
     }
     let place = place();
-    let mut looker = Looker::new(&place, ROOT);
-    let mut stranger = Looker::new(&place, NOBODY);
+    let mut lookers = [Looker::new(&place, ROOT), Looker::new(&place, NOBODY)];
     let mut writer = Looker::new(&place, ROOT);
     let mount = place.path().to_owned();
     let list = list_without_nobody();
@@ -334,17 +361,30 @@ fn extended_attributes_are_seen_as_soon_as_they_are_there() {
     for (way, path, set, remove) in ways {
         let native = place.source().join(path.strip_prefix(&mount).unwrap());
         for (moment, change) in [("was set", set), ("was removed", remove)] {
-            for looker in [&mut looker, &mut stranger] {
-                for (call, name) in ASKED {
-                    asks(looker, call, name, path);
+            // What one of them is answered, the other one may find in the table.
+            for order in [[0, 1], [1, 0], [0, 1]] {
+                for who in order {
+                    for (call, name) in ASKED {
+                        let native = asks(&mut lookers[who], call, name, &native);
+                        let seen = asks(&mut lookers[who], call, name, path);
+                        assert_eq!(seen, native, "{call} {name} before {way} {moment}");
+                    }
                 }
             }
+            let hits = from_table(&place, || {
+                for looker in &mut lookers {
+                    asks(looker, "lxattr", "security.selinux", path);
+                }
+            });
+            assert_eq!(hits, if moment == "was set" { 2 } else { 0 }, "before {way} {moment}");
             change(&mut writer);
-            for looker in [&mut looker, &mut stranger] {
-                for (call, name) in ASKED {
-                    let seen = asks(looker, call, name, path);
-                    let native = asks(looker, call, name, &native);
-                    assert_eq!(seen, native, "{call} {name} after {way} {moment}");
+            for order in [[1, 0], [0, 1]] {
+                for who in order {
+                    for (call, name) in ASKED {
+                        let native = asks(&mut lookers[who], call, name, &native);
+                        let seen = asks(&mut lookers[who], call, name, path);
+                        assert_eq!(seen, native, "{call} {name} after {way} {moment}");
+                    }
                 }
             }
         }
@@ -459,6 +499,75 @@ fn files_that_are_written_and_read_unseen_show_how_they_are() {
     looker.learns("stat", &place, "d/f");
     writer.does(&format!("ftruncate %{:o} %144", fd.parse::<u32>().expect("a descriptor")));
     assert_eq!(looker.looks("stat", &place, "d/f").split(' ').nth(3), Some("100"));
+}
+
+#[test]
+fn a_file_that_was_written_is_looked_up_again_when_nobody_can_write_to_it() {
+    let place = place();
+    let (mut looker, mut writer) = (Looker::new(&place, ROOT), Looker::new(&place, ROOT));
+    looker.looks("stat", &place, "d/f");
+    let path = place.path().join("d/new");
+    let size =
+        |looker: &mut Looker| looker.looks("stat", &place, "d/new").split(' ').nth(3).map(str::to_owned);
+    let is_from_table = |looker: &mut Looker| {
+        // A file in use is not asked about all the time.
+        std::thread::sleep(std::time::Duration::from_millis(30));
+        looker.looks("stat", &place, "d/new");
+        from_table(&place, || drop(looker.looks("stat", &place, "d/new"))) == 1
+    };
+    let open = |writer: &mut Looker, flags: &str| {
+        let fd = writer.does(&format!("open {} {flags}", path.display()));
+        format!("%{:o}", fd.parse::<u32>().expect("a descriptor"))
+    };
+    // Open, then only mapped.
+    let fd = open(&mut writer, "%102");
+    assert!(!is_from_table(&mut looker));
+    assert_eq!(writer.does(&format!("ftruncate {fd} %12")), "None");
+    assert_eq!(size(&mut looker).as_deref(), Some("10"));
+    assert_eq!(writer.does(&format!("map {fd}")), "None");
+    assert!(!is_from_table(&mut looker), "it is mapped");
+    assert_eq!(writer.does("unmap"), "None");
+    assert!(is_from_table(&mut looker));
+    // Another process has it last.
+    let fd = open(&mut writer, "%2");
+    assert_eq!(writer.does(&format!("lend {fd}")), "None");
+    assert!(!is_from_table(&mut looker), "a child has it");
+    assert_eq!(writer.does("end"), "None");
+    assert!(is_from_table(&mut looker));
+    assert_eq!(size(&mut looker).as_deref(), Some("10"));
+    // Whoever opens it next is noticed.
+    let fd = open(&mut writer, "%2001");
+    assert_eq!(writer.does(&format!("ftruncate {fd} %17")), "None");
+    assert_eq!(size(&mut looker).as_deref(), Some("15"));
+    assert_eq!(writer.does(&format!("ftruncate {fd} %20")), "None");
+    assert_eq!(size(&mut looker).as_deref(), Some("16"));
+    assert_eq!(writer.does(&format!("close {fd}")), "None");
+    assert!(is_from_table(&mut looker));
+    assert_eq!(size(&mut looker).as_deref(), Some("16"));
+    // So it is for those who come by the kernel.
+    fs::write(&path, "more").unwrap();
+    assert_eq!(size(&mut looker).as_deref(), Some("4"));
+}
+
+#[test]
+fn looking_at_a_file_leaves_leases_alone() {
+    let place = place();
+    let (mut looker, mut holder) = (Looker::new(&place, ROOT), Looker::new(&place, ROOT));
+    let [leased, other] = ["d/f", "d/sub/f"].map(|path| place.path().join(path));
+    let open = |holder: &mut Looker, path: &Path| {
+        let fd = holder.does(&format!("open {} %2002", path.display()));
+        format!("%{:o}", fd.parse::<u32>().expect("a descriptor"))
+    };
+    let fd = open(&mut holder, &leased);
+    assert_eq!(holder.does(&format!("lease {fd}")), "1");
+    let also = open(&mut holder, &other);
+    assert_eq!(holder.does(&format!("close {also}")), "None");
+    for _ in 0..50 {
+        std::thread::sleep(std::time::Duration::from_millis(11));
+        looker.looks("stat", &place, "d/f");
+        looker.looks("stat", &place, "d/sub/f");
+    }
+    assert_eq!(holder.does(&format!("leased {fd}")), "1");
 }
 
 #[test]

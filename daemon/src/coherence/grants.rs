@@ -144,8 +144,8 @@ impl Coherence {
         }
     }
 
-    /// Looks whether a file that was granted for writing can still be written to, and believes its attributes again if not. Waits for
-    /// nothing; may be called on either road.
+    /// Looks whether a file that was granted for writing can still be written to, and believes its attributes again if not. May be
+    /// called on either road: it waits for no more than `can_be_written` does.
     pub(crate) fn review_grants(&self, ino: u64, can_be_written: impl FnOnce() -> bool) {
         let now = rustix::time::clock_gettime(ClockId::MonotonicCoarse);
         let now = now.tv_sec.cast_unsigned() * 1000 + now.tv_nsec.cast_unsigned() / 1_000_000;
@@ -158,8 +158,9 @@ impl Coherence {
             grant.asked = now;
             grant.last
         };
-        // The kernel would go on as it has opened the file, and may keep pages of it.
-        let is_open = |opens: &HashMap<u64, OpenInode>| opens.contains_key(&ino);
+        // The kernel would go on as it has opened the file.
+        let is_open =
+            |opens: &HashMap<u64, OpenInode>| opens.get(&ino).is_some_and(|open| !open.opens.is_closed());
         if is_open(&shard(&self.opens, ino).lock())
             || (can_be_written() && !mutant::leaves_out("grants: writers"))
         {
@@ -170,12 +171,14 @@ impl Coherence {
             cache.attr(ino);
         }
         self.kernel_changed_attr(ino);
-        let opens = shard(&self.opens, ino).lock();
+        let mut opens = shard(&self.opens, ino).lock();
         let mut files = shard(&self.grants.files, ino).lock();
         let Some(grant) = files.get_mut(&ino) else { return };
         if is_open(&opens) || grant.last != last || grant.pending > 0 {
             return;
         }
+        // Pages that it was to keep from before: the next one to open the file is to keep none.
+        opens.remove(&ino);
         grant.writes = false;
         if !grant.reads {
             files.remove(&ino);

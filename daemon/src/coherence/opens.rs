@@ -56,6 +56,11 @@ impl Opens {
         !self.cached_writer && !self.passthrough
     }
 
+    /// Nobody has it open, or is about to have; pages may be left.
+    pub(super) fn is_closed(self) -> bool {
+        Self { kept: false, ..self } == Self::default()
+    }
+
     /// Nobody has it open, and no page is left.
     pub(super) fn is_over(self) -> bool {
         self.total == 0 && self.virtuals == 0 && !self.kept

@@ -480,7 +480,11 @@ impl<FS: Filesystem> Engine<FS> {
         match good {
             true => {
                 let is_current = || self.cache.is_current(mark);
-                let absent = self.absent_for_all(inode.absent_xattrs());
+                // By a descriptor of the source's attributes can be set unseen.
+                let absent = match self.core.coherence.is_granted(inode.ino) {
+                    true => AbsentXattrs::default(),
+                    false => self.absent_for_all(inode.absent_xattrs()),
+                };
                 table.attr(era, &to_frame(attr), absent, expiry.expiry(), is_current);
             }
             false => table.forget(era, inode.ino),

@@ -16,7 +16,7 @@ use rustix::path::Arg;
 use super::handles::OpenFile;
 use super::ids::{Device, ROOT, UnknownDevice, device_number};
 use super::nodes::{Birth, Kind, Location, Way};
-use super::{PassthroughFs, attributes, credentials, sys};
+use super::{PassthroughFs, attributes, credentials, leases, sys};
 
 /// How many directories that are only known by name may lie between an inode and one whose descriptor is at hand.
 const DEEPEST: usize = 2048;
@@ -197,8 +197,8 @@ impl PassthroughFs {
         self.with_spare_descriptors(|| sys::open_by_handle(mount, handle, flags))
     }
 
-    /// Runs something that opens a descriptor, and again without cached ones if there are too many, or if a lease of the daemon's was
-    /// in its way.
+    /// Runs something that opens a descriptor, and again without cached ones if there are too many, or if a lease was in its
+    /// way.
     pub(super) fn with_spare_descriptors<T>(&self, open: impl Fn() -> Result<T>) -> Result<T> {
         match open() {
             Err(Errno::MFILE | Errno::NFILE) => {
@@ -206,10 +206,7 @@ impl PassthroughFs {
                 self.hot.clear();
                 open()
             }
-            Err(Errno::AGAIN) => {
-                let _turn = self.leases.turn();
-                open()
-            }
+            Err(Errno::AGAIN) => leases::past_leases(open),
             other => other,
         }
     }

@@ -1,10 +1,10 @@
 //! Whether anybody can write to a file of the source.
 //!
 //! The kernel says so by what it allows of leases (fcntl(2), `check_conflicting_open`): a read lease is for a file that nobody has open to
-//! write. One is taken, and given back at once. Whoever would break it in between, to open the file for writing or to cut it, waits; of the
-//! daemon's own threads, which must not wait, those that find it in their way open again ([`Leases::turn`]).
+//! write. One is taken, and given back at once. Whoever would break it in between, to open the file for writing or to cut it, waits. Who may
+//! not wait gets `EAGAIN`: of the daemon's own threads, none of which may, those that get it open again ([`past_leases`]).
 //!
-//! Opening a file to read breaks others' write leases, which looking at it must not do. So as long as anybody else has a lease, of
+//! Opening a file to read breaks others' write leases, which looking at it should not do. So as long as anybody else is known to have a lease, of
 //! whatever file, nothing is found out.
 
 #![deny(unsafe_code)]
@@ -12,7 +12,7 @@
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, Result};
 
@@ -23,39 +23,39 @@ use super::{PassthroughFs, credentials, sys};
 /// How long it counts that nobody else had a lease. No shorter than looking takes a twentieth of.
 const GOOD_FOR: Duration = Duration::from_millis(4);
 
-/// What is known of leases.
-#[derive(Default)]
-pub(super) struct Leases {
-    /// Held while there is one of the daemon's.
-    turn: Mutex<()>,
-    others: Mutex<Option<Others>>,
-}
+/// Held while this process has a lease.
+static TURN: Mutex<()> = Mutex::new(());
+/// Whether others have leases, and for how long that counts.
+static OTHERS: Mutex<Option<(bool, Instant)>> = Mutex::new(None);
 
-/// Whether others have leases.
-struct Others {
-    have_some: bool,
-    good_until: Instant,
-}
+/// How often, and how far apart, is tried what another daemon's lease may be in the way of.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_micros(50);
 
-impl Leases {
-    /// Waits until no lease of the daemon's stands in the way, and keeps others from being taken.
-    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock()
-    }
-
-    fn others_have_some(&self) -> bool {
-        let mut others = self.others.lock();
-        let now = Instant::now();
-        match &*others {
-            Some(known) if now < known.good_until => known.have_some,
-            _ => {
-                let have_some = leases_of_others().unwrap_or(true);
-                let good_for = GOOD_FOR.max(now.elapsed() * 20);
-                *others = Some(Others { have_some, good_until: now + good_for });
-                have_some
-            }
+/// Opens again what a lease was in the way of, which may have been one of those that are given back at once.
+pub(super) fn past_leases<T>(open: impl Fn() -> Result<T>) -> Result<T> {
+    let _turn = TURN.lock();
+    for _ in 1..TRIES {
+        match open() {
+            Err(Errno::AGAIN) => std::thread::sleep(PAUSE),
+            opened => return opened,
         }
     }
+    open()
+}
+
+/// Whether others have leases. `None` if somebody else is just finding out.
+fn others_have_some() -> Option<bool> {
+    let mut others = OTHERS.try_lock()?;
+    let now = Instant::now();
+    if let Some((have_some, good_until)) = *others
+        && now < good_until
+    {
+        return Some(have_some);
+    }
+    let have_some = leases_of_others().unwrap_or(true);
+    *others = Some((have_some, now + GOOD_FOR.max(now.elapsed() * 20)));
+    Some(have_some)
 }
 
 /// Whether the kernel lists leases (proc_locks(5)) that are not this process's.
@@ -72,18 +72,20 @@ fn leases_of_others() -> std::io::Result<bool> {
 }
 
 impl PassthroughFs {
-    /// Whether somebody can write to a file.
+    /// Whether somebody can write to a file, as far as can be found out without waiting.
     pub(super) fn has_writers(&self, id: u64) -> Result<bool> {
-        let Some((way, Kind::Regular)) = self.nodes.way(id) else { return Ok(true) };
-        let (device, number) = self.ids.resolve(id).ok_or(Errno::STALE)?;
-        if self.leases.others_have_some() {
+        // With a lifetime of zero nothing is believed in any case.
+        if self.ttl.is_zero() {
             return Ok(true);
         }
-        // With what it would have to wait for it is none of ours.
+        let Some((way, Kind::Regular)) = self.nodes.way(id) else { return Ok(true) };
+        let (device, number) = self.ids.resolve(id).ok_or(Errno::STALE)?;
+        if others_have_some() != Some(false) {
+            return Ok(true);
+        }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOATIME;
         let inode = if matches!(way, Way::Handle(_)) { None } else { Some(self.inode(id)?) };
         credentials::become_daemon()?;
-        let _turn = self.leases.turn();
         let file = match (&way, &device.handles, inode) {
             (Way::Handle(handle), Some(mount), _) => sys::open_by_handle(mount, handle, flags)?,
             (_, _, Some(inode)) => openat(CWD, inode.path().as_c_str(), flags, Mode::empty())?,
@@ -92,6 +94,7 @@ impl PassthroughFs {
         if stat_of(&file)?.stx_ino != number {
             return Err(Errno::STALE);
         }
+        let Some(_turn) = TURN.try_lock() else { return Ok(true) };
         match sys::try_read_lease(&file) {
             Ok(()) => Ok(false),
             Err(Errno::AGAIN) => Ok(true),

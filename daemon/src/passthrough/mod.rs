@@ -58,7 +58,6 @@ use self::directories::Directories;
 use self::handles::{Handles, OpenDirectory, OpenFile, OpenInodes};
 use self::hot::Hot;
 use self::ids::{Device, Ids, ROOT};
-use self::leases::Leases;
 use self::lending::SourceCopy;
 pub use self::lending::try_to_lend;
 use self::locks::{Caller, Locks};
@@ -132,7 +131,6 @@ pub struct PassthroughFs {
     kernel_serves_data: AtomicBool,
     /// Set if the kernel can answer for files without extended attributes.
     xattrs: Xattrs,
-    leases: Leases,
     /// Unlinks that are done later, if there are any.
     deferred: Option<Deferred>,
     /// Of which directories are lent to programs, if any are.
@@ -216,7 +214,6 @@ impl PassthroughFs {
             lists_all,
             kernel_serves_data: AtomicBool::new(false),
             xattrs,
-            leases: Leases::default(),
             deferred,
             copy,
         })

@@ -85,8 +85,8 @@ impl PassthroughFs {
             0 => rustix::fs::getxattr_query(path.as_c_str(), name).map(|size| Xattr::Size(size as u32)),
             size => xattr_data(size, |buffer| rustix::fs::getxattr(path.as_c_str(), name, buffer)),
         };
-        // The engine asks for capabilities before it writes.
-        let is_programs = req.road() == Road::Bypass && name != CAPABILITY;
+        // The engine asks, too: in a program's name for capabilities, before it writes, in its own for lists of directories.
+        let is_programs = req.road() == Road::Bypass && name != CAPABILITY && req.pid() != std::process::id();
         if value.as_ref().err() != Some(&Errno::NODATA) || !is_programs {
             return value;
         }
