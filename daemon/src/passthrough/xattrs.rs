@@ -91,7 +91,7 @@ impl PassthroughFs {
             return value;
         }
         match rustix::fs::listxattr_query(path.as_c_str()) {
-            Ok(0) => self.nothing_from(id, &inode.attributes()?).map_or(value, Ok),
+            Ok(0) => self.nothing_from(req, id, &inode.attributes()?).map_or(value, Ok),
             _ => value,
         }
     }
@@ -115,13 +115,15 @@ impl PassthroughFs {
             Xattr::Data(names) => names.is_empty(),
             Xattr::Nothing(_) => true,
         };
-        let nothing = if is_empty { self.nothing_from(id, &inode.attributes()?) } else { None };
+        let nothing = if is_empty { self.nothing_from(req, id, &inode.attributes()?) } else { None };
         Ok(nothing.unwrap_or(names))
     }
 
     /// The answer for a file that has no extended attributes, if it is known what others are answered.
-    fn nothing_from(&self, id: u64, stat: &Statx) -> Option<Xattr> {
-        self.xattrs.asked.store(seconds(), Ordering::Relaxed);
+    fn nothing_from(&self, req: &Request, id: u64, stat: &Statx) -> Option<Xattr> {
+        if req.road() == Road::Bypass {
+            self.xattrs.asked.store(seconds(), Ordering::Relaxed);
+        }
         self.absent_from(id, stat).map(Xattr::Nothing)
     }
 
