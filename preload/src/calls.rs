@@ -406,7 +406,8 @@ pub(crate) fn access(dirfd: RawFd, path: &PathArg, mode: i32, flags: i32) -> Roa
 
 /// `readlinkat`; the number of bytes.
 pub(crate) fn readlink(dirfd: RawFd, path: &PathArg, mut out: Data, size: usize) -> Road<usize> {
-    if out.get(size).is_none() {
+    // The kernel takes it as an `int` that must be positive.
+    if !(1..=i32::MAX as usize).contains(&size) || out.get(size).is_none() {
         return decline(dirfd, path, Fallback::BadPath);
     }
     let request = Request { size: size as u64, ..Request::default() };
@@ -414,7 +415,9 @@ pub(crate) fn readlink(dirfd: RawFd, path: &PathArg, mut out: Data, size: usize)
         let table = target.mount.client().table()?;
         let mut buffer = [0; table::TARGET_MAX];
         match table.read_link(target.base, target.path(), &mut buffer, &mut Clock::default()) {
-            Walked::Found(found) => {
+            // Programs that resolve paths by themselves look at each name.
+            Walked::Found(None) => Some(Err(libc::EINVAL)),
+            Walked::Found(Some(found)) => {
                 let mut out = out;
                 let len = found.len().min(size);
                 out.get(size)?.get_mut(..len)?.copy_from_slice(found.get(..len)?);

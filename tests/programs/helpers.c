@@ -483,6 +483,11 @@ static void attributes(void)
     char name[300] = "user.";
     memset(name + 5, 'n', 290);
     SHOW(setxattr("file", name, "x", 1, 0));
+    SHOW(readlink("link", (char *)value, 0));
+    SHOW(readlink("nowhere", (char *)value, 0));
+    SHOW(readlink("file", (char *)value, sizeof value));
+    SHOW(readlink("directory", (char *)value, 1));
+    SHOW(readlink("link", (char *)value, sizeof value));
     SHOW(getxattr("file", "user.one", value, sizeof value));
     printf("  %.8s\n", value);
     SHOW(getxattr("link", "user.link", value, sizeof value));

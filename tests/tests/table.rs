@@ -144,6 +144,8 @@ fn what_has_been_looked_at_is_looked_up_without_a_round_trip() {
         ("stat", "d/sub"),
         ("lstat", "d/l"),
         ("readlink", "d/l"),
+        ("readlink", "d/f"),
+        ("readlink", "d/sub"),
         ("exists", "d/f"),
         ("stat", "absent"),
         ("lstat", "d/absent/below"),

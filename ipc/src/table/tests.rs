@@ -277,7 +277,7 @@ fn targets_come_back_if_they_are_short() {
     let table = kept(&words);
     publish(&table, 1, "l", 3, Kind::Symlink);
     let read = |buffer: &mut [u8; TARGET_MAX]| match table.read_link(1, b"l", buffer, &mut Clock::default()) {
-        Walked::Found(target) => Some(target.to_vec()),
+        Walked::Found(target) => target.map(<[u8]>::to_vec),
         _ => None,
     };
     let longest = vec![b'x'; TARGET_MAX];
@@ -288,6 +288,13 @@ fn targets_come_back_if_they_are_short() {
     assert!(!table.publish_link(table.generation(), 3, &[b'x'; TARGET_MAX + 1], Expiry::NEVER, || true));
     table.take_link(table.generation(), 3);
     assert_eq!(read(&mut [0; TARGET_MAX]), None);
+    publish(&table, 1, "f", 4, Kind::Other);
+    publish(&table, 1, "d", 5, Kind::Directory);
+    for name in [&b"f"[..], b"d"] {
+        let read =
+            table.read_link(1, name, &mut [0; TARGET_MAX], &mut Clock::default()) == Walked::Found(None);
+        assert!(read, "it is no link");
+    }
 }
 
 #[test]

@@ -198,14 +198,14 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         }
     }
 
-    /// The target of the symbolic link that a path leads to, copied into `buffer`.
+    /// The target of the symbolic link that a path leads to, copied into `buffer`; `None` of what is no link.
     pub fn read_link<'b>(
         &self,
         base: u64,
         path: &[u8],
         buffer: &'b mut [u8; TARGET_MAX],
         clock: &mut Clock,
-    ) -> Walked<&'b [u8]> {
+    ) -> Walked<Option<&'b [u8]>> {
         if !self.is_kept() {
             return Walked::Unclear;
         }
@@ -218,7 +218,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         match last.kind {
             Kind::Absent => return Walked::Absent,
             Kind::Symlink => {}
-            Kind::Directory | Kind::Other => return Walked::Unclear,
+            Kind::Directory | Kind::Other => return Walked::Found(None),
         }
         let Looked::Found(seen, link) = self.find_link(generation, last.ino) else { return Walked::Unclear };
         if clock.is_past(seen.expiry()) || !last.seen.is_unchanged() {
@@ -228,7 +228,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
             *place = word.to_le_bytes();
         }
         match buffer.get(..(link[2] >> 32) as usize) {
-            Some(target) => Walked::Found(target),
+            Some(target) => Walked::Found(Some(target)),
             None => Walked::Unclear,
         }
     }
