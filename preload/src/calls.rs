@@ -412,6 +412,9 @@ pub(crate) fn readlink(dirfd: RawFd, path: &PathArg, mut out: Data, size: usize)
     }
     let request = Request { size: size as u64, ..Request::default() };
     let look_up = |target: &Target<'_>| {
+        if target.is_root() {
+            return Some(Err(libc::EINVAL));
+        }
         let table = target.mount.client().table()?;
         let mut buffer = [0; table::TARGET_MAX];
         match table.read_link(target.base, target.path(), &mut buffer, &mut Clock::default()) {

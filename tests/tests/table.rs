@@ -146,6 +146,7 @@ fn what_has_been_looked_at_is_looked_up_without_a_round_trip() {
         ("readlink", "d/l"),
         ("readlink", "d/f"),
         ("readlink", "d/sub"),
+        ("readlink", "."),
         ("exists", "d/f"),
         ("stat", "absent"),
         ("lstat", "d/absent/below"),
