@@ -412,10 +412,10 @@ pub(crate) fn readlink(dirfd: RawFd, path: &PathArg, mut out: Data, size: usize)
     }
     let request = Request { size: size as u64, ..Request::default() };
     let look_up = |target: &Target<'_>| {
+        let table = target.mount.client().table()?;
         if target.is_root() {
             return Some(Err(libc::EINVAL));
         }
-        let table = target.mount.client().table()?;
         let mut buffer = [0; table::TARGET_MAX];
         match table.read_link(target.base, target.path(), &mut buffer, &mut Clock::default()) {
             // Programs that resolve paths by themselves look at each name.
