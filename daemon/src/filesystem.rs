@@ -5,12 +5,13 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use finesse_ipc::table::Lending;
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, FopenFlags, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, RenameFlags, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FopenFlags, INodeNo,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, RenameFlags, TimeOrNow,
+    WriteFlags,
 };
 use log::warn;
 
@@ -223,12 +224,12 @@ pub trait Filesystem: Send + Sync + 'static {
     /// The default drops it.
     fn xattr_free(&self, _files: XattrFree) {}
 
-    /// Whether anybody may have the backing file of an inode open to write, or mapped so, be it by a descriptor that was
-    /// [granted](Self::grant) or otherwise. As long as that is so, what the file system says of the file is good for one answer
-    /// only. Asked of files that were granted for writing, when their attributes are wanted, at most a hundred times a second. The default is that
-    /// somebody may.
-    fn can_be_written(&self, _ino: INodeNo) -> bool {
-        true
+    /// The attributes of a file that nobody can write to, and how long they may be cached: nobody has the backing file open to write, or
+    /// mapped so, be it by a descriptor that was [granted](Self::grant) or otherwise. `None` if somebody may, which is the default: then what
+    /// [`getattr`](Self::getattr) answers is good for one answer only. Asked of files that were granted for writing, when their
+    /// attributes are wanted, at most a hundred times a second.
+    fn settled_attr(&self, _ino: INodeNo) -> Option<(FileAttr, Duration)> {
+        None
     }
 
     /// A descriptor of the backing file of a file that was opened by [`ReplyOpen::opened_grantable`] or

@@ -21,7 +21,7 @@ use rustix::fs::{OFlags, SeekFrom};
 use rustix::io::FdFlags;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::calls::Road;
+use crate::calls::{self, Road};
 use crate::connection;
 use crate::fds::{Directory, Kind};
 use crate::listing::{self, Page};
@@ -126,8 +126,8 @@ pub(crate) fn open(dirfd: RawFd, path: &PathArg) -> Road<&'static Stream> {
     };
     route::will_list(dirfd, Some(name));
     // The stream may be opened by this path later, when the descriptor is another one.
-    if name.first() == b'/' && route::locate(dirfd, path).is_some_and(|target| target.is_by_descriptor()) {
-        crate::calls::by_choice(path);
+    if route::through_descriptor(name).is_some() {
+        calls::by_choice(path);
         return Road::Kernel;
     }
     match listing::open_directory(dirfd, path) {

@@ -112,7 +112,7 @@ fn elsewhere(path: CPath<'_>) -> Option<Target<'_>> {
 /// `/proc/self/fd/N/path`, by which programs without `llistxattrat` and its like do as if there were one (gnulib, and so `tar`): the
 /// descriptor, and the path relative to it.
 #[inline]
-fn through_descriptor(path: CPath<'_>) -> Option<(RawFd, CPath<'_>)> {
+pub(crate) fn through_descriptor(path: CPath<'_>) -> Option<(RawFd, CPath<'_>)> {
     let number = path.strip(b"/proc/self/fd/".iter().copied())?;
     let digits = number.bytes().split(|byte| *byte == b'/').next()?;
     let mut rest = number.strip(digits.iter().copied())?;

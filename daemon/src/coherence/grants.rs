@@ -144,16 +144,16 @@ impl Coherence {
         }
     }
 
-    /// Looks whether a file that was granted for writing can still be written to, and believes its attributes again if not. May be
-    /// called on either road: it waits for no more than `can_be_written` does.
-    pub(crate) fn review_grants(&self, ino: u64, can_be_written: impl FnOnce() -> bool) {
+    /// Looks whether a file that was granted for writing can still be written to, and believes its attributes again if not; whether it
+    /// does from here on. May be called on either road: it waits for no more than `can_be_written` does.
+    pub(crate) fn review_grants(&self, ino: u64, can_be_written: impl FnOnce() -> bool) -> bool {
         let now = rustix::time::clock_gettime(ClockId::MonotonicCoarse);
         let now = now.tv_sec.cast_unsigned() * 1000 + now.tv_nsec.cast_unsigned() / 1_000_000;
         let last = {
             let mut files = shard(&self.grants.files, ino).lock();
-            let Some(grant) = files.get_mut(&ino).filter(|grant| grant.writes) else { return };
+            let Some(grant) = files.get_mut(&ino).filter(|grant| grant.writes) else { return false };
             if grant.pending > 0 || grant.reserved || now < grant.asked + PATIENCE {
-                return;
+                return false;
             }
             grant.asked = now;
             grant.last
@@ -164,7 +164,7 @@ impl Coherence {
         if is_open(&shard(&self.opens, ino).lock())
             || (can_be_written() && !mutant::leaves_out("grants: writers"))
         {
-            return;
+            return false;
         }
         // What was learned before goes while the file still counts as changing unseen, so that nobody uses it in between.
         if let Some(cache) = self.cache() {
@@ -173,9 +173,9 @@ impl Coherence {
         self.kernel_changed_attr(ino);
         let mut opens = shard(&self.opens, ino).lock();
         let mut files = shard(&self.grants.files, ino).lock();
-        let Some(grant) = files.get_mut(&ino) else { return };
+        let Some(grant) = files.get_mut(&ino) else { return false };
         if is_open(&opens) || grant.last != last || grant.pending > 0 {
-            return;
+            return false;
         }
         // Pages that it was to keep from before: the next one to open the file is to keep none.
         opens.remove(&ino);
@@ -184,6 +184,7 @@ impl Coherence {
             files.remove(&ino);
             self.grants.count.fetch_sub(1, Ordering::Relaxed);
         }
+        true
     }
 }
 

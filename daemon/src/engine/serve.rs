@@ -586,7 +586,9 @@ impl<FS: Filesystem> Engine<FS> {
             }
             answer::Xattr::Nothing(answer, absent) => {
                 self.cache.learn_absent_xattrs(&node.inode, absent, mark);
-                if let Ok((attr, mark)) = self.attr_to_publish(&call.request, &node.inode) {
+                if node.public.is_some()
+                    && let Ok((attr, mark)) = self.attr_to_publish(&call.request, &node.inode)
+                {
                     self.publish_found(&node, &attr, mark);
                 }
                 answer.map(|()| Reply::data(0)).map_err(xattr_error)

@@ -124,17 +124,30 @@ impl<FS: Filesystem> Engine<FS> {
         if let Some(attr) = self.known_attr(inode) {
             return Ok((attr, mark));
         }
-        self.review_grants(inode);
+        if let Some(settled) = self.review_grants(inode, mark) {
+            return Ok(settled);
+        }
         let mark = self.cache.mark();
         Ok((self.fresh_attr(request, inode)?, mark))
     }
 
-    /// Finds out whether a file still changes unseen that was granted for writing. To be called before its attributes are asked for.
-    fn review_grants(&self, inode: &Inode) {
+    /// Finds out whether a file still changes unseen that was granted for writing. If not, and if nothing else has changed since `mark`,
+    /// its attributes and a new mark.
+    fn review_grants(&self, inode: &Inode, mark: u64) -> Option<(FileAttr, u64)> {
         let coherence = &self.core.coherence;
-        if inode.kind == FileType::RegularFile && coherence.is_granted_write(inode.ino) {
-            coherence.review_grants(inode.ino, || self.core.fs.ask().can_be_written(INodeNo(inode.ino)));
+        if inode.kind != FileType::RegularFile || !coherence.is_granted_write(inode.ino) {
+            return None;
         }
+        let mut settled = None;
+        let believed = coherence.review_grants(inode.ino, || {
+            settled = self.core.fs.ask().settled_attr(INodeNo(inode.ino));
+            settled.is_none()
+        });
+        // Which is counted once.
+        let mark = mark + 1;
+        let (attr, ttl) = settled.filter(|_| believed && self.cache.mark() == mark)?;
+        self.cache.learn_attr(inode, &answer::Attr { attr, ttl }, mark);
+        Some((attr, mark))
     }
 
     /// Attributes that are remembered, and that nothing can have changed unseen.

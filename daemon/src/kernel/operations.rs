@@ -341,7 +341,7 @@ impl<FS: Filesystem> Operations<FS> {
         let coherence = &self.core().coherence;
         // Before the answer's mark is taken.
         if coherence.is_granted_write(ino.0) {
-            coherence.review_grants(ino.0, || self.fs().can_be_written(ino));
+            coherence.review_grants(ino.0, || self.fs().settled_attr(ino).is_none());
         }
         self.fs().getattr(req, ino, fh, ReplyAttr::kernel(reply, self.hooks(ino)));
     }

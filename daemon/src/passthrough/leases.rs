@@ -18,7 +18,8 @@ use rustix::io::{Errno, Result};
 
 use super::inodes::stat_of;
 use super::nodes::{Kind, Way};
-use super::{PassthroughFs, credentials, sys};
+use super::{PassthroughFs, attributes, credentials, sys};
+use crate::FileAttr;
 
 /// How long it counts that nobody else had a lease. No shorter than looking takes a twentieth of.
 const GOOD_FOR: Duration = Duration::from_millis(4);
@@ -27,6 +28,9 @@ const GOOD_FOR: Duration = Duration::from_millis(4);
 static TURN: Mutex<()> = Mutex::new(());
 /// Whether others have leases, and for how long that counts.
 static OTHERS: Mutex<Option<(bool, Instant)>> = Mutex::new(None);
+
+/// How much of the kernel's list of locks is read, in bytes, about 60 for each: anybody can make it long. In a longer one there may be some.
+const LOCKS_MAX: u64 = 1 << 18;
 
 /// How often, and how far apart, is tried what another daemon's lease may be in the way of.
 const TRIES: u32 = 20;
@@ -61,7 +65,10 @@ fn others_have_some() -> Option<bool> {
 /// Whether the kernel lists leases (proc_locks(5)) that are not this process's.
 fn leases_of_others() -> std::io::Result<bool> {
     let mut listed = String::new();
-    std::fs::File::open("/proc/locks")?.read_to_string(&mut listed)?;
+    std::fs::File::open("/proc/locks")?.take(LOCKS_MAX).read_to_string(&mut listed)?;
+    if listed.len() as u64 == LOCKS_MAX {
+        return Ok(true);
+    }
     let own = std::process::id().to_string();
     // `1: LEASE  ACTIVE    READ 4711 08:01:12345 0 EOF`
     let is_others = |line: &str| {
@@ -72,16 +79,16 @@ fn leases_of_others() -> std::io::Result<bool> {
 }
 
 impl PassthroughFs {
-    /// Whether somebody can write to a file, as far as can be found out without waiting.
-    pub(super) fn has_writers(&self, id: u64) -> Result<bool> {
+    /// The attributes of a file, if nobody can write to it, as far as that can be found out without waiting.
+    pub(super) fn attr_without_writers(&self, id: u64) -> Result<Option<FileAttr>> {
         // With a lifetime of zero nothing is believed in any case.
         if self.ttl.is_zero() {
-            return Ok(true);
+            return Ok(None);
         }
-        let Some((way, Kind::Regular)) = self.nodes.way(id) else { return Ok(true) };
+        let Some((way, Kind::Regular)) = self.nodes.way(id) else { return Ok(None) };
         let (device, number) = self.ids.resolve(id).ok_or(Errno::STALE)?;
         if others_have_some() != Some(false) {
-            return Ok(true);
+            return Ok(None);
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOATIME;
         let inode = if matches!(way, Way::Handle(_)) { None } else { Some(self.inode(id)?) };
@@ -91,14 +98,13 @@ impl PassthroughFs {
             (_, _, Some(inode)) => openat(CWD, inode.path().as_c_str(), flags, Mode::empty())?,
             _ => return Err(Errno::STALE),
         };
-        if stat_of(&file)?.stx_ino != number {
-            return Err(Errno::STALE);
-        }
-        let Some(_turn) = TURN.try_lock() else { return Ok(true) };
-        match sys::try_read_lease(&file) {
-            Ok(()) => Ok(false),
-            Err(Errno::AGAIN) => Ok(true),
-            Err(errno) => Err(errno),
-        }
+        let stat = {
+            let Some(_turn) = TURN.try_lock() else { return Ok(None) };
+            // Nobody can write to the file before the lease is given back, with the descriptor.
+            let file = file;
+            sys::take_read_lease(&file)?;
+            stat_of(&file)?
+        };
+        Ok((stat.stx_ino == number).then(|| attributes::of(&stat, id)))
     }
 }

@@ -567,9 +567,10 @@ impl Filesystem for PassthroughFs {
         self.reply_entry(reply, self.make_link(req, ino.0, newparent.0, newname));
     }
 
-    fn can_be_written(&self, ino: INodeNo) -> bool {
+    fn settled_attr(&self, ino: INodeNo) -> Option<(crate::FileAttr, Duration)> {
         // What cannot be looked at may have writers.
-        self.has_writers(ino.0).unwrap_or(true)
+        let attr = self.attr_without_writers(ino.0).ok().flatten()?;
+        Some((attr, self.ttl))
     }
 
     fn grant(&self, _req: &Request, ino: INodeNo, fh: FileHandle) -> io::Result<OwnedFd> {

@@ -85,12 +85,12 @@ pub(super) fn list_xattrs_at(dir: impl AsFd, name: &CStr) -> Result<usize> {
     Ok(length as usize)
 }
 
-/// Takes a read lease (fcntl(2)) on a file that is open to read, and gives it back.
+/// Takes a read lease (fcntl(2)) on a file that is open to read, which is given back when that is closed.
 ///
 /// # Errors
 /// `EAGAIN` if somebody can write to the file; `EACCES` if it is another user's and the caller has not `CAP_LEASE`; `EINVAL` if the file system has
 /// no leases.
-pub(super) fn try_read_lease(file: impl AsFd) -> Result<()> {
+pub(super) fn take_read_lease(file: impl AsFd) -> Result<()> {
     /// Which libc does not have.
     const F_SETSIG: i32 = 10;
     let fd = file.as_fd().as_raw_fd();
@@ -99,7 +99,6 @@ pub(super) fn try_read_lease(file: impl AsFd) -> Result<()> {
         // Who breaks it has the holder told by SIGIO, which would end the process: this signal is ignored by default.
         check(libc::fcntl(fd, F_SETSIG, libc::SIGURG).into())?;
         check(libc::fcntl(fd, libc::F_SETLEASE, libc::F_RDLCK).into())?;
-        check(libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK).into())?;
     }
     Ok(())
 }

@@ -597,11 +597,20 @@ fn extended_attributes_of_every_kind_of_inode() {
             assert_eq!(get(4).unwrap_err(), libc::ERANGE);
             let list = ask!(mirror.fs, listxattr(&root(), id, 1000), ReplyXattr).unwrap();
             assert!(matches!(list, answer::Xattr::Data(names) if names == b"trusted.finesse\0"));
+            // Others are not told of it: the length is asked for, and so no list is the answer.
+            let length = ask!(mirror.fs, listxattr(&caller(65534, 65534, &[]), id, 0), ReplyXattr).unwrap();
+            assert!(matches!(length, answer::Xattr::Size(0)), "{name}: {length:?}");
             let create = libc::XATTR_CREATE;
             let again = ask!(mirror.fs, setxattr(&root(), id, key, b"v", create, 0), ReplyEmpty);
             assert_eq!(again.unwrap_err(), libc::EEXIST);
             ask!(mirror.fs, removexattr(&root(), id, key), ReplyEmpty).unwrap();
             assert_eq!(get(5).unwrap_err(), libc::ENODATA);
+            let length = ask!(mirror.fs, listxattr(&caller(65534, 65534, &[]), id, 0), ReplyXattr).unwrap();
+            let nothing = match name {
+                "p" => matches!(length, answer::Xattr::Size(0)),
+                _ => matches!(length, answer::Xattr::Nothing(Ok(()), _)),
+            };
+            assert!(nothing, "{name}: {length:?}");
         }
     }
 }

@@ -83,11 +83,13 @@ impl PassthroughFs {
         let path = inode.path();
         let value = match size {
             0 => rustix::fs::getxattr_query(path.as_c_str(), name).map(|size| Xattr::Size(size as u32)),
-            size => xattr_data(size, |buffer| rustix::fs::getxattr(path.as_c_str(), name, buffer)),
+            size => xattr_data(size, |buffer| rustix::fs::getxattr(path.as_c_str(), name, buffer))
+                .map(Xattr::Data),
         };
         // The engine asks, too: in a program's name for capabilities, before it writes, in its own for lists of directories.
-        let is_programs = req.road() == Road::Bypass && name != CAPABILITY && req.pid() != std::process::id();
-        if value.as_ref().err() != Some(&Errno::NODATA) || !is_programs {
+        let is_programs =
+            || req.road() == Road::Bypass && name != CAPABILITY && req.pid() != std::process::id();
+        if value.as_ref().err() != Some(&Errno::NODATA) || !is_programs() {
             return value;
         }
         match rustix::fs::listxattr_query(path.as_c_str()) {
@@ -102,21 +104,23 @@ impl PassthroughFs {
         self.act(req, Rights::Checked)?;
         let path = inode.path();
         let read = |size| xattr_data(size, |buffer| rustix::fs::listxattr(path.as_c_str(), buffer));
-        let names = match (req.uid(), size) {
-            (0, 0) => Xattr::Size(rustix::fs::listxattr_query(path.as_c_str())? as u32),
-            (0, size) => read(size)?,
-            _ => match read(LONGEST_XATTR)? {
-                Xattr::Data(names) if !names.is_empty() => return list_for_users(&names, size),
-                none => none,
-            },
+        let (told, has_none) = match (req.uid(), size) {
+            (0, 0) => {
+                let size = rustix::fs::listxattr_query(path.as_c_str())?;
+                (Xattr::Size(size as u32), size == 0)
+            }
+            (0, size) => {
+                let names = read(size)?;
+                let has_none = names.is_empty();
+                (Xattr::Data(names), has_none)
+            }
+            _ => {
+                let names = read(LONGEST_XATTR)?;
+                (list_for_users(&names, size)?, names.is_empty())
+            }
         };
-        let is_empty = match &names {
-            Xattr::Size(size) => *size == 0,
-            Xattr::Data(names) => names.is_empty(),
-            Xattr::Nothing(_) => true,
-        };
-        let nothing = if is_empty { self.nothing_from(req, id, &inode.attributes()?) } else { None };
-        Ok(nothing.unwrap_or(names))
+        let nothing = if has_none { self.nothing_from(req, id, &inode.attributes()?) } else { None };
+        Ok(nothing.unwrap_or(told))
     }
 
     /// The answer for a file that has no extended attributes, if it is known what others are answered.
@@ -267,9 +271,9 @@ fn list_for_users(names: &[u8], size: u32) -> Result<Xattr> {
     }
 }
 
-fn xattr_data(size: u32, read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Xattr> {
+fn xattr_data(size: u32, read: impl Fn(&mut [u8]) -> Result<usize>) -> Result<Vec<u8>> {
     let mut buffer = vec![0; size.min(LONGEST_XATTR) as usize];
     let length = read(&mut buffer)?;
     buffer.truncate(length);
-    Ok(Xattr::Data(buffer))
+    Ok(buffer)
 }

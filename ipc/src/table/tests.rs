@@ -21,6 +21,10 @@ fn publish(table: &Table<'_, AtomicU64>, parent: u64, name: &str, child: u64, ki
     table.publish_name(&key, (child, kind), Expiry::NEVER, |_| (), || true)
 }
 
+fn publish_attr(table: &Table<'_, AtomicU64>, ino: u64) -> bool {
+    table.publish_attr(table.generation(), &attr(ino), AbsentXattrs::default(), Expiry::NEVER, || true)
+}
+
 fn attr(ino: u64) -> Attr {
     let time = |sec| Time { sec, nsec: 999_999_999 };
     Attr {
@@ -45,9 +49,7 @@ fn stat(table: &Table<'_, AtomicU64>, path: &str) -> Walked<Attr> {
 fn attributes_come_back_as_they_were() {
     let words = words(BYTES_MIN);
     let table = kept(&words);
-    assert!(
-        table.publish_attr(table.generation(), &attr(3), AbsentXattrs::default(), Expiry::NEVER, || true)
-    );
+    assert!(publish_attr(&table, 3));
     assert!(publish(&table, 1, "a", 3, Kind::Other));
     assert_eq!(stat(&table, "a"), Walked::Found(attr(3)));
     assert_eq!(stat(&table, "b"), Walked::Unclear);
@@ -86,7 +88,7 @@ fn paths_are_walked_and_what_is_unusual_is_left() {
     publish(&table, 2, "l", 4, Kind::Symlink);
     publish(&table, 2, "no", 0, Kind::Absent);
     for ino in 1..=4 {
-        table.publish_attr(table.generation(), &attr(ino), AbsentXattrs::default(), Expiry::NEVER, || true);
+        publish_attr(&table, ino);
     }
     for (path, found) in [
         ("d", Walked::Found(attr(2))),
@@ -161,7 +163,7 @@ fn what_is_taken_out_is_unclear_and_only_that() {
     let table = kept(&words);
     publish(&table, 1, "a", 2, Kind::Other);
     publish(&table, 1, "b", 2, Kind::Other);
-    table.publish_attr(table.generation(), &attr(2), AbsentXattrs::default(), Expiry::NEVER, || true);
+    publish_attr(&table, 2);
     assert!(table.take_name(&table.key(table.generation(), 1, b"a").unwrap(), |_| ()));
     assert!(!table.take_name(&table.key(table.generation(), 1, b"a").unwrap(), |_| ()), "it is gone");
     assert_eq!((stat(&table, "a"), stat(&table, "b")), (Walked::Unclear, Walked::Found(attr(2))));
@@ -305,13 +307,7 @@ fn half_a_million_names_and_attributes_fit_the_default_size() {
     for _ in 0..2 {
         for ino in 2..500_002u64 {
             publish(&table, ino / 100, &format!("name{ino}"), ino, Kind::Other);
-            table.publish_attr(
-                table.generation(),
-                &attr(ino),
-                AbsentXattrs::default(),
-                Expiry::NEVER,
-                || true,
-            );
+            publish_attr(&table, ino);
         }
     }
     let found = |ino: &u64| {
@@ -333,13 +329,7 @@ fn few_names_lie_in_few_pages_and_more_make_it_grow() {
     let publish_all = |count: u64| {
         for ino in 2..2 + count {
             publish(&table, 1, &format!("name{ino}"), ino, Kind::Other);
-            table.publish_attr(
-                table.generation(),
-                &attr(ino),
-                AbsentXattrs::default(),
-                Expiry::NEVER,
-                || true,
-            );
+            publish_attr(&table, ino);
         }
     };
     let found = |count: u64| {
