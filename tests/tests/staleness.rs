@@ -64,7 +64,7 @@ const LOOKS_SELDOM: Party<'static> = Party { habits: &["LOOKS_SELDOM"], ..PARTY 
 const LOOKS_SELDOM_MAKES_NO_LINKS: Party<'static> =
     Party { habits: &["LOOKS_SELDOM", "MAKES_NO_LINKS"], ..PARTY };
 
-const MUTANTS: [Mutant; 24] = [
+const MUTANTS: [Mutant; 25] = [
     mutant("kernel road: names"),
     mutant("kernel road: attributes"),
     // What the kernel moves something to it has looked up before, and if it was told that nothing is there, the name is known
@@ -92,6 +92,7 @@ const MUTANTS: [Mutant; 24] = [
     mutant("table: mark"),
     mutant("table: marks"),
     mutant("cache: listings"),
+    mutant("walk: parent"),
 ];
 
 /// The kernel answers for files without extended attributes by itself, where it can.

@@ -206,6 +206,60 @@ fn paths_from_a_working_directory_are_looked_up() {
     assert_eq!(looker.does("stat f").split(' ').nth(3), Some("18"));
 }
 
+#[test]
+fn paths_through_parents_are_looked_up_and_lead_where_the_directory_is() {
+    for road in [Road::Kernel, Road::Bypass] {
+        let place = place();
+        fs::write(place.source().join("e/f"), "of e").unwrap();
+        let mut looker = Looker::new(&place, ROOT);
+        assert_eq!(looker.looks("chdir", &place, "d/sub"), "None");
+        let here = |looker: &mut Looker, directory: &str| {
+            for (call, path, from_there) in [
+                ("stat", "../f", "../f"),
+                ("exists", "../absent", "../absent"),
+                ("lstat", ".././l", "../l"),
+                ("stat", "../../e/f", "../../e/f"),
+                ("stat", "../../d/../d/f", "../../d/f"),
+            ] {
+                let native = place.source().join(directory).join(from_there);
+                let expected = looker.does(&format!("{call} {}", native.display()));
+                for _ in 0..3 {
+                    assert_eq!(looker.does(&format!("{call} {path}")), expected, "{path} in {directory}");
+                }
+                let hits =
+                    from_table(&place, || assert_eq!(looker.does(&format!("{call} {path}")), expected));
+                assert_eq!(hits, 1, "{call} {path} in {directory}, on the {road}");
+            }
+        };
+        here(&mut looker, "d/sub");
+        let mut changer = Looker({
+            let mut command = place.command_on(road, "/usr/bin/python3");
+            command.current_dir("/");
+            Python::start(command, CALLS)
+        });
+        let mount = place.path().display();
+        let mut moves = |from: &str, to: &str| {
+            assert_eq!(changer.does(&format!("rename {mount}/{from} {mount}/{to}")), "None", "on the {road}");
+        };
+        moves("d/sub", "e/sub");
+        assert!(looker.does("stat ../f").contains(" 4 "), "of e");
+        assert_eq!(looker.does("lstat ../l"), "ENOENT");
+        // Whoever looks the name up tells where it is.
+        looker.looks("stat", &place, "e/sub");
+        here(&mut looker, "e/sub");
+        // What is above it moves.
+        moves("e", "d/e");
+        assert_eq!(looker.does("stat ../../e/sub/f"), looker.does("stat f"));
+        assert_eq!(looker.does("lstat ../../l"), looker.looks("lstat", &place, "d/l"));
+        moves("d/e", "e");
+        // It is gone: what it was in is there all the same.
+        fs::remove_file(place.path().join("e/sub/f")).unwrap();
+        fs::remove_dir(place.path().join("e/sub")).unwrap();
+        let of_e = looker.looks("stat", &place, "e/f");
+        assert_eq!((looker.does("stat ../f"), looker.does("stat f")), (of_e, "ENOENT".to_owned()));
+    }
+}
+
 /// What is done by one road, and what to look at then.
 const CHANGES: [(&str, &str); 20] = [
     ("truncate d/f %7", "d/f"),

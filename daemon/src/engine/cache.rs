@@ -102,6 +102,13 @@ impl<FS: Filesystem> Owed for Payer<FS> {
     }
 }
 
+/// A directory, by its number, and a name in it.
+#[derive(Clone)]
+pub(crate) struct ParentName {
+    pub(crate) directory: u64,
+    pub(crate) name: Box<OsStr>,
+}
+
 /// One inode that the engine knows.
 pub(crate) struct Inode {
     /// Node id, which is also the inode number.
@@ -122,6 +129,8 @@ pub(crate) struct Inode {
     pub(crate) label: LabelCell,
     /// Of a directory, whether everybody may search it and all above it.
     pub(crate) openness: Openness,
+    /// Of a directory, where it was found last.
+    parent: Mutex<Option<Box<ParentName>>>,
     attributes: Mutex<Attributes>,
     owner: Weak<Shared>,
 }
@@ -150,6 +159,26 @@ impl Inode {
     /// The directory was removed.
     pub(crate) fn bury(&self) {
         self.dead.store(true, Ordering::Release);
+    }
+
+    /// Where a directory was when somebody last came to know it by a name. It may have moved since.
+    pub(crate) fn parent_name(&self) -> Option<ParentName> {
+        self.parent.lock().as_deref().cloned()
+    }
+
+    /// Whether it is known where the directory was.
+    pub(crate) fn has_parent_name(&self) -> bool {
+        self.parent.lock().is_some()
+    }
+
+    fn found_at(&self, directory: u64, name: &OsStr) {
+        if self.kind != FileType::Directory {
+            return;
+        }
+        let mut parent = self.parent.lock();
+        if !parent.as_ref().is_some_and(|known| known.directory == directory && *known.name == *name) {
+            *parent = Some(Box::new(ParentName { directory, name: name.into() }));
+        }
     }
 
     /// Changes whenever the attributes may have.
@@ -396,7 +425,8 @@ impl Cache {
         &self.dentries[(self.hasher.hash_one(key) >> 40) as usize % SHARDS]
     }
 
-    fn known(&self, ino: u64) -> Option<Arc<Inode>> {
+    /// The inode that has a number, if it is held.
+    pub(crate) fn known(&self, ino: u64) -> Option<Arc<Inode>> {
         self.shared.inodes[shard_of(ino)].lock().get(&ino).and_then(Weak::upgrade)
     }
 
@@ -411,6 +441,7 @@ impl Cache {
             names: AtomicUsize::new(0),
             label: LabelCell::unknown(),
             openness: Openness::default(),
+            parent: Mutex::default(),
             version: AtomicU64::new(0),
             attributes: Mutex::new(Attributes {
                 attr: None,
@@ -471,6 +502,7 @@ impl Cache {
             return None;
         }
         let inode = self.adopt(entry);
+        inode.found_at(directory.ino, name);
         let absent = entry.no_xattrs.map(absent_xattrs);
         self.remember_attr(&inode, (&entry.attr, absent), now.after(entry.attr_ttl), mark);
         self.remember(directory, name, Some(inode.clone()), now.after(entry.entry_ttl), mark);

@@ -181,6 +181,16 @@ impl Published {
         table.publish_name(&key, stands_for, expiry, |parent| self.departs(era, parent), is_current)
     }
 
+    /// Publishes in which directory one may be that everybody may search, unless that is in the table.
+    pub(crate) fn parent(&self, era: Era, parent: u64, name: &OsStr, directory: u64) {
+        if let Some(table) = self.table()
+            && let Some(key) = table.key(era.0, parent, name.as_bytes())
+            && !table.holds_parent(&key, directory)
+        {
+            table.publish_parent(&key, directory);
+        }
+    }
+
     fn turnover(&self, directory: u64) -> &AtomicUsize {
         &self.turnover[(directory.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 58) as usize & (STRIPES - 1)]
     }
@@ -368,6 +378,15 @@ impl<FS: Filesystem> Engine<FS> {
         directory.openness.is_open(era).then_some(era)
     }
 
+    /// Publishes in which directory one may be, from which somebody goes up: most are never left that way.
+    pub(super) fn publish_parent(&self, directory: &Inode) {
+        if let (Some(table), Some(era)) = (self.cache.table(), self.era_of(directory))
+            && let Some(known) = directory.parent_name()
+        {
+            table.parent(era, known.directory, &known.name, directory.ino);
+        }
+    }
+
     /// Publishes what the file system has answered about a name at `mark`; the era in which everybody may know it.
     pub(super) fn publish(
         &self,
@@ -513,10 +532,12 @@ impl<FS: Filesystem> Engine<FS> {
     }
 
     /// A client has proven a directory by its descriptor, which is at this path below the root: walks there, to find out whether
-    /// everybody may.
+    /// everybody may, and by which name.
     pub(crate) fn open_base(&self, ino: u64, path: Option<&[u8]>) {
-        let (Some(table), Some(path)) = (self.cache.table(), path) else { return };
-        if !path.is_empty() && !self.cache.borrowed(ino).openness.is_open(table.era()) {
+        let Some(path) = path.filter(|path| !path.is_empty()) else { return };
+        let base = self.cache.borrowed(ino);
+        let is_open = self.cache.table().is_none_or(|table| base.openness.is_open(table.era()));
+        if !is_open || !base.has_parent_name() {
             let context = Self::daemons_own();
             // What cannot be walked to is not published.
             let _ = self.resolve(&context, &self.request(&context), ROOT, path, false);

@@ -72,8 +72,7 @@ fn is_name(component: &[u8]) -> bool {
 struct Progress {
     /// Symbolic links followed.
     followed: u32,
-    /// The directories above the present one, as far as this walk came through them: nobody else can say what `..`
-    /// is, as directories move.
+    /// The directories above the present one, as far as this walk came through them.
     trail: Vec<Arc<Inode>>,
 }
 
@@ -247,6 +246,22 @@ impl<FS: Filesystem> Engine<FS> {
         Some(Node { inode: inode?, attr: Some(entry.attr), public })
     }
 
+    /// The directory that one is in. As directories move, the name by which it was found last must lead there now.
+    fn above(&self, context: &Context, request: &Request, directory: &Inode) -> Result<Arc<Inode>, Stop> {
+        let known = directory.parent_name();
+        let parent = known.as_ref().and_then(|known| self.cache.known(known.directory));
+        let (Some(known), Some(parent)) = (known, parent) else { return kernel(Fallback::UnknownParent) };
+        match self.child(context, request, &parent, &known.name) {
+            Ok(Some(node))
+                if node.inode.instance == directory.instance || mutant::leaves_out("walk: parent") =>
+            {
+                Ok(parent)
+            }
+            // It has moved, or who may go up from it may not look it up: the kernel knows the way.
+            _ => kernel(Fallback::UnknownParent),
+        }
+    }
+
     fn readlink(&self, request: &Request, inode: &Inode) -> Result<Vec<u8>, Stop> {
         let (reply, answer) = ReplyData::local();
         self.core.fs.ask().readlink(request, INodeNo(inode.ino), reply);
@@ -313,10 +328,11 @@ impl<FS: Filesystem> Engine<FS> {
                 b"." => path = rest,
                 b".." => {
                     // `handle_dots`
+                    self.publish_parent(&directory);
                     directory = match progress.trail.pop() {
                         Some(above) => above,
                         None if directory.ino == ROOT => return kernel(Fallback::LeavesMount),
-                        None => return kernel(Fallback::UnknownParent),
+                        None => self.above(context, request, &directory)?,
                     };
                     path = rest;
                 }

@@ -9,7 +9,8 @@
 //! 512      sets of names   (parent, name) → (node id, type), or "does not exist"
 //! …        sets of attributes  node id → the fields of `struct stat`, and the extended attributes that are not there
 //! …        sets of link targets  node id → a short symbolic link's target
-//! …        sets of marks   node id → "all names of this directory are in the table"
+//! …        sets of marks   node id → "all names of this directory are in the table", and
+//!                          node id → the directory that this one is in, perhaps, and its name there
 //! ```
 //!
 //! *A set* is a line of tags, a lock and a clock hand that only the daemon uses, and [`WAYS`] entries: what is not in the table
@@ -397,8 +398,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         if name.is_empty() || name.len() > NAME_MAX {
             return None;
         }
-        let head = u64::from(generation.number()) | (name.len() as u64) << 32;
-        let mut hash = fold(fold(self.shape.seed ^ parent, MIX[0]) ^ head, MIX[1]);
+        let (head, mut hash) = self.begin_key(generation, parent, name.len());
         let mut words = [0; 4];
         for (word, part) in words.iter_mut().zip(name.chunks(8)) {
             *word = word_of(part);
@@ -407,9 +407,29 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         Some(Key { generation, parent, head, name: words, hash })
     }
 
+    /// As [`key`](Self::key) for a name that was one before.
+    fn key_again(&self, generation: Generation, parent: u64, len: usize, name: [u64; 4]) -> Key {
+        let (head, hash) = self.begin_key(generation, parent, len);
+        let hash = name.iter().take(len.div_ceil(8)).fold(hash, |hash, word| fold(hash ^ word, MIX[1]));
+        Key { generation, parent, head, name, hash }
+    }
+
+    /// A key's head, and what its hash begins with.
+    #[inline]
+    fn begin_key(&self, generation: Generation, parent: u64, len: usize) -> (u64, u64) {
+        let head = u64::from(generation.number()) | (len as u64) << 32;
+        (head, fold(fold(self.shape.seed ^ parent, MIX[0]) ^ head, MIX[1]))
+    }
+
     #[inline]
     fn hash_of(&self, generation: Generation, ino: u64) -> u64 {
         fold(fold(self.shape.seed ^ ino, MIX[0]) ^ u64::from(generation.number()), MIX[1])
+    }
+
+    /// Of where a directory may be.
+    #[inline]
+    fn hash_of_parent(&self, generation: Generation, directory: u64) -> u64 {
+        fold(self.hash_of(generation, directory), MIX[0])
     }
 
     #[inline]
@@ -462,6 +482,28 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         matches!(self.find_name(key), Looked::Found(..))
     }
 
+    /// Where a directory was once: the name that stood for it.
+    fn find_parent(&self, generation: Generation, directory: u64) -> Looked<'t, A, Key> {
+        let hash = self.hash_of_parent(generation, directory);
+        self.find(generation, self.shape.marks, hash, |cells: &[A; NARROW]| {
+            let words: [u64; NARROW] = std::array::from_fn(|at| cells[at].load(Ordering::Acquire));
+            is_parent_of(&words, generation, directory).then(|| {
+                let [_, _, head, parent, one, two, three, four] = words;
+                self.key_again(generation, parent, name_len(head), [one, two, three, four])
+            })
+        })
+    }
+
+    /// Whether a directory is said to be found under this name.
+    pub fn holds_parent(&self, key: &Key, directory: u64) -> bool {
+        match self.find_parent(key.generation, directory) {
+            Looked::Found(_, known) => {
+                (known.parent, known.head, known.name) == (key.parent, key.head, key.name)
+            }
+            Looked::Missing | Looked::Unclear => false,
+        }
+    }
+
     /// Whether a directory is marked complete.
     pub fn is_marked(&self, generation: Generation, directory: u64) -> bool {
         matches!(self.find_mark(generation, directory), Looked::Found(..))
@@ -489,7 +531,8 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
 
     fn find_mark(&self, generation: Generation, ino: u64) -> Looked<'t, A, ()> {
         self.find(generation, self.shape.marks, self.hash_of(generation, ino), |cells: &[A; NARROW]| {
-            is_cell_of(cells, generation, ino).then_some(())
+            is_mark_of(&std::array::from_fn(|at| cells[at].load(Ordering::Acquire)), generation, ino)
+                .then_some(())
         })
     }
 }
@@ -537,6 +580,24 @@ fn is_in<const W: usize>(words: &[u64; W], generation: Generation) -> bool {
 #[inline]
 fn is_of<const W: usize>(words: &[u64; W], generation: Generation, ino: u64) -> bool {
     words[1] == ino && is_in(words, generation)
+}
+
+/// The length of a name in an entry's head.
+#[inline]
+fn name_len(head: u64) -> usize {
+    ((head & !KIND) >> 32) as usize
+}
+
+/// Whether an entry says that a directory is complete, and not where it is, beside which it stands.
+#[inline]
+fn is_mark_of(words: &[u64; NARROW], generation: Generation, ino: u64) -> bool {
+    is_of(words, generation, ino) && name_len(words[2]) == 0
+}
+
+/// Whether an entry says where a directory is.
+#[inline]
+fn is_parent_of(words: &[u64; NARROW], generation: Generation, ino: u64) -> bool {
+    is_of(words, generation, ino) && name_len(words[2]) != 0
 }
 
 fn halves(low: u32, high: u32) -> u64 {

@@ -196,3 +196,23 @@ fn a_name_that_makes_room_for_a_new_generation_is_not_absent() {
     };
     read_beside(write, read, &[None, Some((Kind::Other, 3))]);
 }
+
+/// A directory moves away before a name is made where it was: nobody finds that name from there.
+#[test]
+fn what_is_made_where_a_directory_was_is_not_found_by_way_of_its_parent() {
+    limited(|| {
+        let shared = Shared::new();
+        let table = shared.table();
+        publish(&table, b"n", (3, Kind::Directory));
+        publish(&table, b"x", (0, Kind::Absent));
+        table.publish_parent(&table.key(table.generation(), 1, b"n").unwrap(), 3);
+        let reader = thread::spawn({
+            let shared = shared.clone();
+            move || shared.table().probe(3, b"../x", &mut Clock::default())
+        });
+        table.take_name(&table.key(table.generation(), 1, b"n").unwrap(), |_| ());
+        publish(&table, b"x", (4, Kind::Other));
+        let found = reader.join().unwrap();
+        assert!(matches!(found, Walked::Absent | Walked::Unclear), "{found:?}");
+    });
+}

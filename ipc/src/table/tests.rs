@@ -79,6 +79,64 @@ fn absent_extended_attributes_come_back_with_the_attributes_they_were_learnt_wit
     assert_eq!(look("a"), Walked::Found(acl));
 }
 
+fn publish_parent(table: &Table<'_, AtomicU64>, parent: u64, name: &str, directory: u64) -> bool {
+    let key = table.key(table.generation(), parent, name.as_bytes()).unwrap();
+    table.publish_parent(&key, directory)
+}
+
+#[test]
+fn parents_are_found_by_the_names_that_lead_back() {
+    let words = words(BYTES_MIN);
+    let table = kept(&words);
+    let longest = "n".repeat(NAME_MAX);
+    publish(&table, 1, &longest, 2, Kind::Directory);
+    publish(&table, 2, "eight..8", 3, Kind::Directory);
+    publish(&table, 1, "f", 4, Kind::Other);
+    publish_attr(&table, 4);
+    let from = |base: u64, path: &str| {
+        table.stat(base, path.as_bytes(), false, &mut Clock::default(), |attr| attr.ino)
+    };
+    assert_eq!(from(2, "../f"), Walked::Unclear, "nobody said where it is");
+    assert!(publish_parent(&table, 1, &longest, 2) && publish_parent(&table, 2, "eight..8", 3));
+    assert!(!table.is_marked(table.generation(), 2), "that is no mark");
+    assert!(table.mark(table.generation(), 2, Expiry::NEVER, || true));
+    let key = |parent: u64, name: &str| table.key(table.generation(), parent, name.as_bytes()).unwrap();
+    assert!(table.holds_parent(&key(1, &longest), 2) && !table.holds_parent(&key(1, &longest), 3));
+    for other in [key(2, &longest), key(1, &longest[1..]), key(1, "eight..8")] {
+        assert!(!table.holds_parent(&other, 2));
+    }
+    let inside = format!("{longest}/eight..8/../../f");
+    for (base, path) in [(2, "../f"), (3, "../../f"), (3, ".././/..//f"), (1, inside.as_str())] {
+        assert_eq!(from(base, path), Walked::Found(4), "{base} {path}");
+    }
+    assert_eq!(from(3, "../nothing"), Walked::Absent, "in a complete directory");
+    for (base, path) in [(2, ".."), (2, "../"), (2, "../../f"), (1, "../f"), (4, "../f")] {
+        assert_eq!(from(base, path), Walked::Unclear, "{base} {path}");
+    }
+    assert!(table.unmark(table.generation(), 2) && table.holds_parent(&key(1, &longest), 2));
+
+    // The name ends, or stands for something else.
+    let ends = Expiry::at(5 << 24);
+    table.publish_name(&key(1, &longest), (2, Kind::Directory), ends, |_| (), || true);
+    let at = |time| table.stat(3, b"../../f", false, &mut Clock::at(time), |attr| attr.ino);
+    assert_eq!((at(4 << 24), at(5 << 24)), (Walked::Found(4), Walked::Unclear));
+    for (child, kind) in [(7, Kind::Directory), (0, Kind::Absent)] {
+        publish(&table, 1, &longest, child, kind);
+        assert_eq!(from(3, "../../f"), Walked::Unclear);
+    }
+    publish(&table, 1, &longest, 2, Kind::Directory);
+    assert_eq!(from(3, "../../f"), Walked::Found(4));
+    table.take_name(&key(1, &longest), |_| ());
+    assert_eq!(from(3, "../../f"), Walked::Unclear);
+
+    // It has moved.
+    publish(&table, 1, "moved", 3, Kind::Directory);
+    assert!(publish_parent(&table, 1, "moved", 3));
+    assert_eq!(from(3, "../f"), Walked::Found(4));
+    table.renew();
+    assert!(!table.holds_parent(&key(1, "moved"), 3));
+}
+
 #[test]
 fn paths_are_walked_and_what_is_unusual_is_left() {
     let words = words(BYTES_MIN);

@@ -244,10 +244,19 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         loop {
             let (name, after) = split_first(rest);
             if matches!(name, b"." | b"..") {
-                if name == b".." || after.is_empty() {
+                if after.is_empty() {
                     return Walked::Unclear;
                 }
-                // Compilers look for files in `./include`.
+                // Compilers look for files in `./include` and `../include`.
+                if name == b".." {
+                    let Some((seen, parent)) = self.parent(generation, directory, clock) else {
+                        return Walked::Unclear;
+                    };
+                    if above.is_some_and(|above| !above.is_unchanged()) {
+                        return Walked::Unclear;
+                    }
+                    (directory, above) = (parent, Some(seen));
+                }
                 rest = after;
                 continue;
             }
@@ -280,6 +289,25 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
             directory = ino;
             above = Some(seen);
             rest = after;
+        }
+    }
+
+    /// The directory that one is in which everybody may search, with the name that says so.
+    #[inline(never)]
+    fn parent(
+        &self,
+        generation: Generation,
+        directory: u64,
+        clock: &mut Clock,
+    ) -> Option<(Seen<'t, A>, u64)> {
+        let Looked::Found(_, key) = self.find_parent(generation, directory) else { return None };
+        match self.find_name(&key) {
+            Looked::Found(seen, (Kind::Directory, ino))
+                if ino == directory && !clock.is_past(seen.expiry()) =>
+            {
+                Some((seen, key.parent))
+            }
+            _ => None,
         }
     }
 

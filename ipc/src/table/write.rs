@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use super::{
     AbsentXattrs, CLOCK, EVICTED_AT, Expiry, GENERATION_AT, Generation, HOLDER_AT, KIND_SHIFT, Key, Kind,
     LENDING_AT, LINE, LOCK, Lending, MAGIC, MAGIC_AT, NARROW, SEED_AT, SETS_PER_EVICTION, Sets, Shape,
-    TARGET_MAX, Table, VERSION_AT, WAYS, WIDE, is_in, is_name, is_of, pack, tag,
+    TARGET_MAX, Table, VERSION_AT, WAYS, WIDE, is_in, is_mark_of, is_name, is_of, is_parent_of, pack, tag,
 };
 use crate::frame::Attr;
 use crate::ring::Atomic;
@@ -321,8 +321,20 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     ) -> bool {
         let words = [u64::from(expiry.0) << 32, ino, u64::from(generation.number()), 0, 0, 0, 0, 0];
         let (hash, is_it) =
-            (self.hash_of(generation, ino), |words: &[u64; NARROW]| is_of(words, generation, ino));
+            (self.hash_of(generation, ino), |words: &[u64; NARROW]| is_mark_of(words, generation, ino));
         self.publish((generation, self.shape.marks, hash), &words, is_it, |_| (), is_current)
+    }
+
+    /// Says in which directory one is, perhaps, that everybody may search: the one that this name is in. A walk believes it only if the
+    /// name is in the table and stands for the directory, so it need not be taken out when that changes.
+    pub fn publish_parent(&self, key: &Key, directory: u64) -> bool {
+        let generation = key.generation;
+        let [one, two, three, four] = key.name;
+        let expiry = u64::from(Expiry::NEVER.0) << 32;
+        let words = [expiry, directory, key.head, key.parent, one, two, three, four];
+        let hash = self.hash_of_parent(generation, directory);
+        let is_it = |words: &[u64; NARROW]| is_parent_of(words, generation, directory);
+        self.publish((generation, self.shape.marks, hash), &words, is_it, |_| (), || true)
     }
 
     /// Takes a name out. With `leaving` as for [`publish_name`](Self::publish_name), unless it is certain that the name is gone.
@@ -359,7 +371,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         let hash = self.hash_of(generation, ino);
         self.take(
             (generation, self.shape.marks, hash),
-            |words: &[u64; NARROW]| is_of(words, generation, ino),
+            |words: &[u64; NARROW]| is_mark_of(words, generation, ino),
             |_| (),
         )
     }
