@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -338,6 +339,36 @@ impl TableMap {
         Ok(this)
     }
 
+    /// Daemon: puts what the table uses into huge pages, as far as there are some. Memory is taken for all of that, so this is for a table that
+    /// is about to fill.
+    ///
+    /// A program that looks much up takes a page fault for each small page that it touches, which costs many more than looking up, and
+    /// most programs do not live long. Takes some milliseconds for each huge page, while others go on.
+    ///
+    /// # Errors
+    /// What `madvise(MADV_COLLAPSE)` answers for the first one that it refuses: `EAGAIN` if others are just using a page there, `ENOMEM`
+    /// if there is none, `EINVAL` before Linux 6.1. The rest is done all the same.
+    pub fn collapse(&self) -> Result<()> {
+        let Some(table) = self.table() else { return Ok(()) };
+        let mut result = Ok(());
+        for start in (0..self.bytes / HUGE_PAGE).map(|chunk| chunk * HUGE_PAGE) {
+            let end = start + HUGE_PAGE;
+            let common = |used: Range<usize>| used.end.min(end).saturating_sub(used.start.max(start));
+            if table.used_bytes().map(common).into_iter().sum::<usize>() < HUGE_PAGE / 2 {
+                continue;
+            }
+            // What holds no page at all is refused.
+            self.words()[start / size_of::<u64>()].load(Ordering::Relaxed);
+            // SAFETY: the range is within our own mapping, whose contents stay as they are.
+            let refused =
+                unsafe { libc::madvise(self.base.as_ptr().add(start).cast(), HUGE_PAGE, MADV_COLLAPSE) != 0 };
+            if refused {
+                result = result.and(Err(last_errno()));
+            }
+        }
+        result
+    }
+
     fn words(&self) -> &[AtomicU64] {
         // SAFETY: the mapping is page-aligned, so many bytes long, lives as long as self, and cannot shrink; atomics are valid
         // for any bytes. Loads of a word are allowed on a mapping that is read-only, and a client does nothing else.
@@ -376,9 +407,7 @@ impl TableMap {
             (*head).offset = word.addr().wrapping_sub(entry.addr()) as libc::c_long;
             let len = std::mem::offset_of!(RobustList, entry);
             if libc::syscall(libc::SYS_set_robust_list, head, len) != 0 {
-                return Err(Errno::from_raw_os_error(
-                    std::io::Error::last_os_error().raw_os_error().unwrap_or(0),
-                ));
+                return Err(last_errno());
             }
         }
         if let Some(table) = self.table() {
@@ -405,12 +434,31 @@ struct RobustList {
     entry: *mut libc::c_void,
 }
 
+/// What a page-table entry of the level above the last one maps, on x86-64 and on most others.
+const HUGE_PAGE: usize = 2 << 20;
+/// `madvise` advice of Linux 6.1 and later, which neither `libc` nor `rustix` names.
+const MADV_COLLAPSE: libc::c_int = 25;
+
+fn last_errno() -> Errno {
+    Errno::from_raw_os_error(std::io::Error::last_os_error().raw_os_error().unwrap_or(0))
+}
+
+/// Maps a table so that its [huge pages](TableMap::collapse) can be mapped as such, if addresses permit.
 fn map_table(fd: impl AsFd, bytes: usize, protection: ProtFlags) -> Result<NonNull<u8>> {
-    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours; the memfd is sealed against shrinking,
-    // so every byte of it stays backed.
-    let base = unsafe {
-        rustix::mm::mmap(null_mut(), bytes, protection, MapFlags::SHARED | MapFlags::NORESERVE, fd, 0)?
+    let map = |hint: usize| {
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice, which prefers the hint where nothing is, touches no memory of ours; the
+        // memfd is sealed against shrinking, so every byte of it stays backed.
+        unsafe { rustix::mm::mmap(std::ptr::without_provenance_mut(hint), bytes, protection, flags, &fd, 0) }
     };
+    let mut base = map(0)?;
+    let over = base.addr() % HUGE_PAGE;
+    if over != 0 && bytes >= HUGE_PAGE {
+        // SAFETY: this is our own mapping, and there is no reference to it.
+        unsafe { rustix::mm::munmap(base, bytes)? };
+        // The kernel gives away the highest addresses that are free, so it goes on below.
+        base = map(base.addr() - over)?;
+    }
     NonNull::new(base.cast()).ok_or(Errno::NOMEM)
 }
 

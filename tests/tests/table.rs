@@ -33,6 +33,8 @@ def xattr(path, name, follow=True):
     return os.getxattr(path, name, follow_symlinks=follow).hex() or 'empty'
 def lxattr(path, name):
     return xattr(path, name, False)
+def list(path):
+    return str(len(os.listdir(path)))
 def xattrs(path):
     return ' '.join(os.listxattr(path)) or 'none'
 def do_set(path):
@@ -257,6 +259,34 @@ fn paths_through_parents_are_looked_up_and_lead_where_the_directory_is() {
         fs::remove_dir(place.path().join("e/sub")).unwrap();
         let of_e = looker.looks("stat", &place, "e/f");
         assert_eq!((looker.does("stat ../f"), looker.does("stat f")), (of_e, "ENOENT".to_owned()));
+    }
+}
+
+#[test]
+fn what_was_listed_is_looked_up_again_once_the_table_has_begun_anew() {
+    let place = place();
+    let (mut looker, mut inside) = (Looker::new(&place, ROOT), Looker::new(&place, ROOT));
+    assert_eq!(inside.looks("chdir", &place, "d/sub"), "None");
+    let looks = [("stat", "d/f"), ("stat", "d/sub/f")];
+    for round in 0..3 {
+        for (call, path) in looks {
+            looker.learns(call, &place, path);
+            let hits = from_table(&place, || drop(looker.looks(call, &place, path)));
+            assert_eq!(hits, 1, "{path} in round {round}");
+        }
+        let native = looker.does(&format!("stat {}", place.source().join("d/sub/f").display()));
+        (0..2).for_each(|_| assert_eq!(inside.does("stat f"), native));
+        assert_eq!(from_table(&place, || assert_eq!(inside.does("stat f"), native)), 1, "round {round}");
+        // When it was last accessed has changed, so the attributes are not known.
+        for directory in ["d", "d/sub"] {
+            let list = format!("list {}", place.path().join(directory).display());
+            assert!(looker.does(&list).parse::<usize>().is_ok(), "{list}");
+        }
+        // A directory that is closed ends all that is in the table.
+        let mode = if round % 2 == 0 { "%700" } else { "%755" };
+        looker.looks("stat", &place, "e");
+        let close = format!("chmod {} {mode}", place.path().join("e").display());
+        assert_eq!(looker.does(&close), "None");
     }
 }
 

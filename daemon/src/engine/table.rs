@@ -16,15 +16,16 @@
 use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use finesse_ipc::frame::{Attr, ROOT};
+use finesse_ipc::frame::{Attr, PATH_MAX, ROOT};
 use finesse_ipc::segment::TableMap;
 use finesse_ipc::table::{AbsentXattrs, Expiry, Generation, Kind, Lending, Table};
 use fuser::{FileAttr, FileType, INodeNo};
+use rustix::io::Errno;
 
 use crate::answer;
 use crate::coherence::unread_for;
@@ -38,14 +39,18 @@ use crate::reply::ReplyXattr;
 
 /// The metadata table of one mount.
 pub(crate) struct Published {
-    map: TableMap,
+    map: Arc<TableMap>,
     memory: OwnedFd,
     /// Something has been published, so that there may be something to take out.
     any: AtomicBool,
+    /// How many times the table could grow when it was put into huge pages last.
+    settled: AtomicU32,
     /// Counts, for some directories each, what has changed in them, and what has left the table although it may be right.
     turnover: [AtomicUsize; STRIPES],
 }
 
+/// How often it is tried to put all of a table into huge pages that has grown.
+const COLLAPSES: u32 = 20;
 /// Counts of [`Published::turnover`]; a power of two.
 const STRIPES: usize = 64;
 
@@ -59,24 +64,47 @@ pub(crate) struct Era(Generation);
 pub(crate) struct Openness(AtomicU64);
 
 impl Openness {
+    /// Somebody may not search it.
+    const CLOSED: u64 = 1;
+    /// It was tried in vain to find out.
+    const UNCLEAR: u64 = 2;
+    /// Everybody may.
+    const OPEN: u64 = 3;
+
     /// Never 0, which says that nothing is known.
-    fn word(era: Era, open: bool) -> u64 {
-        u64::from(era.0.era()) << 2 | u64::from(open) << 1 | 1
+    fn word(era: Era, state: u64) -> u64 {
+        u64::from(era.0.era()) << 2 | state
+    }
+
+    fn is(&self, era: Era, state: u64) -> bool {
+        self.0.load(Ordering::Acquire) == Self::word(era, state)
+    }
+
+    /// Whether it was found out.
+    fn is_known(&self, era: Era) -> bool {
+        self.is_open(era) || self.is_closed(era)
     }
 
     /// Whether everybody may search it and all above it.
     pub(crate) fn is_open(&self, era: Era) -> bool {
-        self.0.load(Ordering::Acquire) == Self::word(era, true)
+        self.is(era, Self::OPEN)
     }
 
     /// Whether it was found that somebody may not.
     pub(crate) fn is_closed(&self, era: Era) -> bool {
-        self.0.load(Ordering::Acquire) == Self::word(era, false)
+        self.is(era, Self::CLOSED)
     }
 
     /// Everybody may, or somebody may not.
     pub(crate) fn set(&self, era: Era, open: bool) {
-        self.0.store(Self::word(era, open), Ordering::Release);
+        self.0.store(Self::word(era, if open { Self::OPEN } else { Self::CLOSED }), Ordering::Release);
+    }
+
+    /// Whether nobody has tried in this era to find out: the caller has from here on.
+    fn try_in(&self, era: Era) -> bool {
+        let (known, tried) = (self.0.load(Ordering::Acquire), Self::word(era, Self::UNCLEAR));
+        (known == 0 || known >> 2 != tried >> 2)
+            && self.0.compare_exchange(known, tried, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
 
@@ -98,7 +126,9 @@ impl Published {
         match created {
             Ok((map, memory)) => {
                 let turnover = [const { AtomicUsize::new(0) }; STRIPES];
-                Some(Self { map, memory, any: AtomicBool::new(false), turnover })
+                let growths = map.table()?.generation().growths();
+                let (any, settled) = (AtomicBool::new(false), AtomicU32::new(growths));
+                Some(Self { map: Arc::new(map), memory, any, settled, turnover })
             }
             Err(error) => {
                 tracing::warn!(%error, "no metadata table: every lookup on the bypass is a round trip");
@@ -178,7 +208,38 @@ impl Published {
         let stands_for = child.map_or((0, Kind::Absent), |(ino, kind)| (ino, kind_of(kind)));
         self.any.store(true, Ordering::Release);
         mutant::lingers("table: mark");
-        table.publish_name(&key, stands_for, expiry, |parent| self.departs(era, parent), is_current)
+        let published =
+            table.publish_name(&key, stands_for, expiry, |parent| self.departs(era, parent), is_current);
+        let growths = table.generation().growths();
+        if growths != self.settled.load(Ordering::Relaxed) {
+            self.settle(growths);
+        }
+        published
+    }
+
+    /// Puts a table that has grown into huge pages, in a thread of its own.
+    #[cold]
+    fn settle(&self, growths: u32) {
+        if self.settled.swap(growths, Ordering::Relaxed) == growths {
+            return;
+        }
+        let map = Arc::clone(&self.map);
+        let collapse = move || {
+            for _ in 0..COLLAPSES {
+                // Whoever fills it is in the way.
+                std::thread::sleep(Duration::from_millis(100));
+                match map.collapse() {
+                    Err(Errno::AGAIN) => {}
+                    Ok(()) => return,
+                    Err(error) => {
+                        return tracing::debug!(%error, "the metadata table stays in small pages");
+                    }
+                }
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("table-pages".into()).spawn(collapse) {
+            tracing::debug!(%error, "the metadata table stays in small pages");
+        }
     }
 
     /// Publishes in which directory one may be that everybody may search, unless that is in the table.
@@ -309,7 +370,7 @@ impl<FS: Filesystem> Engine<FS> {
         let Some(table) = self.cache.table() else { return };
         let era = table.era();
         let root = &self.root;
-        if root.openness.is_open(era) || root.openness.is_closed(era) {
+        if root.openness.is_known(era) {
             return;
         }
         if self.known_attr(root).is_some_and(|attr| attr.perm & 0o111 != 0o111) {
@@ -329,7 +390,7 @@ impl<FS: Filesystem> Engine<FS> {
     /// everybody may search.
     fn open_directory(&self, era: Era, directory: &Inode, attr: &FileAttr, mark: u64) {
         let openness = &directory.openness;
-        if attr.perm & 0o111 != 0o111 || openness.is_open(era) || openness.is_closed(era) {
+        if attr.perm & 0o111 != 0o111 || openness.is_known(era) {
             return;
         }
         let listed = self.checks == Checks::Caller && self.has_access_list(directory.ino);
@@ -427,12 +488,15 @@ impl<FS: Filesystem> Engine<FS> {
         if !directory.openness.is_open(era) {
             return None;
         }
-        let is_settled =
-            inode.kind != FileType::Directory || inode.openness.is_open(era) || inode.openness.is_closed(era);
+        let is_settled = inode.kind != FileType::Directory || inode.openness.is_known(era);
         if is_settled && table.holds(era, directory.ino, name) {
             return Some(era);
         }
-        let attr = inode.attr(&self.cache);
+        let attr = match inode.attr(&self.cache) {
+            // Whoever lists a directory changes when it was last accessed, and few ask for that.
+            None if !is_settled => self.fresh_attr(&self.request(&Self::daemons_own()), inode).ok(),
+            attr => attr,
+        };
         self.publish_inode(table, era, inode, attr.as_ref().map(|attr| (attr, inode.attr_expiry())), mark)?;
         let child = Some((inode.ino, inode.kind));
         table.name(era, directory.ino, name, child, expiry.expiry(), || self.cache.is_current(mark));
@@ -542,5 +606,33 @@ impl<FS: Filesystem> Engine<FS> {
             // What cannot be walked to is not published.
             let _ = self.resolve(&context, &self.request(&context), ROOT, path, false);
         }
+    }
+
+    /// A client's path begins in a directory: finds out whether everybody may search it, if another era has begun.
+    pub(super) fn reopen_base(&self, base: &Inode) {
+        let Some(era) = self.cache.table().map(Published::era) else { return };
+        if base.openness.try_in(era)
+            && let Some(path) = self.path_of(base)
+        {
+            let context = Self::daemons_own();
+            let _ = self.resolve(&context, &self.request(&context), ROOT, &path, false);
+        }
+    }
+
+    /// The path below the root by whose names a directory was found last.
+    fn path_of(&self, directory: &Inode) -> Option<Vec<u8>> {
+        let mut names = Vec::new();
+        let mut above = directory.parent_name()?;
+        while above.directory != ROOT {
+            let parent = self.cache.known(above.directory)?;
+            names.push(std::mem::replace(&mut above, parent.parent_name()?).name);
+            if names.len() > PATH_MAX / 2 {
+                // They lead in a circle, if one was moved into the other meanwhile.
+                return None;
+            }
+        }
+        names.push(above.name);
+        let names: Vec<_> = names.iter().rev().map(|name| name.as_bytes()).collect();
+        Some(names.join(&b'/'))
     }
 }

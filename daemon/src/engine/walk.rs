@@ -106,6 +106,7 @@ impl<FS: Filesystem> Engine<FS> {
         if inode.is_dead() || (inode.lookups() == 0 && !self.core.coherence.kernel_knows(base)) {
             return kernel(Fallback::UnknownBase);
         }
+        self.reopen_base(&inode);
         Ok(inode)
     }
 

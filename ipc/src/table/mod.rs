@@ -35,6 +35,7 @@ mod absent;
 mod walk;
 mod write;
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 pub use self::absent::AbsentXattrs;
@@ -141,7 +142,7 @@ impl Generation {
 
     /// How many times the table can grow.
     #[inline]
-    fn growths(self) -> u32 {
+    pub fn growths(self) -> u32 {
         (self.0 >> Self::NUMBER_BITS) as u32 & ((1 << Self::GROWTHS_BITS) - 1)
     }
 
@@ -372,6 +373,21 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     #[inline]
     pub fn again(words: &'t [A], shape: Shape) -> Self {
         Self { words, shape }
+    }
+
+    /// The bytes of the table that the present generation uses, besides its header.
+    pub fn used_bytes(&self) -> [Range<usize>; 4] {
+        let (generation, shape) = (self.generation(), self.shape);
+        let of = |sets: Sets, set: usize| {
+            let words = sets.start..sets.start + sets.used(generation) * set;
+            words.start * size_of::<u64>()..words.end * size_of::<u64>()
+        };
+        [
+            of(shape.names, SET_NARROW),
+            of(shape.attrs, SET_WIDE),
+            of(shape.links, SET_WIDE),
+            of(shape.marks, SET_NARROW),
+        ]
     }
 
     /// The generation of what is good.
