@@ -553,6 +553,50 @@ mod tests {
         segment.write_data_at(5, DATA_BYTES + 3, &[1; 8]);
     }
 
+    /// The bytes of a mapping that begins here that are in huge pages.
+    fn in_huge_pages(map: &TableMap) -> usize {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let begin = format!("{:x}-", map.base.addr());
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&begin));
+        let line = lines.find_map(|line| line.strip_prefix("ShmemPmdMapped:")).unwrap();
+        line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() << 10
+    }
+
+    #[test]
+    fn what_is_put_into_huge_pages_stays_what_it_was_on_both_sides() {
+        let (daemon, fd) = TableMap::create(9 << 20, 1).unwrap();
+        let client = TableMap::open(&fd).unwrap();
+        let (ours, theirs) = (daemon.table().unwrap(), client.table().unwrap());
+        ours.keep(1);
+        let generation = ours.generation();
+        while ours.generation().growths() > 0 {
+            ours.grow(ours.generation());
+        }
+        assert_ne!(ours.generation(), generation);
+        let key = ours.key(ours.generation(), 1, b"name").unwrap();
+        ours.publish_name(&key, (2, table::Kind::Other), table::Expiry::NEVER, |_| (), || true);
+        assert_eq!((in_huge_pages(&daemon), in_huge_pages(&client)), (0, 0));
+        let mut collapsed = daemon.collapse();
+        for _ in 0..100 {
+            if collapsed != Err(Errno::AGAIN) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            collapsed = daemon.collapse();
+        }
+        let found = theirs.probe(1, b"name", &mut table::Clock::default());
+        assert_eq!(found, table::Walked::Found(table::Kind::Other));
+        match collapsed {
+            Ok(()) => {
+                // The last part of a huge page remains as it is.
+                assert_eq!(in_huge_pages(&daemon), 8 << 20);
+                client.words().iter().step_by(512).for_each(|word| _ = word.load(Ordering::Relaxed));
+                assert_eq!(in_huge_pages(&client), 8 << 20);
+            }
+            Err(error) => println!("skipped: this machine has no huge pages to give ({error})"),
+        }
+    }
+
     #[test]
     fn lengths_beyond_the_buffers_are_cut() {
         let (segment, _fd) = Segment::create().unwrap();

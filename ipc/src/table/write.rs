@@ -145,7 +145,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     }
 
     /// Uses more sets from here on, if there are more and nobody else has begun another generation. Nothing is in them yet.
-    fn grow(&self, now: Generation) {
+    pub(crate) fn grow(&self, now: Generation) {
         if now.growths() > 0 {
             // If it fails, another generation has begun anyway.
             let _ = self.begin(now, true);
