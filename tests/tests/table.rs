@@ -12,6 +12,7 @@ use finesse_tests::python::Python;
 use finesse_tests::road::{Place, Road};
 use finesse_tests::wait::{PATIENCE, eventually};
 use rustix::fs::{XattrFlags, removexattr, setxattr};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 
 /// A preloaded program that does what it is told.
@@ -259,6 +260,28 @@ fn paths_through_parents_are_looked_up_and_lead_where_the_directory_is() {
         fs::remove_dir(place.path().join("e/sub")).unwrap();
         let of_e = looker.looks("stat", &place, "e/f");
         assert_eq!((looker.does("stat ../f"), looker.does("stat f")), (of_e, "ENOENT".to_owned()));
+    }
+}
+
+#[test]
+fn what_is_mounted_above_a_working_directory_is_seen_by_way_of_parents() {
+    let place = place();
+    let mut looker = Looker::new(&place, ROOT);
+    assert_eq!(looker.looks("chdir", &place, "d/sub"), "None");
+    let paths = ["../f", "../../e", "../sub/../l"];
+    let mut all = |expected: [&str; 3]| {
+        eventually("what is mounted there is seen", || {
+            paths.map(|path| looker.does(&format!("exists {path}"))) == expected
+        });
+    };
+    (0..3).for_each(|_| all(["True", "True", "True"]));
+    let (root, directory) = (place.path().to_owned(), place.path().join("d"));
+    for (covered, expected) in [(&directory, ["False", "True", "False"]), (&root, ["True", "False", "True"])]
+    {
+        mount("tmpfs", covered, "tmpfs", MountFlags::empty(), None).unwrap();
+        all(expected);
+        unmount(covered, UnmountFlags::DETACH).unwrap();
+        (0..3).for_each(|_| all(["True", "True", "True"]));
     }
 }
 

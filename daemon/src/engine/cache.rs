@@ -171,8 +171,13 @@ impl Inode {
         self.parent.lock().is_some()
     }
 
+    /// Nobody finds it there any more.
+    pub(crate) fn lost(&self) {
+        *self.parent.lock() = None;
+    }
+
     fn found_at(&self, directory: u64, name: &OsStr) {
-        if self.kind != FileType::Directory {
+        if self.kind != FileType::Directory || self.ino == ROOT {
             return;
         }
         let mut parent = self.parent.lock();
@@ -196,6 +201,11 @@ impl Inode {
             let is_found = one_name && (self.ino == ROOT || self.names.load(Ordering::Acquire) > 0);
             current && (is_found || attributes.unlinks == cache.unlinks.load(Ordering::Acquire))
         })
+    }
+
+    /// Whether everybody may search a directory by its mode, as far as is known: attributes that are too old may say that somebody may not.
+    pub(crate) fn may_be_open(&self) -> bool {
+        self.attributes.lock().attr.is_none_or(|attr| attr.perm & 0o111 == 0o111)
     }
 
     /// When the attributes stop being good.
@@ -225,6 +235,8 @@ impl Inode {
             attributes.absent = AbsentXattrs::default();
         }
         attributes.expiry = Instant::EXPIRED;
+        // Nor does it say anything about the mode.
+        attributes.attr = None;
     }
 }
 

@@ -53,7 +53,7 @@ use crate::policy::Label;
 use crate::request::{Credentials, Request};
 use crate::ring::mounts;
 use crate::session::Core;
-use finesse_ipc::frame::{Fallback, Reply};
+use finesse_ipc::frame::{Fallback, ROOT, Reply};
 use finesse_ipc::table::Lending;
 
 /// Why an operation stops: the program shall see an errno, or the kernel shall serve the call.
@@ -228,7 +228,7 @@ impl<FS: Filesystem> Engine<FS> {
             (false, true) => Checks::Engine,
             (false, false) => Checks::FileSystem,
         };
-        let root = cache.borrowed(finesse_ipc::frame::ROOT);
+        let root = cache.borrowed(ROOT);
         root.label.set(Label::ROOT, true);
         let subtrees = core.fs.ask().left_to_kernel();
         let subtrees = subtrees.into_iter().map(|path| path.into_os_string().into_vec()).collect();
@@ -285,16 +285,17 @@ impl<FS: Filesystem> Engine<FS> {
         self.bypass.grants && self.bypass.backing_attrs && unrestricted
     }
 
-    /// Replaces the set of covered directories. `paths` are relative to the root, in bytes.
+    /// Replaces the set of covered directories. `paths` are relative to the root, in bytes; an empty one is the root.
     ///
     /// Directories that cannot be resolved are left out: a path that the engine cannot walk, it cannot cross.
     pub(crate) fn set_covered<'p>(&self, paths: impl Iterator<Item = &'p [u8]>) {
         let context = Self::daemons_own();
         let request = self.request(&context);
-        let resolved: HashSet<u64> = paths
-            .filter_map(|path| self.resolve(&context, &request, finesse_ipc::frame::ROOT, path, true).ok())
-            .map(|node| node.inode.ino)
-            .collect();
+        let number = |path: &[u8]| match path {
+            b"" => Some(ROOT),
+            path => Some(self.resolve(&context, &request, ROOT, path, true).ok()?.inode.ino),
+        };
+        let resolved: HashSet<u64> = paths.filter_map(number).collect();
         if self.covered.replace(resolved) {
             // What a covered name stands for is not what is seen there.
             self.cache.closed(None);

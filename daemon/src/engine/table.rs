@@ -65,19 +65,21 @@ pub(crate) struct Openness(AtomicU64);
 
 impl Openness {
     /// Somebody may not search it.
-    const CLOSED: u64 = 1;
+    const CLOSED: u32 = 1;
     /// It was tried in vain to find out.
-    const UNCLEAR: u64 = 2;
+    const UNCLEAR: u32 = 2;
     /// Everybody may.
-    const OPEN: u64 = 3;
+    const OPEN: u32 = 3;
+    /// How often it is tried in an era: what changes meanwhile is in the way.
+    const TRIES: u32 = 4;
 
-    /// Never 0, which says that nothing is known.
-    fn word(era: Era, state: u64) -> u64 {
-        u64::from(era.0.era()) << 2 | state
+    /// Never 0, which says that nothing is known. In the upper half is how often it was tried.
+    fn word(era: Era, state: u32) -> u32 {
+        era.0.era() << 2 | state
     }
 
-    fn is(&self, era: Era, state: u64) -> bool {
-        self.0.load(Ordering::Acquire) == Self::word(era, state)
+    fn is(&self, era: Era, state: u32) -> bool {
+        self.0.load(Ordering::Acquire) as u32 == Self::word(era, state)
     }
 
     /// Whether it was found out.
@@ -97,13 +99,20 @@ impl Openness {
 
     /// Everybody may, or somebody may not.
     pub(crate) fn set(&self, era: Era, open: bool) {
-        self.0.store(Self::word(era, if open { Self::OPEN } else { Self::CLOSED }), Ordering::Release);
+        let state = if open { Self::OPEN } else { Self::CLOSED };
+        self.0.store(Self::word(era, state).into(), Ordering::Release);
     }
 
-    /// Whether nobody has tried in this era to find out: the caller has from here on.
+    /// Whether it is worth trying to find out, which counts as tried then.
     fn try_in(&self, era: Era) -> bool {
-        let (known, tried) = (self.0.load(Ordering::Acquire), Self::word(era, Self::UNCLEAR));
-        (known == 0 || known >> 2 != tried >> 2)
+        let (known, unclear) = (self.0.load(Ordering::Acquire), Self::word(era, Self::UNCLEAR));
+        let tries = match known as u32 {
+            word if word == unclear => (known >> 32) as u32,
+            word if word == 0 || word >> 2 != unclear >> 2 => 0,
+            _ => return false,
+        };
+        let tried = u64::from(tries + 1) << 32 | u64::from(unclear);
+        tries < Self::TRIES
             && self.0.compare_exchange(known, tried, Ordering::AcqRel, Ordering::Acquire).is_ok()
     }
 }
@@ -211,7 +220,7 @@ impl Published {
         let published =
             table.publish_name(&key, stands_for, expiry, |parent| self.departs(era, parent), is_current);
         let growths = table.generation().growths();
-        if growths != self.settled.load(Ordering::Relaxed) {
+        if growths < self.settled.load(Ordering::Relaxed) {
             self.settle(growths);
         }
         published
@@ -220,14 +229,16 @@ impl Published {
     /// Puts a table that has grown into huge pages, in a thread of its own.
     #[cold]
     fn settle(&self, growths: u32) {
-        if self.settled.swap(growths, Ordering::Relaxed) == growths {
+        if self.settled.fetch_min(growths, Ordering::Relaxed) <= growths {
             return;
         }
-        let map = Arc::clone(&self.map);
+        let map = Arc::downgrade(&self.map);
         let collapse = move || {
             for _ in 0..COLLAPSES {
                 // Whoever fills it is in the way.
                 std::thread::sleep(Duration::from_millis(100));
+                // When the mount has ended, so has this.
+                let Some(map) = map.upgrade() else { return };
                 match map.collapse() {
                     Err(Errno::AGAIN) => {}
                     Ok(()) => return,
@@ -443,6 +454,9 @@ impl<FS: Filesystem> Engine<FS> {
     pub(super) fn publish_parent(&self, directory: &Inode) {
         if let (Some(table), Some(era)) = (self.cache.table(), self.era_of(directory))
             && let Some(known) = directory.parent_name()
+            && let Some(parent) = self.cache.known(known.directory)
+            && parent.openness.is_open(era)
+            && !self.is_covered(parent.ino)
         {
             table.parent(era, known.directory, &known.name, directory.ino);
         }
@@ -494,7 +508,9 @@ impl<FS: Filesystem> Engine<FS> {
         }
         let attr = match inode.attr(&self.cache) {
             // Whoever lists a directory changes when it was last accessed, and few ask for that.
-            None if !is_settled => self.fresh_attr(&self.request(&Self::daemons_own()), inode).ok(),
+            None if !is_settled && inode.may_be_open() => {
+                self.fresh_attr(&self.request(&Self::daemons_own()), inode).ok()
+            }
             attr => attr,
         };
         self.publish_inode(table, era, inode, attr.as_ref().map(|attr| (attr, inode.attr_expiry())), mark)?;

@@ -258,8 +258,13 @@ impl<FS: Filesystem> Engine<FS> {
             {
                 Ok(parent)
             }
-            // It has moved, or who may go up from it may not look it up: the kernel knows the way.
-            _ => kernel(Fallback::UnknownParent),
+            // It has moved: the kernel knows the way.
+            Ok(_) => {
+                directory.lost();
+                kernel(Fallback::UnknownParent)
+            }
+            // Who may go up from it may not look it up.
+            Err(_) => kernel(Fallback::UnknownParent),
         }
     }
 
@@ -329,12 +334,16 @@ impl<FS: Filesystem> Engine<FS> {
                 b"." => path = rest,
                 b".." => {
                     // `handle_dots`
-                    self.publish_parent(&directory);
-                    directory = match progress.trail.pop() {
+                    let above = match progress.trail.pop() {
                         Some(above) => above,
                         None if directory.ino == ROOT => return kernel(Fallback::LeavesMount),
                         None => self.above(context, request, &directory)?,
                     };
+                    if !context.sees_below && self.is_covered(above.ino) {
+                        return kernel(Fallback::CrossesMount);
+                    }
+                    self.publish_parent(&directory);
+                    directory = above;
                     path = rest;
                 }
                 name => {

@@ -3,19 +3,40 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-/// The mount points below a directory, relative to it.
+/// What is mounted below a FUSE mount at `directory`: the mount points relative to it, the empty one for the mount's root itself.
 pub(crate) fn below(mountinfo: &[u8], directory: &Path) -> Vec<Vec<u8>> {
     let prefix = directory.as_os_str().as_bytes();
     let prefix = prefix.strip_suffix(b"/").unwrap_or(prefix);
-    mountinfo
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(unescape)
-        .filter_map(|path| {
-            let rest = path.strip_prefix(prefix)?.strip_prefix(b"/")?;
-            (!rest.is_empty()).then(|| rest.to_vec())
+    let lines = || mountinfo.split(|byte| *byte == b'\n').filter_map(Line::parse);
+    let is_ours = |line: &Line<'_>| line.is_fuse() && line.path == prefix;
+    lines()
+        .filter_map(|line| match line.path.strip_prefix(prefix)? {
+            [] => lines().any(|other| is_ours(&other) && other.id == line.parent).then(Vec::new),
+            rest => rest.strip_prefix(b"/").filter(|rest| !rest.is_empty()).map(<[u8]>::to_vec),
         })
         .collect()
+}
+
+/// A line of mountinfo, as far as it is of interest.
+struct Line<'l> {
+    id: &'l [u8],
+    parent: &'l [u8],
+    path: Vec<u8>,
+    kind: Option<&'l [u8]>,
+}
+
+impl<'l> Line<'l> {
+    fn parse(line: &'l [u8]) -> Option<Self> {
+        let mut fields = line.split(|byte| *byte == b' ');
+        let (id, parent) = (fields.next()?, fields.next()?);
+        let path = unescape(fields.nth(2)?);
+        Some(Self { id, parent, path, kind: fields.skip_while(|field| *field != b"-").nth(1) })
+    }
+
+    /// Also "fuseblk" and "fuse.finesse".
+    fn is_fuse(&self) -> bool {
+        self.kind.is_none_or(|kind| kind.starts_with(b"fuse"))
+    }
 }
 
 /// The lines that decide which paths of a client's lead where: those of FUSE mounts, which it may use, and of whatever is mounted
@@ -26,11 +47,8 @@ pub(crate) fn that_matter(mountinfo: &[u8], mountpoint: &Path) -> Vec<u8> {
         path.strip_prefix(other).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
     };
     let lines = mountinfo.split_inclusive(|byte| *byte == b'\n').filter(|line| {
-        let mut fields = line.split(|byte| *byte == b' ');
-        let Some(path) = fields.nth(4).map(unescape) else { return true };
-        let kind = fields.skip_while(|field| *field != b"-").nth(1);
-        // Also "fuseblk" and "fuse.finesse".
-        kind.is_none_or(|kind| kind.starts_with(b"fuse")) || is_within(&path, ours) || is_within(ours, &path)
+        let Some(line) = Line::parse(line) else { return true };
+        line.is_fuse() || is_within(&line.path, ours) || is_within(ours, &line.path)
     });
     lines.flatten().copied().collect()
 }
@@ -86,5 +104,15 @@ mod tests {
         assert!(below(mountinfo, Path::new("/mnt/ab")).is_empty());
         let all: [&[u8]; 3] = [b"mnt/a", b"mnt/a/in side/b", b"mnt/ab"];
         assert_eq!(below(mountinfo, Path::new("/")), all, "not itself");
+    }
+
+    #[test]
+    fn what_is_mounted_on_the_root_is_listed_and_what_the_root_is_mounted_on_is_not() {
+        let at =
+            |id: u32, parent: u32, kind: &str| format!("{id} {parent} 0:{id} / /mnt/a rw - {kind} x rw\n");
+        let (ours, before, after) = (at(30, 25, "fuse.finesse"), at(25, 22, "tmpfs"), at(31, 30, "tmpfs"));
+        let below = |mountinfo: String| below(mountinfo.as_bytes(), Path::new("/mnt/a"));
+        assert!(below(format!("{before}{ours}")).is_empty());
+        assert_eq!(below(format!("{before}{ours}{after}")), [b""]);
     }
 }
