@@ -21,39 +21,52 @@ use libc::{AT_EACCESS, AT_FDCWD, AT_REMOVEDIR, AT_SYMLINK_NOFOLLOW, gid_t, mode_
 use crate::behind::{self, Found};
 use crate::sys::{self, Aio, Aios, Data, FdSet, Iovecs, Message, Out, PathArg, PollFds, Text, Vector, Word};
 
-/// Where a symbol's next definition is; null until looked up, [`MISSING`] if there is none.
-pub(crate) struct Symbol {
-    name: &'static CStr,
-    hash: u32,
+/// A symbol. Its texts lie in it, as pointers to them would be relocated in each program that starts: those of all symbols take several pages.
+struct Symbol {
+    /// With its NUL, and more of them.
+    name: [u8; 40],
     /// Of functions that exist in several versions: the one that programs are linked against today. A plain
-    /// `dlsym(RTLD_NEXT)` may answer with the oldest.
-    version: Option<&'static CStr>,
-    address: AtomicPtr<c_void>,
+    /// `dlsym(RTLD_NEXT)` may answer with the oldest. Otherwise NULs only.
+    version: [u8; 16],
+    hash: u32,
 }
+
+/// Where a symbol's next definition is; null until looked up, [`MISSING`] if there is none.
+struct Place(AtomicPtr<c_void>);
 
 /// Marks a symbol that this libc does not have.
 static MISSING: u8 = 0;
 
-impl Symbol {
-    const fn new(name: &'static CStr, version: Option<&'static CStr>) -> Self {
-        Self { name, hash: behind::hash(name), version, address: AtomicPtr::new(std::ptr::null_mut()) }
+/// A text in room of a fixed size, which must be enough for one NUL more.
+const fn padded<const N: usize>(text: &str) -> [u8; N] {
+    let mut bytes = [0; N];
+    let text = text.as_bytes();
+    assert!(text.len() < N);
+    let mut at = 0;
+    while at < text.len() {
+        bytes[at] = text[at];
+        at += 1;
     }
+    bytes
+}
 
-    /// The address of the next definition, if there is one.
-    #[inline]
-    fn get(&self) -> Option<*mut c_void> {
-        let address = self.address.load(Ordering::Relaxed);
-        let address = if address.is_null() { self.look_up() } else { address };
-        (!std::ptr::eq(address.cast(), &raw const MISSING)).then_some(address)
+fn text(bytes: &[u8]) -> &CStr {
+    CStr::from_bytes_until_nul(bytes).unwrap_or_default()
+}
+
+impl Symbol {
+    const fn new(name: &str, version: &str) -> Self {
+        Self { name: padded(name), version: padded(version), hash: behind::hash(name.as_bytes()) }
     }
 
     #[cold]
-    fn look_up(&self) -> *mut c_void {
-        let address = match behind::find(self.name, self.hash) {
+    #[inline(never)]
+    fn look_up(&self, place: &Place) -> *mut c_void {
+        let address = match behind::find(text(&self.name), self.hash) {
             Found::At(address) => address,
             Found::Nowhere | Found::Unclear => self.ask(),
         };
-        self.address.store(address, Ordering::Relaxed);
+        place.0.store(address, Ordering::Relaxed);
         address
     }
 
@@ -63,42 +76,73 @@ impl Symbol {
         // SAFETY: names and versions are C strings; RTLD_NEXT is meant for callers that are loaded objects,
         // which this library is. Two threads that race find the same address.
         unsafe {
-            if let Some(version) = self.version {
-                address = libc::dlvsym(libc::RTLD_NEXT, self.name.as_ptr(), version.as_ptr());
+            let (name, version) = (text(&self.name), text(&self.version));
+            if !version.is_empty() {
+                address = libc::dlvsym(libc::RTLD_NEXT, name.as_ptr(), version.as_ptr());
             }
             if address.is_null() {
-                address = libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr());
+                address = libc::dlsym(libc::RTLD_NEXT, name.as_ptr());
             }
         }
         if address.is_null() { (&raw const MISSING).cast_mut().cast() } else { address }
     }
 }
 
+impl Place {
+    /// The address of the next definition, if there is one.
+    #[inline]
+    fn get(&self, symbol: &Symbol) -> Option<*mut c_void> {
+        let address = self.0.load(Ordering::Relaxed);
+        let address = if address.is_null() { symbol.look_up(self) } else { address };
+        (!std::ptr::eq(address.cast(), &raw const MISSING)).then_some(address)
+    }
+}
+
 macro_rules! version {
     () => {
-        None
+        ""
     };
     ($version:literal) => {
-        Some($version)
+        $version
     };
 }
 
 macro_rules! table {
     ($(fn $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty $(, $version:literal)?; else $missing:expr;)*) => {
         mod symbols {
+            use std::ptr::null_mut;
+            use std::sync::atomic::AtomicPtr;
+
+            use super::{Place, Symbol, c_void};
+
             $(
-                #[allow(non_upper_case_globals)]
-                pub(super) static $name: super::Symbol = super::Symbol::new(
-                    match std::ffi::CStr::from_bytes_with_nul(concat!(stringify!($name), "\0").as_bytes()) {
-                        Ok(name) => name,
-                        Err(_) => panic!("an identifier has no NUL"),
-                    },
-                    version!($($version)?),
-                );
+                #[allow(non_snake_case)]
+                pub(super) mod $name {
+                    use super::*;
+
+                    pub(in super::super) static SYMBOL: Symbol =
+                        Symbol::new(stringify!($name), version!($($version)?));
+                    static PLACE: Place = Place(AtomicPtr::new(null_mut()));
+
+                    /// The address of the next definition, if there is one.
+                    #[inline]
+                    pub(in super::super) fn get() -> Option<*mut c_void> {
+                        PLACE.get(&SYMBOL)
+                    }
+                }
             )*
         }
 
-        static TABLE: &[&Symbol] = &[$(&symbols::$name),*];
+        /// Does something with every symbol.
+        #[cfg(test)]
+        fn for_each(mut act: impl FnMut(&Symbol)) {
+            $(act(&symbols::$name::SYMBOL);)*
+        }
+
+        /// Looks every symbol up.
+        fn look_all_up() {
+            $(symbols::$name::get();)*
+        }
 
         $(
             /// Calls the next definition of the function of this name.
@@ -109,7 +153,7 @@ macro_rules! table {
             /// As for the C function.
             #[allow(non_snake_case)]
             pub(crate) unsafe extern "C-unwind" fn $name($($arg: $ty),*) -> $ret {
-                match symbols::$name.get() {
+                match symbols::$name::get() {
                     Some(address) => {
                         // SAFETY: the symbol of this name has this signature: it is POSIX's or glibc's.
                         let next = unsafe {
@@ -128,7 +172,7 @@ macro_rules! table {
 /// The system call that a function is a wrapper of: by the next `syscall`, as ours would look for the function again.
 macro_rules! raw {
     ($number:ident $(, $arg:expr)*) => {
-        match symbols::syscall.get() {
+        match symbols::syscall::get() {
             Some(address) => {
                 // SAFETY: libc's `syscall`, which is variadic.
                 let next = unsafe {
@@ -180,9 +224,7 @@ pub(crate) fn is_early() -> bool {
 /// Sees to it that no hook has to ask the dynamic linker: `dlsym` takes locks and may allocate.
 pub(crate) fn prepare() {
     if !behind::note() {
-        for symbol in TABLE {
-            symbol.get();
-        }
+        look_all_up();
     }
     RESOLVED.store(true, Ordering::Relaxed);
 }
@@ -518,21 +560,21 @@ table! {
         else raw!(SYS_sendmsg, fd, message, flags);
     fn sendmmsg(fd: c_int, messages: Message, count: c_uint, flags: c_int) -> c_int;
         else raw!(SYS_sendmmsg, fd, messages, count, flags);
-    fn aio_read(block: Aio) -> c_int, c"GLIBC_2.34";
+    fn aio_read(block: Aio) -> c_int, "GLIBC_2.34";
         else { let _ = block; no_symbol() };
-    fn aio_read64(block: Aio) -> c_int, c"GLIBC_2.34";
+    fn aio_read64(block: Aio) -> c_int, "GLIBC_2.34";
         else { let _ = block; no_symbol() };
-    fn aio_write(block: Aio) -> c_int, c"GLIBC_2.34";
+    fn aio_write(block: Aio) -> c_int, "GLIBC_2.34";
         else { let _ = block; no_symbol() };
-    fn aio_write64(block: Aio) -> c_int, c"GLIBC_2.34";
+    fn aio_write64(block: Aio) -> c_int, "GLIBC_2.34";
         else { let _ = block; no_symbol() };
-    fn aio_fsync(operation: c_int, block: Aio) -> c_int, c"GLIBC_2.34";
+    fn aio_fsync(operation: c_int, block: Aio) -> c_int, "GLIBC_2.34";
         else { let _ = (operation, block); no_symbol() };
-    fn aio_fsync64(operation: c_int, block: Aio) -> c_int, c"GLIBC_2.34";
+    fn aio_fsync64(operation: c_int, block: Aio) -> c_int, "GLIBC_2.34";
         else { let _ = (operation, block); no_symbol() };
-    fn lio_listio(mode: c_int, blocks: Aios, count: c_int, event: *mut c_void) -> c_int, c"GLIBC_2.34";
+    fn lio_listio(mode: c_int, blocks: Aios, count: c_int, event: *mut c_void) -> c_int, "GLIBC_2.34";
         else { let _ = (mode, blocks, count, event); no_symbol() };
-    fn lio_listio64(mode: c_int, blocks: Aios, count: c_int, event: *mut c_void) -> c_int, c"GLIBC_2.34";
+    fn lio_listio64(mode: c_int, blocks: Aios, count: c_int, event: *mut c_void) -> c_int, "GLIBC_2.34";
         else { let _ = (mode, blocks, count, event); no_symbol() };
     fn fdopen(fd: c_int, mode: PathArg) -> *mut Stream;
         else { let _ = (fd, mode); no_pointer() };
@@ -661,9 +703,9 @@ table! {
         else { let _ = (tree, options); no_pointer() };
     fn fts_close(tree: *mut c_void) -> c_int; else { let _ = tree; no_symbol() };
     fn fts64_close(tree: *mut c_void) -> c_int; else { let _ = tree; no_symbol() };
-    fn nftw(path: PathArg, visit: *const c_void, descriptors: c_int, flags: c_int) -> c_int, c"GLIBC_2.3.3";
+    fn nftw(path: PathArg, visit: *const c_void, descriptors: c_int, flags: c_int) -> c_int, "GLIBC_2.3.3";
         else { let _ = (path, visit, descriptors, flags); no_symbol() };
-    fn nftw64(path: PathArg, visit: *const c_void, descriptors: c_int, flags: c_int) -> c_int, c"GLIBC_2.3.3";
+    fn nftw64(path: PathArg, visit: *const c_void, descriptors: c_int, flags: c_int) -> c_int, "GLIBC_2.3.3";
         else { let _ = (path, visit, descriptors, flags); no_symbol() };
 
     fn fopen(path: PathArg, mode: PathArg) -> *mut Stream; else { let _ = (path, mode); no_pointer() };
@@ -687,14 +729,14 @@ table! {
     fn mkostemps64(template: Text, suffix: c_int, flags: c_int) -> c_int;
         else { let _ = (template, suffix, flags); no_symbol() };
     fn mkdtemp(template: Text) -> Text; else { let _ = template; no_text() };
-    fn realpath(path: PathArg, resolved: Text) -> Text, c"GLIBC_2.3";
+    fn realpath(path: PathArg, resolved: Text) -> Text, "GLIBC_2.3";
         else { let _ = (path, resolved); no_text() };
     fn __realpath_chk(path: PathArg, resolved: Text, room: usize) -> Text;
         else { let _ = (path, resolved, room); no_text() };
     fn canonicalize_file_name(path: PathArg) -> Text; else { let _ = path; no_text() };
-    fn glob(pattern: PathArg, flags: c_int, error: *const c_void, out: Out<Glob>) -> c_int, c"GLIBC_2.27";
+    fn glob(pattern: PathArg, flags: c_int, error: *const c_void, out: Out<Glob>) -> c_int, "GLIBC_2.27";
         else { let _ = (pattern, flags, error, out); no_symbol() };
-    fn glob64(pattern: PathArg, flags: c_int, error: *const c_void, out: Out<Glob>) -> c_int, c"GLIBC_2.27";
+    fn glob64(pattern: PathArg, flags: c_int, error: *const c_void, out: Out<Glob>) -> c_int, "GLIBC_2.27";
         else { let _ = (pattern, flags, error, out); no_symbol() };
     fn syscall(number: Word, a: Word, b: Word, c: Word, d: Word, e: Word, f: Word) -> Word;
         else { let _ = (number, a, b, c, d, e, f); sys::set_errno(libc::ENOSYS); Word(-1) };
@@ -749,12 +791,12 @@ table! {
     fn posix_spawn(
         pid: *mut pid_t, path: PathArg, actions: *const c_void, attributes: *const c_void,
         argv: sys::Strings, envp: sys::Strings
-    ) -> c_int, c"GLIBC_2.15";
+    ) -> c_int, "GLIBC_2.15";
         else { let _ = (pid, path, actions, attributes, argv, envp); libc::ENOSYS };
     fn posix_spawnp(
         pid: *mut pid_t, file: PathArg, actions: *const c_void, attributes: *const c_void,
         argv: sys::Strings, envp: sys::Strings
-    ) -> c_int, c"GLIBC_2.15";
+    ) -> c_int, "GLIBC_2.15";
         else { let _ = (pid, file, actions, attributes, argv, envp); libc::ENOSYS };
 
     fn setuid(uid: uid_t) -> c_int; else raw!(SYS_setuid, uid);
@@ -784,12 +826,12 @@ extern "C" fn no_dprintf() -> c_int {
 
 /// The next `dprintf`, to be jumped to with the arguments that only it knows.
 pub(crate) fn dprintf_address() -> *const c_void {
-    symbols::dprintf.get().map_or(no_dprintf as *const () as *const c_void, <*mut c_void>::cast_const)
+    symbols::dprintf::get().map_or(no_dprintf as *const () as *const c_void, <*mut c_void>::cast_const)
 }
 
 /// The next `__dprintf_chk`.
 pub(crate) fn dprintf_chk_address() -> *const c_void {
-    symbols::__dprintf_chk.get().map_or(no_dprintf as *const () as *const c_void, <*mut c_void>::cast_const)
+    symbols::__dprintf_chk::get().map_or(no_dprintf as *const () as *const c_void, <*mut c_void>::cast_const)
 }
 
 #[cfg(test)]
@@ -799,17 +841,22 @@ mod tests {
     #[test]
     fn every_function_is_the_one_that_the_dynamic_linker_finds_in_todays_version() {
         assert!(behind::note());
-        let mut missing = 0;
-        for symbol in TABLE {
-            match behind::find(symbol.name, symbol.hash) {
-                Found::At(address) => assert_eq!(address, symbol.ask(), "{:?}", symbol.name),
+        let (mut missing, mut all) = (0, 0);
+        for_each(|symbol| {
+            all += 1;
+            match behind::find(text(&symbol.name), symbol.hash) {
+                Found::At(address) => assert_eq!(address, symbol.ask(), "{:?}", text(&symbol.name)),
                 Found::Nowhere => {
-                    assert!(std::ptr::eq(symbol.ask().cast(), &raw const MISSING), "{:?}", symbol.name);
+                    assert!(
+                        std::ptr::eq(symbol.ask().cast(), &raw const MISSING),
+                        "{:?}",
+                        text(&symbol.name)
+                    );
                     missing += 1;
                 }
-                Found::Unclear => panic!("{:?}", symbol.name),
+                Found::Unclear => panic!("{:?}", text(&symbol.name)),
             }
-        }
-        assert!(missing < TABLE.len() / 10, "{missing} of {} are missing", TABLE.len());
+        });
+        assert!(missing < all / 10, "{missing} of {all} are missing");
     }
 }
