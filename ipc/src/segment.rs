@@ -339,37 +339,38 @@ impl TableMap {
         Ok(this)
     }
 
-    /// Daemon: puts what the table uses into huge pages, as far as there are some. Memory is taken for all of that, so this is for a table that
-    /// is about to fill.
+    /// Daemon: the huge pages, by their numbers, of which the table uses at least a half.
+    pub fn huge_pages_in_use(&self) -> Vec<usize> {
+        let Some(table) = self.table() else { return Vec::new() };
+        let is_used = |page: &usize| {
+            let (start, end) = (page * HUGE_PAGE, (page + 1) * HUGE_PAGE);
+            let common = |used: Range<usize>| used.end.min(end).saturating_sub(used.start.max(start));
+            table.used_bytes().map(common).into_iter().sum::<usize>() >= HUGE_PAGE / 2
+        };
+        (0..self.bytes / HUGE_PAGE).filter(is_used).collect()
+    }
+
+    /// Daemon: makes what lies in a huge page of this number one page. Memory is taken for all of it, so this is for a table that is about to
+    /// fill.
     ///
     /// A program that looks much up takes a page fault for each small page that it touches, which costs many more than looking up, and
-    /// most programs do not live long. Takes some milliseconds for each huge page, while others go on.
+    /// most programs do not live long. Takes some milliseconds, while others go on.
     ///
     /// # Errors
-    /// What `madvise(MADV_COLLAPSE)` answers where it refuses, while the rest is done: `EAGAIN` if others are just using a page there, so that
-    /// it is worth trying again; otherwise `ENOMEM` or `EBUSY` if there is no memory, `EINVAL` before Linux 6.1 or where huge pages are denied.
-    pub fn collapse(&self) -> Result<()> {
-        let Some(table) = self.table() else { return Ok(()) };
-        let mut result = Ok(());
-        for start in (0..self.bytes / HUGE_PAGE).map(|chunk| chunk * HUGE_PAGE) {
-            let end = start + HUGE_PAGE;
-            let common = |used: Range<usize>| used.end.min(end).saturating_sub(used.start.max(start));
-            if table.used_bytes().map(common).into_iter().sum::<usize>() < HUGE_PAGE / 2 {
-                continue;
-            }
-            // What holds no page at all is refused.
-            self.words()[start / size_of::<u64>()].load(Ordering::Relaxed);
-            // SAFETY: the range is within our own mapping, whose contents stay as they are.
-            let refused =
-                unsafe { libc::madvise(self.base.as_ptr().add(start).cast(), HUGE_PAGE, MADV_COLLAPSE) != 0 };
-            if refused {
-                result = match last_errno() {
-                    Errno::AGAIN => Err(Errno::AGAIN),
-                    error => result.and(Err(error)),
-                };
-            }
+    /// What `madvise(MADV_COLLAPSE)` answers: `EAGAIN` if others are just using a page there, so that it is worth trying again; `ENOMEM` or
+    /// `EBUSY` if there is no memory, `EINVAL` before Linux 6.1, where huge pages are denied, and for a page that is not in the table.
+    pub fn collapse(&self, page: usize) -> Result<()> {
+        let start = page.checked_mul(HUGE_PAGE).filter(|start| *start < self.bytes).ok_or(Errno::INVAL)?;
+        if self.bytes - start < HUGE_PAGE {
+            return Err(Errno::INVAL);
         }
-        result
+        // What holds no page at all is refused.
+        self.words()[start / size_of::<u64>()].load(Ordering::Relaxed);
+        // SAFETY: the range is within our own mapping, whose contents stay as they are.
+        match unsafe { libc::madvise(self.base.as_ptr().add(start).cast(), HUGE_PAGE, MADV_COLLAPSE) } {
+            0 => Ok(()),
+            _ => Err(last_errno()),
+        }
     }
 
     fn words(&self) -> &[AtomicU64] {
@@ -578,19 +579,21 @@ mod tests {
         assert_ne!(ours.generation(), generation);
         let key = ours.key(ours.generation(), 1, b"name").unwrap();
         ours.publish_name(&key, (2, table::Kind::Other), table::Expiry::NEVER, |_| (), || true);
-        let mut collapsed = daemon.collapse();
-        for _ in 0..100 {
-            if collapsed != Err(Errno::AGAIN) {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-            collapsed = daemon.collapse();
-        }
+        let collapse = |page: usize| {
+            let mut tries = (0..100).map(|_| {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+                daemon.collapse(page)
+            });
+            tries.find(|tried| *tried != Err(Errno::AGAIN)).unwrap_or(Err(Errno::AGAIN))
+        };
+        // The last part of a huge page remains as it is.
+        assert_eq!(daemon.huge_pages_in_use(), [0, 1, 2, 3]);
+        assert_eq!((daemon.collapse(4), daemon.collapse(usize::MAX)), (Err(Errno::INVAL), Err(Errno::INVAL)));
+        let collapsed = daemon.huge_pages_in_use().into_iter().try_for_each(collapse);
         let found = theirs.probe(1, b"name", &mut table::Clock::default());
         assert_eq!(found, table::Walked::Found(table::Kind::Other));
         match collapsed {
             Ok(()) => {
-                // The last part of a huge page remains as it is.
                 assert_eq!(in_huge_pages(&daemon), 8 << 20);
                 client.words().iter().step_by(512).for_each(|word| _ = word.load(Ordering::Relaxed));
                 assert_eq!(in_huge_pages(&client), 8 << 20);

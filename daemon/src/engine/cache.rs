@@ -103,7 +103,6 @@ impl<FS: Filesystem> Owed for Payer<FS> {
 }
 
 /// A directory, by its number, and a name in it.
-#[derive(Clone)]
 pub(crate) struct ParentName {
     pub(crate) directory: u64,
     pub(crate) name: Box<OsStr>,
@@ -130,7 +129,7 @@ pub(crate) struct Inode {
     /// Of a directory, whether everybody may search it and all above it.
     pub(crate) openness: Openness,
     /// Of a directory, where it was found last.
-    parent: Mutex<Option<Box<ParentName>>>,
+    parent: Mutex<Option<Arc<ParentName>>>,
     attributes: Mutex<Attributes>,
     owner: Weak<Shared>,
 }
@@ -162,13 +161,8 @@ impl Inode {
     }
 
     /// Where a directory was when somebody last came to know it by a name. It may have moved since.
-    pub(crate) fn parent_name(&self) -> Option<ParentName> {
-        self.parent.lock().as_deref().cloned()
-    }
-
-    /// Whether it is known where the directory was.
-    pub(crate) fn has_parent_name(&self) -> bool {
-        self.parent.lock().is_some()
+    pub(crate) fn parent_name(&self) -> Option<Arc<ParentName>> {
+        self.parent.lock().clone()
     }
 
     /// Nobody finds it there any more.
@@ -182,7 +176,7 @@ impl Inode {
         }
         let mut parent = self.parent.lock();
         if !parent.as_ref().is_some_and(|known| known.directory == directory && *known.name == *name) {
-            *parent = Some(Box::new(ParentName { directory, name: name.into() }));
+            *parent = Some(Arc::new(ParentName { directory, name: name.into() }));
         }
     }
 

@@ -234,17 +234,22 @@ impl Published {
         }
         let map = Arc::downgrade(&self.map);
         let collapse = move || {
+            let Some(mut pages) = map.upgrade().map(|map| map.huge_pages_in_use()) else { return };
             for _ in 0..COLLAPSES {
                 // Whoever fills it is in the way.
                 std::thread::sleep(Duration::from_millis(100));
                 // When the mount has ended, so has this.
                 let Some(map) = map.upgrade() else { return };
-                match map.collapse() {
-                    Err(Errno::AGAIN) => {}
-                    Ok(()) => return,
+                pages.retain(|page| match map.collapse(*page) {
+                    Ok(()) => false,
+                    Err(Errno::AGAIN) => true,
                     Err(error) => {
-                        return tracing::debug!(%error, "the metadata table stays in small pages");
+                        tracing::debug!(%error, page, "a part of the metadata table stays in small pages");
+                        false
                     }
+                });
+                if pages.is_empty() {
+                    return;
                 }
             }
         };
@@ -617,7 +622,7 @@ impl<FS: Filesystem> Engine<FS> {
         let Some(path) = path.filter(|path| !path.is_empty()) else { return };
         let base = self.cache.borrowed(ino);
         let is_open = self.cache.table().is_none_or(|table| base.openness.is_open(table.era()));
-        if !is_open || !base.has_parent_name() {
+        if !is_open || base.parent_name().is_none() {
             let context = Self::daemons_own();
             // What cannot be walked to is not published.
             let _ = self.resolve(&context, &self.request(&context), ROOT, path, false);
@@ -641,14 +646,14 @@ impl<FS: Filesystem> Engine<FS> {
         let mut above = directory.parent_name()?;
         while above.directory != ROOT {
             let parent = self.cache.known(above.directory)?;
-            names.push(std::mem::replace(&mut above, parent.parent_name()?).name);
+            names.push(std::mem::replace(&mut above, parent.parent_name()?));
             if names.len() > PATH_MAX / 2 {
                 // They lead in a circle, if one was moved into the other meanwhile.
                 return None;
             }
         }
-        names.push(above.name);
-        let names: Vec<_> = names.iter().rev().map(|name| name.as_bytes()).collect();
+        names.push(above);
+        let names: Vec<_> = names.iter().rev().map(|above| above.name.as_bytes()).collect();
         Some(names.join(&b'/'))
     }
 }

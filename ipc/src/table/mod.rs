@@ -547,8 +547,9 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
 
     fn find_mark(&self, generation: Generation, ino: u64) -> Looked<'t, A, ()> {
         self.find(generation, self.shape.marks, self.hash_of(generation, ino), |cells: &[A; NARROW]| {
-            is_mark_of(&std::array::from_fn(|at| cells[at].load(Ordering::Acquire)), generation, ino)
-                .then_some(())
+            let is_mark =
+                is_cell_of(cells, generation, ino) && name_len(cells[2].load(Ordering::Acquire)) == 0;
+            is_mark.then_some(())
         })
     }
 }
@@ -604,7 +605,7 @@ fn name_len(head: u64) -> usize {
     ((head & !KIND) >> 32) as usize
 }
 
-/// Whether an entry says that a directory is complete, and not where it is, beside which it stands.
+/// Whether an entry says that a directory is complete: those that say where one is have a name, and may stand beside it.
 #[inline]
 fn is_mark_of(words: &[u64; NARROW], generation: Generation, ino: u64) -> bool {
     is_of(words, generation, ino) && name_len(words[2]) == 0
