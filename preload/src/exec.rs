@@ -11,6 +11,7 @@ use finesse_ipc::environment::{CONNECT_AFTER, DESCRIPTORS, GRANTED_FILE_MAX, Gra
 use crate::fds::ITS_OWN;
 use crate::process::{self, FDS, INHERITED_MAX};
 use crate::sys::{self, EnvString, Pages, Strings};
+use crate::vforks;
 
 /// Text that was found at start, where the program cannot change it.
 struct Saved<const N: usize> {
@@ -92,13 +93,21 @@ pub(crate) enum Start {
     Exec,
     /// Perhaps any: `posix_spawn` may duplicate them first.
     Spawn,
+    /// Perhaps any of the parent's: this is a child that shares its memory.
+    Vfork,
 }
 
 /// Starts a program with the environment that it should have, built in memory of its own: a child that was forked from a
 /// program with threads cannot allocate. Without memory, the environment stays as it is.
 pub(crate) fn with_environment<R>(environment: Strings, start: Start, run: impl FnOnce(Strings) -> R) -> R {
     match complete(environment, start) {
-        Some(pages) => run(Strings::from_pages(&pages)),
+        Some(pages) => {
+            let environment = Strings::from_pages(&pages);
+            match start {
+                Start::Vfork => vforks::executing(pages, || run(environment)),
+                Start::Exec | Start::Spawn => run(environment),
+            }
+        }
         None => run(environment),
     }
 }
@@ -205,8 +214,36 @@ impl Builder {
     }
 }
 
+/// What a child that shares our memory hands on, as a variable's value; `None` if that is nothing, or there is no memory.
+pub(crate) fn handed_to_a_child() -> Option<Pages> {
+    let mut files = [GrantedFile::default(); FILES_MAX];
+    let files = granted_files(Start::Spawn, &mut files);
+    let mut pages = (!files.is_empty()).then(|| Pages::new(files.len() * GRANTED_FILE_MAX)).flatten()?;
+    let mut rest = pages.bytes();
+    for file in files {
+        let len = file.write(rest)?;
+        rest = rest.get_mut(len..)?;
+    }
+    Some(pages)
+}
+
 /// The granted files whose descriptors the new program gets.
 fn granted_files(start: Start, files: &mut [GrantedFile; FILES_MAX]) -> &[GrantedFile] {
+    let mut len = 0;
+    let mut add = |file: GrantedFile, files: &mut [GrantedFile; FILES_MAX]| {
+        if let Some(known) = files.get(..len)
+            && !known.contains(&file)
+            && let Some(place) = files.get_mut(len)
+        {
+            *place = file;
+            len += 1;
+        }
+    };
+    if start == Start::Vfork {
+        // What has become of its descriptors since nobody has noted.
+        vforks::with_granted(|value| GrantedFile::parse_all(value).for_each(|file| add(file, files)));
+        return files.get(..len).unwrap_or(&[]);
+    }
     let own = FDS.granted().filter_map(|(fd, dev, ino)| {
         let fd = sys::borrow(fd)?;
         let flags = rustix::io::fcntl_getfd(fd).ok()?;
@@ -217,16 +254,7 @@ fn granted_files(start: Start, files: &mut [GrantedFile; FILES_MAX]) -> &[Grante
         let ino = if ino == ITS_OWN { stat.st_ino } else { ino };
         Some(GrantedFile { backing_dev: stat.st_dev, backing_ino: stat.st_ino, dev, ino })
     });
-    let mut len = 0;
-    for file in own.chain(process::inherited()) {
-        if let Some(known) = files.get(..len)
-            && !known.contains(&file)
-            && let Some(place) = files.get_mut(len)
-        {
-            *place = file;
-            len += 1;
-        }
-    }
+    own.chain(process::inherited()).for_each(|file| add(file, files));
     files.get(..len).unwrap_or(&[])
 }
 

@@ -33,7 +33,8 @@
 //! through a symbolic link from outside, through `//`, `/./` or `/../` before the mount's path, or through a bind
 //! mount of a part of it; programs that make system calls without libc; statically linked and setuid programs.
 //!
-//! *Known limits.* `vfork` is `fork`. A directory's descriptor that is closed by a system call of the program's own,
+//! *Known limits.* The child of a `vfork` is served by the kernel until it executes a program: what it changes by a granted descriptor (`fchmod`)
+//! the daemon is not told. A directory's descriptor that is closed by a system call of the program's own,
 //! not through libc, and whose number then becomes another directory's in the same way, is mistaken for the first
 //! one. A granted descriptor that another process receives over a socket tells of the backing file there.
 //! The descriptor of a directory stream (`dirfd`) is opened when it is asked for: if the directory has been moved or
@@ -68,6 +69,7 @@
 //! | `copies` | what the kernel takes for two file systems | moves the bytes |
 //! | `dirstreams` | which road a directory stream is on | opens, reads, closes them |
 //! | `process` | whether the library is on | fork, mask, what was inherited |
+//! | `vforks` | whether this is a child that shares our memory | |
 //! | `exec` | what environment a program gets | |
 //! | `attr`, `streams`, `temporary` | shapes of answers, modes of `fopen`, names of temporary files | |
 //! | `watch` | what the daemon must know of watches | |
@@ -104,6 +106,7 @@ mod sys;
 mod temporary;
 #[cfg(all(not(test), target_arch = "x86_64"))]
 mod unwind;
+mod vforks;
 mod virtuals;
 mod watch;
 

@@ -15,6 +15,7 @@ use crate::fds::{Cwd, Kind, Table};
 use crate::files;
 use crate::locks;
 use crate::sys::{self, ForkMark, Strings};
+use crate::vforks;
 use crate::virtuals;
 
 /// The process's descriptors.
@@ -95,6 +96,9 @@ pub(crate) fn forks() -> u32 {
 
 /// `fork`'s handler, before it: what the child shares with us must be the kernel's.
 extern "C" fn forking() {
+    if vforks::is_child() {
+        return;
+    }
     dirstreams::settle(Before::Process);
     virtuals::close_gate();
     files::promote_what_can_be();
@@ -102,7 +106,9 @@ extern "C" fn forking() {
 
 /// `fork`'s handler, in the parent.
 extern "C" fn forked_from() {
-    virtuals::open_gate();
+    if !vforks::is_child() {
+        virtuals::open_gate();
+    }
 }
 
 /// `fork`'s handler, in the child.
@@ -132,6 +138,10 @@ fn after_fork() {
     connection::after_fork();
     dirstreams::after_fork();
     locks::after_fork();
+    if !vforks::after_fork() {
+        switch_off();
+        FDS.granted().for_each(|(fd, ..)| FDS.clear(fd));
+    }
     // Their numbers are free: what gets them next need not come to our knowledge (`pipe`).
     for (fd, ..) in FDS.granted().filter(|(fd, ..)| !sys::is_open(*fd)) {
         FDS.clear(fd);

@@ -296,7 +296,7 @@ pub const SURFACE: &[Entry] = &[
     ),
     followed(
         "fork without copying",
-        "is `fork`: a child that shares memory would share the library's tables",
+        "a child that shares our memory has no tables of its own: until it executes a program, the kernel serves it",
         "vfork __vfork?",
     ),
     followed(

@@ -1,9 +1,12 @@
 /* Ways to start processes and programs. The argument says which; what it prints is to be the same everywhere. */
 #include "work.h"
+#include <dirent.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/resource.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 
 extern char **environ;
@@ -229,6 +232,224 @@ static void failed_exec(void) {
     close(fd);
 }
 
+/* --- what a vfork child changes is its own, though it uses its parent's memory --- */
+
+/* Changes descriptors, the current directory and the mask; the number of the line that went wrong, 0 if none did. */
+static int change_everything(int fd, int dir) {
+    struct stat seen;
+    char buffer[16];
+    umask(077);
+    if (chdir("sub") || stat("f2", &seen) || seen.st_size != 9) return __LINE__;
+    int made = open("by-child", O_CREAT | O_EXCL | O_WRONLY, 0666);
+    if (made < 0 || write(made, "child", 5) != 5 || fstat(made, &seen) || seen.st_size != 5) return __LINE__;
+    if ((seen.st_mode & 0777) != 0600) return __LINE__;
+    if (dup2(made, dir) != dir || close(made) || fstatat(dir, "f2", &seen, 0) != -1 || errno != ENOTDIR) return __LINE__;
+    if (close(fd) || open("f2", O_RDONLY) != fd || read(fd, buffer, sizeof buffer) != 9) return __LINE__;
+    if (rename("by-child", "by-vfork") || stat("by-child", &seen) != -1 || errno != ENOENT) return __LINE__;
+    FILE *file = fopen("f2", "r");
+    if (!file || fread(buffer, 1, 9, file) != 9 || fclose(file)) return __LINE__;
+    closefrom(3);
+    if (fcntl(fd, F_GETFD) != -1 || open("../f3", O_RDONLY) != 3 || work_at(".", "changed")) return __LINE__;
+    if (chmod("by-vfork", 0640) || unlink("f2") || creat("f2", 0644) != 4 || write(4, "contents!", 9) != 9) return __LINE__;
+    return 0;
+}
+
+static int change_in_clone(void *fds) { _exit(change_everything(((int *)fds)[0], ((int *)fds)[1])); }
+
+static void show_nothing_changed(int fd, int dir, DIR *list) {
+    struct stat seen;
+    char buffer[16];
+    int entries = 0;
+    mode_t mask = umask(027);
+    printf("mask %o, offset %ld, ", mask, (long)lseek(fd, 0, SEEK_CUR));
+    printf("read %ld, size %ld, ", (long)pread(fd, buffer, sizeof buffer, 0), fstat(fd, &seen) ? -1 : (long)seen.st_size);
+    printf("of the list %d, ", fstatat(dir, "f2", &seen, 0) ? -1 : (int)seen.st_size);
+    while (readdir(list)) entries++;
+    printf("%d entries, moved here %d %d, ", entries, stat("by-vfork", &seen), errno);
+    printf("there %d %o, ", stat("sub/by-vfork", &seen), seen.st_mode & 0777);
+    printf("work %d\n", work_at(".", "unchanged"));
+    rewinddir(list);
+    unlink("sub/by-vfork");
+}
+
+static void vfork_changes(void) {
+    int fds[2] = {open("f1", O_RDONLY | O_CLOEXEC), open("sub", O_RDONLY | O_DIRECTORY)};
+    DIR *list = opendir(".");
+    char buffer[3];
+    umask(027);
+    read(fds[0], buffer, 3);
+    for (int round = 0; round < 3; round++) {
+        readdir(list);
+        pid_t pid = vfork();
+        if (pid == 0) _exit(change_everything(fds[0], fds[1]));
+        printf("vfork child: %d\n", ended(pid));
+        show_nothing_changed(fds[0], fds[1], list);
+    }
+    static char stack[1 << 18] __attribute__((aligned(64)));
+    pid_t pid = clone(change_in_clone, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, fds);
+    printf("clone child: %d\n", ended(pid));
+    show_nothing_changed(fds[0], fds[1], list);
+    closedir(list);
+}
+
+/* --- descriptors that a vfork child hands on, under other numbers --- */
+
+static void same(const char *name, int fd) {
+    struct stat one, two;
+    if (fstat(fd, &one) || stat(name, &two)) _exit(96);
+    _exit(one.st_dev == two.st_dev && one.st_ino == two.st_ino && one.st_size == two.st_size ? 0 : 1);
+}
+
+static void vfork_hands_on(void) {
+    int fd = open("f1", O_RDONLY | O_CLOEXEC), other = open("f3", O_RDONLY);
+    char buffer[4], number[12];
+    struct stat seen;
+    read(fd, buffer, 3);
+    fstat(fd, &seen);
+    pid_t pid = vfork();
+    if (pid == 0) {
+        dup2(fd, 7);
+        execl(self, self, "same", "f1", "7", (char *)NULL);
+        _exit(99);
+    }
+    printf("by another number: %d\n", ended(pid));
+    snprintf(number, sizeof number, "%d", fd);
+    pid = vfork();
+    if (pid == 0) {
+        close(fd);
+        if (open("sub/f2", O_RDONLY) != fd) _exit(95);
+        execle(self, self, "same", "sub/f2", number, (char *)NULL, environ);
+        _exit(99);
+    }
+    printf("another one by its number: %d\n", ended(pid));
+    pid = vfork();
+    if (pid == 0) {
+        dup2(other, fd);
+        execl(self, self, "same", "f3", number, (char *)NULL);
+        _exit(99);
+    }
+    printf("replaced: %d\n", ended(pid));
+    pid = vfork();
+    if (pid == 0) {
+        execl("missing", self, (char *)NULL);
+        _exit(errno == ENOENT && stat("f1", &seen) == 0 ? 0 : 99);
+    }
+    printf("no program: %d\n", ended(pid));
+    printf("offset %ld, work %d\n", (long)lseek(fd, 0, SEEK_CUR), work_at(".", "handed"));
+}
+
+/* --- vfork among threads and signals, in children, and often --- */
+
+static void *vforking(void *unused) {
+    long bad = 0;
+    char own_name[60];
+    snprintf(own_name, sizeof own_name, "in-a-vfork-child-%d", (int)gettid());
+    for (int round = 0; round < 12; round++) {
+        pid_t pid = vfork();
+        if (pid == 0) {
+            if (round % 2) execl(self, self, "brief", own_name, (char *)NULL);
+            _exit(brief_work(own_name) ? 1 : 0);
+        }
+        int status = ended(pid);
+        if (status) bad = status;
+        char tag[40];
+        snprintf(tag, sizeof tag, "vforker-%d", (int)gettid());
+        int line = work_at(".", tag);
+        if (line) bad = 1000 + line;
+    }
+    return (void *)bad;
+}
+
+static volatile int alarms, bad_alarms;
+static void alarmed(int signal) {
+    alarms++;
+    if (brief_work("in-a-handler")) bad_alarms++;
+}
+
+static long pages_mapped(void) {
+    long pages = -1;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (!file || fscanf(file, "%ld", &pages) != 1) pages = -1;
+    if (file) fclose(file);
+    return pages;
+}
+
+static void vfork_often(void) {
+    long before = 0, bad = 0;
+    for (int round = 0; round < 60; round++) {
+        if (round == 20) before = pages_mapped();
+        pid_t pid = vfork();
+        if (pid == 0) {
+            execle(self, self, "brief", "often", (char *)NULL, own);
+            _exit(99);
+        }
+        if (ended(pid)) bad++;
+    }
+    printf("bad %ld, memory grew by %ld pages\n", bad, pages_mapped() - before);
+}
+
+static void *brief_thread(void *unused) { return (void *)(long)brief_work("in-a-thread-of-a-grandchild"); }
+
+static void vfork_in_vfork(void) {
+    pid_t pid = vfork();
+    if (pid == 0) {
+        pid_t inner = vfork();
+        if (inner == 0) {
+            if (chdir("sub")) _exit(1);
+            execl(self, self, "show", "inner", (char *)NULL);
+            _exit(99);
+        }
+        int status = ended(inner);
+        _exit(status ? status : brief_work("between"));
+    }
+    printf("vfork in a vfork child: %d, work %d\n", ended(pid), work_at(".", "nested"));
+    pid = vfork();
+    if (pid == 0) {
+        if (chdir("sub")) _exit(1);
+        pid_t inner = fork();
+        if (inner == 0) {
+            pthread_t thread;
+            void *result = (void *)1L;
+            if (chdir("..") || pthread_create(&thread, NULL, brief_thread, NULL)) _exit(2);
+            pthread_join(thread, &result);
+            if (result || work_at(".", "grandchild")) _exit(3);
+            execl(self, self, "show", "forked", (char *)NULL);
+            _exit(99);
+        }
+        _exit(ended(inner));
+    }
+    printf("fork in a vfork child: %d, work %d\n", ended(pid), work_at(".", "nested"));
+}
+
+static void vfork_among_others(void) {
+    struct sigaction action = {.sa_handler = alarmed, .sa_flags = SA_RESTART};
+    struct itimerval often = {{0, 700}, {0, 700}}, never = {{0, 0}, {0, 0}};
+    sigaction(SIGALRM, &action, NULL);
+    setitimer(ITIMER_REAL, &often, NULL);
+    for (int round = 0; round < 2 || alarms < 20; round++) {
+        printf("%s", round ? "" : "vforks: ");
+        long bad = (long)vforking(NULL);
+        if (bad || !round) printf("%ld\n", bad);
+    }
+    setitimer(ITIMER_REAL, &never, NULL);
+    printf("bad in handlers: %d\n", bad_alarms);
+    pthread_t busy_threads[2], vforking_threads[3];
+    static char *tags[] = {"t0", "t1"};
+    for (int i = 0; i < 2; i++) pthread_create(&busy_threads[i], NULL, busy, tags[i]);
+    for (int i = 0; i < 3; i++) pthread_create(&vforking_threads[i], NULL, vforking, NULL);
+    void *result;
+    for (int i = 0; i < 3; i++) {
+        pthread_join(vforking_threads[i], &result);
+        printf("children: %ld\n", (long)result);
+    }
+    stop = 1;
+    for (int i = 0; i < 2; i++) {
+        pthread_join(busy_threads[i], &result);
+        printf("thread: %ld\n", (long)result);
+    }
+    vfork_often();
+}
+
 /* --- a daemon --- */
 
 static void daemonise(void) {
@@ -299,6 +520,12 @@ int main(int argc, char **argv) {
     if (!strcmp(what, "threads")) fork_in_threads();
     else if (!strcmp(what, "lacking")) lacking();
     else if (!strcmp(what, "vfork")) vfork_children();
+    else if (!strcmp(what, "vfork-changes")) vfork_changes();
+    else if (!strcmp(what, "vfork-hands-on")) vfork_hands_on();
+    else if (!strcmp(what, "vfork-in-vfork")) vfork_in_vfork();
+    else if (!strcmp(what, "vfork-among-others")) vfork_among_others();
+    else if (!strcmp(what, "same")) same(argv[2], atoi(argv[3]));
+    else if (!strcmp(what, "brief")) return brief_work(argv[2]) != 0;
     else if (!strcmp(what, "spawn")) spawning();
     else if (!strcmp(what, "environments")) environments();
     else if (!strcmp(what, "failed")) failed_exec();

@@ -153,6 +153,26 @@ fn vforked_children_execute_and_exit() {
 }
 
 #[test]
+fn what_a_vforked_child_changes_is_its_own() {
+    agrees(&[start(), "vfork-changes"], 40);
+}
+
+#[test]
+fn vforked_children_hand_descriptors_on() {
+    agrees(&[start(), "vfork-hands-on"], 15);
+}
+
+#[test]
+fn children_of_vforked_children_go_their_way() {
+    agrees(&[start(), "vfork-in-vfork"], 30);
+}
+
+#[test]
+fn threads_and_signal_handlers_work_while_children_are_vforked() {
+    agrees(&[start(), "vfork-among-others"], 300);
+}
+
+#[test]
 fn spawned_programs_get_what_their_file_actions_ask_for() {
     agrees(&[start(), "spawn"], 20);
 }

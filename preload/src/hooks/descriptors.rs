@@ -10,6 +10,7 @@ use crate::files;
 use crate::locks;
 use crate::process::FDS;
 use crate::sys;
+use crate::vforks;
 use crate::virtuals;
 
 /// Duplicates onto a number, which may be one of ours: then ours moves.
@@ -174,6 +175,14 @@ fn close_part(
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub(crate) unsafe extern "C-unwind" fn closefrom(first: c_int) {
     let first = first.max(0) as c_uint;
+    if vforks::is_child() {
+        // Its own ones: ours are its parent's.
+        // SAFETY: the program asks for its descriptors to be closed.
+        if unsafe { crate::next::close_range(first, c_uint::MAX, 0) } != 0 {
+            (first..FDS.end() as c_uint).for_each(|fd| sys::close(fd as c_int));
+        }
+        return;
+    }
     let part = |first: c_uint, last: c_uint| {
         // SAFETY: the program asks for its descriptors to be closed.
         unsafe { crate::next::close_range(first, last, 0) }

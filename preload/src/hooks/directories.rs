@@ -214,6 +214,11 @@ unsafe extern "C-unwind" {
 hook! {
     fn [opendir](path: PathArg) -> *mut DIR, next => take(dirstreams::open(AT_FDCWD, &path), || next(path));
     fn [fdopendir](fd: c_int) -> *mut DIR, next => take(dirstreams::from_descriptor(fd), || next(fd));
+}
+
+// A stream of ours libc does not know, whoever calls.
+hook! {
+    in any process;
     fn [readdir, readdir64](directory: *mut DIR) -> Entry, next => read(directory, || next(directory));
     fn [readdir_r, readdir64_r](directory: *mut DIR, entry: Entry, result: *mut Entry) -> c_int, next =>
         read_into(directory, entry, result, || next(directory, entry, result));
@@ -241,6 +246,9 @@ hook! {
             next(directory)
         },
     );
+}
+
+hook! {
     fn [scandir, scandir64](path: PathArg, list: *mut *mut Entry, filter: Filter, compare: Compare) -> c_int, next =>
         scan((AT_FDCWD, path), list, filter, compare, || next(path, list, filter, compare));
     fn [scandirat, scandirat64](

@@ -10,9 +10,13 @@ use crate::exec::{Start, with_environment};
 use crate::files;
 use crate::next;
 use crate::sys::{PathArg, Strings};
+use crate::vforks;
 
 /// Replaces the program: it gets the descriptors that are not close-on-exec, which are the kernel's then.
 fn exec(environment: Strings, run: impl FnOnce(Strings) -> c_int) -> c_int {
+    if vforks::is_child() {
+        return with_environment(environment, Start::Vfork, run);
+    }
     match files::promote_inherited() {
         Ok(()) => with_environment(environment, Start::Exec, run),
         Err(errno) => fail(errno),
@@ -25,6 +29,7 @@ fn spawn(environment: Strings, run: impl FnOnce(Strings) -> c_int) -> c_int {
 }
 
 hook! {
+    in any process;
     fn [execve](path: PathArg, argv: Strings, envp: Strings) -> c_int, next =>
         exec(envp, |envp| next(path, argv, envp));
     fn [execvpe](file: PathArg, argv: Strings, envp: Strings) -> c_int, next =>
@@ -33,6 +38,9 @@ hook! {
         itself(fd, &PathArg::NULL, libc::AT_EMPTY_PATH, || exec(envp, |envp| next(fd, argv, envp)));
     fn [execveat](dirfd: c_int, path: PathArg, argv: Strings, envp: Strings, flags: c_int) -> c_int, next =>
         itself(dirfd, &path, flags, || exec(envp, |envp| next(dirfd, path, argv, envp, flags)));
+}
+
+hook! {
     fn [posix_spawn](
         pid: *mut pid_t, path: PathArg, actions: *const c_void, attributes: *const c_void, argv: Strings, envp: Strings
     ) -> c_int, next =>

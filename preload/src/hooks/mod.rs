@@ -32,12 +32,21 @@ mod temporary;
 mod watch;
 
 /// Defines hooks: `fn [name, alias, …](arguments) -> result, next => body`. In the body, `next` calls the next
-/// definition of the same name.
+/// definition of the same name. A child that shares our memory ([`crate::vforks`]) calls that at once, except by
+/// hooks after `in any process;`.
 macro_rules! hook {
-    ($(fn [$($name:ident),+] $arguments:tt -> $result:ty, $next:ident => $body:expr;)*) => {
-        $($($crate::hooks::hook!(@one $name $arguments $result, $next, $body);)+)*
+    (in any process; $($rest:tt)*) => { $crate::hooks::hook!(@all [process] $($rest)*); };
+    (fn $($rest:tt)*) => { $crate::hooks::hook!(@all [] fn $($rest)*); };
+    (@all $process:tt $(fn [$($name:ident),+] $arguments:tt -> $result:ty, $next:ident => $body:expr;)*) => {
+        $($($crate::hooks::hook!(@one $process $name $arguments [$result, $next, $body]);)+)*
     };
-    (@one $name:ident ($($argument:ident: $type:ty),*) $result:ty, $next:ident, $body:expr) => {
+    (@child [] $call:expr) => {
+        if $crate::vforks::is_child() {
+            return $call;
+        }
+    };
+    (@child [process] $call:expr) => {};
+    (@one $process:tt $name:ident ($($argument:ident: $type:ty),*) [$result:ty, $next:ident, $body:expr]) => {
         /// The function of this name of libc.
         ///
         /// # Safety
@@ -56,7 +65,9 @@ macro_rules! hook {
                 };
                 $body
             }
-            if $crate::sys::is_hard_to_leave() {
+            if $crate::sys::is_hard_to_leave() || $crate::vforks::are_under_way() {
+                // SAFETY: the program's own arguments.
+                $crate::hooks::hook!(@child $process unsafe { $crate::next::$name($($argument),*) });
                 return $crate::hooks::guarded(|| served($($argument),*));
             }
             served($($argument),*)
@@ -65,7 +76,8 @@ macro_rules! hook {
 }
 pub(crate) use hook;
 
-/// Runs a hook in a program whose threads may be cancelled at any instruction, or jump out of signal handlers.
+/// Runs a hook in a program whose threads may be cancelled at any instruction, or jump out of signal handlers (or have
+/// children that share our memory, where this is none).
 #[cold]
 #[inline(never)]
 fn guarded<R>(serve: impl FnOnce() -> R) -> R {

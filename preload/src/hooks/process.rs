@@ -1,16 +1,16 @@
 //! Functions that change what the process is: forks, credentials, name spaces, the file mode creation mask.
 
-use std::ffi::{c_int, c_uint, c_ulong, c_void};
+use std::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
 
 use libc::{gid_t, mode_t, pid_t, uid_t};
 
-use super::hook;
-use super::promote::forking;
+use super::{fail, hook};
 use crate::connection;
 use crate::dirstreams::{self, Before};
 use crate::files;
 use crate::process::{self, CWD, FDS};
 use crate::sys::{self, Out, PathArg, Text, Word};
+use crate::vforks;
 
 /// The process has other credentials after a success: what is open on its connections becomes the kernel's before.
 fn credentials(next: impl FnOnce() -> c_int) -> c_int {
@@ -132,26 +132,94 @@ hook! {
     };
 }
 
-/// `vfork` is `fork`: its child would share our tables with its parent, and a function that returns cannot be called in
-/// between. POSIX leaves everything to the child that would show a difference.
-///
-/// # Safety
-/// As `fork`.
-#[cfg_attr(not(test), unsafe(no_mangle))]
-pub(crate) unsafe extern "C-unwind" fn vfork() -> pid_t {
-    // SAFETY: `fork` asks for nothing.
-    forking(|| unsafe { crate::next::fork() })
+/// Before `vfork`: 0, or -1 and errno.
+extern "C" fn before_vfork() -> c_int {
+    vforks::before().map_or_else(fail, |()| 0)
 }
 
-/// libc's other name for it.
-///
-/// # Safety
-/// As `fork`.
-#[cfg_attr(not(test), unsafe(no_mangle))]
-pub(crate) unsafe extern "C-unwind" fn __vfork() -> pid_t {
-    // SAFETY: `fork` asks for nothing.
-    forking(|| unsafe { crate::next::fork() })
+/// After `vfork`, in the parent, with the system call's result: the function's.
+extern "C" fn after_vfork(result: c_long) -> pid_t {
+    vforks::after();
+    match result {
+        0.. => result as pid_t,
+        error => fail(-error as c_int),
+    }
 }
+
+/// Defines a function that makes a child which shares our memory ([`vforks`]) and goes on in this one's caller: nothing may lie on the
+/// stack meanwhile, not even where to return to.
+macro_rules! vfork {
+    ($($name:ident)*) => {
+        $(
+            /// The function of this name of libc.
+            ///
+            /// # Safety
+            /// As there.
+            #[cfg(target_arch = "x86_64")]
+            #[unsafe(naked)]
+            #[cfg_attr(not(test), unsafe(no_mangle))]
+            pub(crate) unsafe extern "C-unwind" fn $name() -> pid_t {
+                std::arch::naked_asm!(
+                    // The return address and eight bytes: the stack is aligned for calls.
+                    "sub rsp, 8",
+                    "call {before}",
+                    "add rsp, 8",
+                    "test eax, eax",
+                    "jnz 2f",
+                    // The system call leaves this register alone, in both.
+                    "pop rdi",
+                    "mov eax, {vfork}",
+                    "syscall",
+                    "push rdi",
+                    "test rax, rax",
+                    "jz 2f",
+                    "sub rsp, 8",
+                    "mov rdi, rax",
+                    "call {after}",
+                    "add rsp, 8",
+                    "2:",
+                    "ret",
+                    before = sym before_vfork,
+                    vfork = const libc::SYS_vfork,
+                    after = sym after_vfork,
+                )
+            }
+
+            /// The function of this name of libc.
+            ///
+            /// # Safety
+            /// As there.
+            #[cfg(target_arch = "aarch64")]
+            #[unsafe(naked)]
+            #[cfg_attr(not(test), unsafe(no_mangle))]
+            pub(crate) unsafe extern "C-unwind" fn $name() -> pid_t {
+                std::arch::naked_asm!(
+                    "stp x29, x30, [sp, #-16]!",
+                    "bl {before}",
+                    "ldp x29, x30, [sp], #16",
+                    "cbnz w0, 2f",
+                    // clone(CLONE_VM | CLONE_VFORK | SIGCHLD, the same stack); all other registers stay, in both.
+                    "mov x0, #{flags}",
+                    "mov x1, xzr",
+                    "mov x8, #{clone}",
+                    "svc #0",
+                    "cbz x0, 2f",
+                    "stp x29, x30, [sp, #-16]!",
+                    "bl {after}",
+                    "ldp x29, x30, [sp], #16",
+                    "2:",
+                    "ret",
+                    before = sym before_vfork,
+                    flags = const libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+                    clone = const libc::SYS_clone,
+                    after = sym after_vfork,
+                )
+            }
+        )*
+    };
+}
+
+vfork! { vfork __vfork }
 
 /// Threads that may be cancelled at any instruction need hooks that put that off: only at a call can the frames of this
 /// library be unwound, anywhere else its personality routine ends the process.

@@ -14,6 +14,7 @@ use crate::locks;
 use crate::next::{self, Stream};
 use crate::process::FDS;
 use crate::sys::{Aio, Aios, FdSet, Message, Out, PathArg, PollFds};
+use crate::vforks;
 use crate::virtuals;
 
 /// Whether the library has not started yet.
@@ -175,8 +176,10 @@ hook! {
         run: *const c_void, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent: *mut c_void,
         tls: *mut c_void, child: *mut c_void
     ) -> c_int, next =>
-        match flags & libc::CLONE_FILES {
-            0 => forking(|| next(run, stack, flags, argument, parent, tls, child)),
+        match flags & (libc::CLONE_FILES | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_SETTLS) {
+            VFORK => vforks::around(|| next(run, stack, flags, argument, parent, tls, child)).unwrap_or_else(fail),
+            others if others & libc::CLONE_FILES == 0 =>
+                forking(|| next(run, stack, flags, argument, parent, tls, child)),
             _ => next(run, stack, flags, argument, parent, tls, child),
         };
     fn [system](command: PathArg) -> c_int, next => forking(|| next(command));
@@ -188,6 +191,9 @@ hook! {
         })
     };
 }
+
+/// `clone`'s flags, of those that matter, by which it makes a child that shares our memory and nothing else.
+const VFORK: c_int = libc::CLONE_VM | libc::CLONE_VFORK;
 
 // A regular file is none of these; by which errno that shows, and after which other errors, the kernel knows.
 hook! {

@@ -163,7 +163,8 @@ fn copy_in(from: *const u8, to: *mut u8, len: usize) -> usize {
     })
 }
 
-fn this_process() -> libc::pid_t {
+/// The number of this process.
+pub(crate) fn this_process() -> libc::pid_t {
     rustix::process::getpid().as_raw_nonzero().get()
 }
 
