@@ -12,7 +12,7 @@ use fuser::{FileHandle, FileType, INodeNo, OpenFlags};
 use crate::engine::cache::Inode;
 use crate::engine::files::flush;
 use crate::engine::handles::Handle;
-use crate::engine::listings::Gathering;
+use crate::engine::listings::{Gathering, regular_files};
 use crate::engine::permission::READ;
 use crate::engine::serve::{Call, Output, Served};
 use crate::engine::table::Era;
@@ -238,6 +238,7 @@ impl<FS: Filesystem> Engine<FS> {
             _ => self.era_of(inode),
         };
         if let Some(listed) = self.read_kept(inode, position, size, era, output) {
+            self.review_listed(era, &output.data, None);
             return listed;
         }
         let fh = using.fh()?;
@@ -285,6 +286,7 @@ impl<FS: Filesystem> Engine<FS> {
             gathering = gathering.filter(|gathering| gathering.mark == before);
             gathering.iter_mut().for_each(|gathering| gathering.mark += 1);
         }
+        self.review_listed(era, &output.data, gathering.as_mut());
         *directory.gathering.lock() = gathering;
         if output.data.is_empty() && !ended {
             // No room for a single entry, or the first one is none.
@@ -295,6 +297,23 @@ impl<FS: Filesystem> Engine<FS> {
             reply.flags |= frame::REPLY_END;
         }
         Ok(reply)
+    }
+
+    /// The attributes of what is listed are probably wanted: finds out which of the files that were granted for writing have no writers any
+    /// more, so that theirs are in the table, too. For each alone, when somebody asks for it, that would take a round trip more.
+    fn review_listed(&self, era: Option<Era>, records: &[u8], mut gathering: Option<&mut Gathering>) {
+        let (Some(era), Some(table)) = (era, self.table()) else { return };
+        let granted = |ino: &u64| self.core.coherence.is_granted_write(*ino);
+        for inode in regular_files(records).filter(granted).filter_map(|ino| self.cache.known(ino)) {
+            let before = self.cache.mark();
+            if let Some((attr, mark)) = self.review_grants(&inode, before) {
+                self.publish_inode(table, era, &inode, Some((&attr, inode.attr_expiry())), mark);
+                // Nobody else has counted anything.
+                gathering.iter_mut().filter(|gathering| gathering.mark == before).for_each(|gathering| {
+                    gathering.mark = mark;
+                });
+            }
+        }
     }
 
     /// Adds what was read of a directory, between two positions, to what was read before; nothing is behind the last page, which completes a

@@ -25,9 +25,11 @@ const SHARDS: usize = 16;
 const ROOM: usize = 4 << 20;
 /// How long a listing is kept: reading a directory changes its time of last access from time to time.
 const KEPT_FOR: Duration = Duration::from_secs(60 * 60);
-/// Where the length of a record of `struct linux_dirent64` is, and where the offset behind it.
-const LENGTH_AT: usize = 16;
+/// Where what is in a record of `struct linux_dirent64`: the length is the record's, the offset that behind it.
+const INO_AT: usize = 0;
 const OFFSET_AT: usize = 8;
+const LENGTH_AT: usize = 16;
+const TYPE_AT: usize = 18;
 const NAME_AT: usize = 19;
 /// Names in a sample, at most: of long ones fewer.
 const SAMPLE: usize = 8;
@@ -128,20 +130,29 @@ impl Listing {
 
     /// Some of the names, spread over the listing.
     pub(crate) fn sample(&self) -> impl Iterator<Item = &OsStr> {
-        let mut rest = &*self.records;
-        let records = std::iter::from_fn(move || {
-            let (record, behind) = rest.split_at_checked(length(rest)?)?;
-            rest = behind;
-            Some(record)
-        });
         // A record takes 24 bytes at least.
         let every = self.records.len() / (SAMPLE * 24) + 1;
-        let names = records.step_by(every).filter_map(|record| {
+        let names = each(&self.records).step_by(every).filter_map(|record| {
             let name = record.get(NAME_AT..)?;
             Some(OsStr::from_bytes(name.split(|byte| *byte == 0).next()?))
         });
         names.filter(|name| *name != "." && *name != "..").take(SAMPLE)
     }
+}
+
+/// One record after another.
+fn each(mut records: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (record, behind) = records.split_at_checked(length(records)?)?;
+        records = behind;
+        Some(record)
+    })
+}
+
+/// The numbers of the regular files among what records list.
+pub(super) fn regular_files(records: &[u8]) -> impl Iterator<Item = u64> {
+    let is_regular = |record: &&[u8]| record.get(TYPE_AT) == Some(&libc::DT_REG);
+    each(records).filter(is_regular).filter_map(|record| word(record, INO_AT))
 }
 
 fn word(record: &[u8], at: usize) -> Option<u64> {

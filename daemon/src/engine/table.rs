@@ -536,7 +536,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     /// Publishes an inode before its name: its attributes, as far as they are known, take the place of whatever had its node id
     /// before. `None` if nobody is to find it.
-    fn publish_inode(
+    pub(super) fn publish_inode(
         &self,
         table: &Published,
         era: Era,

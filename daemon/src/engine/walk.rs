@@ -133,7 +133,7 @@ impl<FS: Filesystem> Engine<FS> {
 
     /// Finds out whether a file still changes unseen that was granted for writing. If not, and if nothing else has changed since `mark`,
     /// its attributes and a new mark.
-    fn review_grants(&self, inode: &Inode, mark: u64) -> Option<(FileAttr, u64)> {
+    pub(super) fn review_grants(&self, inode: &Inode, mark: u64) -> Option<(FileAttr, u64)> {
         let coherence = &self.core.coherence;
         if inode.kind != FileType::RegularFile || !coherence.is_granted_write(inode.ino) {
             return None;
