@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::counters::Counts;
 
 /// Version of everything in this crate that both sides must share: envelope bodies, layout, frames.
-pub const VERSION: u32 = 10;
+pub const VERSION: u32 = 11;
 /// The extended attribute of a mount's root that names the daemon's socket.
 pub const SOCKET_XATTR: &std::ffi::CStr = c"system.finesse";
 /// Longest message, envelope included, in bytes.

@@ -219,6 +219,9 @@ impl Published {
         mutant::lingers("table: mark");
         let published =
             table.publish_name(&key, stands_for, expiry, |parent| self.departs(era, parent), is_current);
+        if table.is_crowded() {
+            table.grow();
+        }
         let growths = table.generation().growths();
         if growths < self.settled.load(Ordering::Relaxed) {
             self.settle(growths);
@@ -336,11 +339,12 @@ impl Published {
             return;
         }
         let Some(table) = self.table() else { return };
-        let era = self.era();
-        self.departs(era, parent);
-        if let Some(key) = table.key(era.0, parent, name.as_bytes()) {
-            table.take_name(&key, |_| ());
-        }
+        table.change(|generation| {
+            self.departs(Era(generation), parent);
+            if let Some(key) = table.key(generation, parent, name.as_bytes()) {
+                table.take_name(&key, |_| ());
+            }
+        });
     }
 
     /// An inode's attributes have changed, which has been counted.
@@ -349,25 +353,31 @@ impl Published {
             return;
         }
         if let Some(table) = self.table() {
-            table.take_attr(self.era().0, ino);
+            table.change(|generation| {
+                table.take_attr(generation, ino);
+            });
         }
     }
 
     /// What was known of the target of a node id is not known to be right.
-    pub(crate) fn forget_link(&self, era: Era, ino: u64) {
+    pub(crate) fn forget_link(&self, ino: u64) {
         if self.any.load(Ordering::Acquire)
             && let Some(table) = self.table()
         {
-            table.take_link(era.0, ino);
+            table.change(|generation| {
+                table.take_link(generation, ino);
+            });
         }
     }
 
     /// What was known of a node id is not known to be right.
-    pub(crate) fn forget(&self, era: Era, ino: u64) {
+    pub(crate) fn forget(&self, ino: u64) {
         if self.any.load(Ordering::Acquire)
             && let Some(table) = self.table()
         {
-            table.take_attr(era.0, ino);
+            table.change(|generation| {
+                table.take_attr(generation, ino);
+            });
         }
     }
 }
@@ -549,10 +559,10 @@ impl<FS: Filesystem> Engine<FS> {
         }
         match attr {
             Some((attr, expiry)) => self.publish_attr(table, era, inode, attr, expiry, mark),
-            None => table.forget(era, inode.ino),
+            None => table.forget(inode.ino),
         }
         if inode.kind == FileType::Symlink {
-            table.forget_link(era, inode.ino);
+            table.forget_link(inode.ino);
         }
         if let (FileType::Directory, Some((attr, _))) = (inode.kind, attr) {
             self.open_directory(era, inode, attr, mark);
@@ -591,7 +601,7 @@ impl<FS: Filesystem> Engine<FS> {
                 };
                 table.attr(era, &to_frame(attr), absent, expiry.expiry(), is_current);
             }
-            false => table.forget(era, inode.ino),
+            false => table.forget(inode.ino),
         }
     }
 

@@ -82,8 +82,12 @@ const NAMES_PER_RARE: usize = 8;
 const RARE_MIN: usize = 64;
 /// How many times as many sets are used after the table has grown, as a power of two.
 const GROWTH: u32 = 2;
-/// As many evictions per set of names make the table grow: one in so many.
-const SETS_PER_EVICTION: u64 = 8;
+/// After one eviction per so many sets of names it is looked whether the table should grow.
+const SETS_PER_EVICTION: u64 = 32;
+/// It should if more entries are in the average set: of those that are put into sets by chance, one in a hundred finds its own full then.
+const FULL: usize = 4;
+/// So many sets tell the average, to a fortieth.
+const SAMPLES: usize = 256;
 
 const SET_NARROW: usize = LINE + WAYS * NARROW;
 const SET_WIDE: usize = LINE + WAYS * WIDE;
@@ -119,13 +123,16 @@ impl Expiry {
 }
 
 /// What is in the table at a time: the entries of one number, in so many sets. It tells besides how often everything was taken out
-/// because it might be wrong. The default one is no table's.
+/// because it might be wrong, and whether the table grows at the moment: then nothing is in it. The default one is no table's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Generation(u64);
 
 impl Generation {
     const NUMBER_BITS: u32 = 32;
     const GROWTHS_BITS: u32 = 4;
+    /// The table grows.
+    const MOVING: u64 = 1 << (Self::NUMBER_BITS + Self::GROWTHS_BITS);
+    const ERA_SHIFT: u32 = Self::NUMBER_BITS + Self::GROWTHS_BITS + 1;
     /// The last number: the table ends with it, because entries of the first ones may still be there.
     const LAST: u32 = u32::MAX;
 
@@ -146,24 +153,37 @@ impl Generation {
         (self.0 >> Self::NUMBER_BITS) as u32 & ((1 << Self::GROWTHS_BITS) - 1)
     }
 
-    /// How often everything was taken out because it might be wrong, up to 2^28. Unlike the number it is the same after growth.
+    /// How often everything was taken out because it might be wrong, up to 2^27. Unlike the number it is the same after growth.
     #[inline]
     pub fn era(self) -> u32 {
-        (self.0 >> (Self::NUMBER_BITS + Self::GROWTHS_BITS)) as u32
+        (self.0 >> Self::ERA_SHIFT) as u32
     }
 
-    /// The next one; `None` if there is none.
-    fn next(self, grown: bool) -> Option<Self> {
-        let number = self.number().checked_add(1).filter(|number| *number < Self::LAST)?;
-        let (growths, era) = match grown {
-            true => (self.growths().checked_sub(1)?, self.era()),
-            false => (self.growths(), self.era() + 1),
-        };
-        if era >> (64 - Self::NUMBER_BITS - Self::GROWTHS_BITS) != 0 {
-            return None;
-        }
-        let above = u64::from(growths) | u64::from(era) << Self::GROWTHS_BITS;
-        Some(Self(u64::from(number) | above << Self::NUMBER_BITS))
+    /// Whether the table grows: what was in it is on its way.
+    #[inline]
+    pub(crate) fn is_moving(self) -> bool {
+        self.0 & Self::MOVING != 0
+    }
+
+    fn of(number: u32, growths: u32, era: u32) -> Self {
+        let growths = u64::from(growths) << Self::NUMBER_BITS;
+        Self(u64::from(number) | growths | u64::from(era) << Self::ERA_SHIFT)
+    }
+
+    /// The one after everything was taken out; `None` if there is none. It skips the number that has been given to entries on their way.
+    fn renewed(self) -> Option<Self> {
+        let numbers = if self.is_moving() { 2 } else { 1 };
+        let number = self.number().checked_add(numbers).filter(|number| *number < Self::LAST)?;
+        let era = self.era() + 1;
+        (era >> (64 - Self::ERA_SHIFT) == 0).then(|| Self::of(number, self.growths(), era))
+    }
+
+    /// The one while the table grows, and the one afterwards; `None` if it cannot.
+    fn growing(self) -> Option<(Self, Self)> {
+        let growths = self.growths().checked_sub(1).filter(|_| !self.is_moving())?;
+        let number = self.number().checked_add(2).filter(|number| *number < Self::LAST)?;
+        let moving = Self::of(number - 1, growths, self.era()).0 | Self::MOVING;
+        Some((Self(moving), Self::of(number, growths, self.era())))
     }
 }
 
@@ -433,13 +453,15 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     /// A key's head, and what its hash begins with.
     #[inline]
     fn begin_key(&self, generation: Generation, parent: u64, len: usize) -> (u64, u64) {
-        let head = u64::from(generation.number()) | (len as u64) << 32;
-        (head, fold(fold(self.shape.seed ^ parent, MIX[0]) ^ head, MIX[1]))
+        let (number, len) = (u64::from(generation.number()), (len as u64) << 32);
+        let begin = u64::from(generation.era()) | len;
+        (number | len, fold(fold(self.shape.seed ^ parent, MIX[0]) ^ begin, MIX[1]))
     }
 
+    /// The same after growth, so that what is in a set lies in neighbouring ones then.
     #[inline]
     fn hash_of(&self, generation: Generation, ino: u64) -> u64 {
-        fold(fold(self.shape.seed ^ ino, MIX[0]) ^ u64::from(generation.number()), MIX[1])
+        fold(fold(self.shape.seed ^ ino, MIX[0]) ^ u64::from(generation.era()), MIX[1])
     }
 
     /// Of where a directory may be.

@@ -17,6 +17,26 @@ struct Shared {
 }
 
 impl Shared {
+    /// A table that can grow once: of names and marks it uses one set before, four afterwards, of the others none.
+    fn small() -> Arc<Self> {
+        let sets = |start, count| Sets { start, count };
+        let shape = Shape {
+            names: sets(HEADER_WORDS, 4),
+            attrs: sets(HEADER_WORDS, 0),
+            links: sets(HEADER_WORDS, 0),
+            marks: sets(HEADER_WORDS + 4 * SET_NARROW, 4),
+            seed: 1,
+        };
+        Self::of(shape, HEADER_WORDS + 8 * SET_NARROW, Generation::first(1))
+    }
+
+    fn of(shape: Shape, words: usize, generation: Generation) -> Arc<Self> {
+        let words: Vec<_> = (0..words).map(|_| AtomicU64::new(0)).collect();
+        words[GENERATION_AT].store(generation.0, Ordering::Relaxed);
+        words[HOLDER_AT].store(1, Ordering::Relaxed);
+        Arc::new(Self { words, changes: AtomicU64::new(0), shape })
+    }
+
     fn new() -> Arc<Self> {
         // Words that no test here uses must not be atomics of loom's: there are too many. So tables of models have one
         // set of each kind, one behind the other.
@@ -28,10 +48,7 @@ impl Shared {
             marks: sets(HEADER_WORDS + SET_NARROW + SET_WIDE),
             seed: 1,
         };
-        let words: Vec<_> = (0..MODEL_WORDS).map(|_| AtomicU64::new(0)).collect();
-        words[GENERATION_AT].store(Generation::first(0).0, Ordering::Relaxed);
-        words[HOLDER_AT].store(1, Ordering::Relaxed);
-        Arc::new(Self { words, changes: AtomicU64::new(0), shape })
+        Self::of(shape, MODEL_WORDS, Generation::first(0))
     }
 
     fn table(&self) -> Table<'_, AtomicU64> {
@@ -214,5 +231,99 @@ fn what_is_made_where_a_directory_was_is_not_found_by_way_of_its_parent() {
         publish(&table, b"x", (4, Kind::Other));
         let found = reader.join().unwrap();
         assert!(matches!(found, Walked::Absent | Walked::Unclear), "{found:?}");
+    });
+}
+
+/// The table grows beside whatever `meanwhile` does and sees.
+fn while_it_grows(
+    preemptions: usize,
+    fill: fn(&Table<'_, AtomicU64>),
+    meanwhile: impl Fn(&Shared) + Copy + Sync + Send + 'static,
+    afterwards: impl Fn(&Shared) + Copy + Sync + Send + 'static,
+) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 50_000;
+    builder.check(move || {
+        let shared = Shared::small();
+        fill(&shared.table());
+        let grower = thread::spawn({
+            let shared = shared.clone();
+            move || shared.table().grow()
+        });
+        meanwhile(&shared);
+        grower.join().unwrap();
+        assert_eq!(shared.table().generation().growths(), 0);
+        afterwards(&shared);
+    });
+}
+
+fn fill_and_mark(table: &Table<'_, AtomicU64>) {
+    publish(table, b"n", (3, Kind::Other));
+    table.mark(table.generation(), 1, Expiry::NEVER, || true);
+}
+
+/// A name is removed while the table grows: it is not found afterwards.
+#[test]
+fn what_is_removed_while_the_table_grows_is_not_found() {
+    let remove = |shared: &Shared| {
+        shared.change();
+        let table = shared.table();
+        table.change(|generation| {
+            table.take_name(&table.key(generation, 1, b"n").unwrap(), |_| ());
+        });
+        assert_eq!(look_up(shared), None);
+    };
+    while_it_grows(
+        2,
+        |table| publish(table, b"n", (3, Kind::Other)),
+        remove,
+        |shared| assert_eq!(look_up(shared), None),
+    );
+}
+
+/// A name is made in a complete directory while the table grows: nobody takes it for absent afterwards.
+#[test]
+fn what_is_made_while_the_table_grows_is_not_absent() {
+    let make = |shared: &Shared| {
+        shared.change();
+        let table = shared.table();
+        table.change(|generation| {
+            table.unmark(generation, 1);
+        });
+        assert_ne!(probe(shared, b"n"), Walked::Absent);
+    };
+    let mark = |table: &Table<'_, AtomicU64>| {
+        table.mark(table.generation(), 1, Expiry::NEVER, || true);
+    };
+    while_it_grows(2, mark, make, |shared| assert_ne!(probe(shared, b"n"), Walked::Absent));
+}
+
+/// A name of a complete directory moves: it is found or not, but never absent.
+#[test]
+fn a_name_that_moves_is_not_absent() {
+    let read = |shared: &Shared| assert_ne!(probe(shared, b"n"), Walked::Absent);
+    while_it_grows(2, fill_and_mark, read, |shared| assert_ne!(probe(shared, b"n"), Walked::Absent));
+}
+
+/// A name makes room, by somebody who began before the table grew: what says that its directory is complete goes, too.
+#[test]
+fn a_name_that_makes_room_before_the_table_grows_is_not_absent() {
+    const NAMES: [&[u8]; WAYS] = [b"a", b"b", b"c", b"d", b"e", b"f", b"g", b"n"];
+    let fill = |table: &Table<'_, AtomicU64>| {
+        NAMES.iter().for_each(|name| publish(table, name, (3, Kind::Other)));
+        table.mark(table.generation(), 1, Expiry::NEVER, || true);
+    };
+    let evict = |shared: &Shared| {
+        let table = shared.table();
+        let generation = table.generation();
+        let unmark = |parent| {
+            table.unmark(generation, parent);
+        };
+        let key = table.key(generation, 2, b"h").unwrap();
+        table.publish_name(&key, (4, Kind::Other), Expiry::NEVER, unmark, || true);
+    };
+    while_it_grows(1, fill, evict, |shared| {
+        NAMES.iter().for_each(|name| assert_ne!(probe(shared, name), Walked::Absent, "{name:?}"));
     });
 }

@@ -18,7 +18,16 @@ fn kept(words: &[AtomicU64]) -> Table<'_, AtomicU64> {
 
 fn publish(table: &Table<'_, AtomicU64>, parent: u64, name: &str, child: u64, kind: Kind) -> bool {
     let key = table.key(table.generation(), parent, name.as_bytes()).unwrap();
-    table.publish_name(&key, (child, kind), Expiry::NEVER, |_| (), || true)
+    let unmark = |parent| drop_mark(table, parent);
+    let published = table.publish_name(&key, (child, kind), Expiry::NEVER, unmark, || true);
+    if table.is_crowded() {
+        table.grow();
+    }
+    published
+}
+
+fn drop_mark(table: &Table<'_, AtomicU64>, directory: u64) {
+    table.unmark(table.generation(), directory);
 }
 
 fn publish_attr(table: &Table<'_, AtomicU64>, ino: u64) -> bool {
@@ -361,12 +370,9 @@ fn targets_come_back_if_they_are_short() {
 fn half_a_million_names_and_attributes_fit_the_default_size() {
     let words = words(256 << 20);
     let table = kept(&words);
-    // What is there when it grows is asked for once more.
-    for _ in 0..2 {
-        for ino in 2..500_002u64 {
-            publish(&table, ino / 100, &format!("name{ino}"), ino, Kind::Other);
-            publish_attr(&table, ino);
-        }
+    for ino in 2..500_002u64 {
+        publish(&table, ino / 100, &format!("name{ino}"), ino, Kind::Other);
+        publish_attr(&table, ino);
     }
     let found = |ino: &u64| {
         let walked =
@@ -375,7 +381,7 @@ fn half_a_million_names_and_attributes_fit_the_default_size() {
         walked == Walked::Found(attr(*ino))
     };
     let found = (2..500_002u64).filter(found).count();
-    assert!(found > 495_000, "{found}");
+    assert!(found > 493_000, "{found}");
 }
 
 #[test]
@@ -399,15 +405,148 @@ fn few_names_lie_in_few_pages_and_more_make_it_grow() {
     assert!(used() < 256, "{} pages", used());
     publish_all(20_000);
     let grown = table.generation();
-    assert!(grown.growths() == 0 && grown.era() == 0, "{grown:?}");
-    publish_all(20_000);
-    assert!(found(20_000) > 19_900, "{}", found(20_000));
+    assert!(grown.growths() == 0 && grown.era() == 0 && !grown.is_moving(), "{grown:?}");
+    assert!(found(20_000) > 19_800, "{}", found(20_000));
     // It cannot become larger than it is: there is room for 70 000.
     publish_all(200_000);
     let held = found(200_000);
     assert!(held > 50_000, "{held}");
     table.renew();
     assert_eq!((table.generation().growths(), table.generation().era(), found(10)), (0, 1, 0));
+}
+
+#[test]
+fn names_that_take_turns_in_full_sets_do_not_make_it_grow() {
+    let words = words(64 << 20);
+    let table = kept(&words);
+    let count = 20_000u64;
+    let publish_all = || {
+        let names = (2..2 + count).map(|ino| (ino, format!("name{ino}")));
+        names.filter(|(ino, name)| stat(&table, name) != Walked::Found(attr(*ino))).fold(
+            0,
+            |new, (ino, name)| {
+                publish(&table, 1, &name, ino, Kind::Other);
+                publish_attr(&table, ino);
+                new + 1
+            },
+        )
+    };
+    publish_all();
+    let settled = table.generation();
+    let turns: Vec<u64> = (0..200).map(|_| publish_all()).collect();
+    let sum: u64 = turns.iter().sum();
+    // As many as made it grow while it was filled.
+    assert!(sum > 5000 && turns.iter().all(|turns| *turns < count / 50), "{turns:?}");
+    assert_eq!((table.generation(), settled.growths()), (settled, 1));
+}
+
+#[test]
+fn everything_moves_when_it_grows_and_is_what_it_was() {
+    // Also where one size is no multiple of the other.
+    for bytes in [16 << 20, (16 << 20) + (2 << 20) + 4096 * 7] {
+        let words = words(bytes);
+        let table = kept(&words);
+        assert!(table.generation().growths() >= 2, "{:?}", table.generation());
+        let expiry = |ino: u64| if ino.is_multiple_of(2) { Expiry::NEVER } else { Expiry::at(ino << 40) };
+        let target = |ino: u64| format!("target of {ino}");
+        for ino in 2..1500u64 {
+            let kind = if ino.is_multiple_of(3) { Kind::Symlink } else { Kind::Directory };
+            let key = table.key(table.generation(), ino / 10, format!("name{ino}").as_bytes()).unwrap();
+            assert!(table.publish_name(&key, (ino, kind), expiry(ino), |_| (), || true));
+            assert!(publish_attr(&table, ino));
+            match kind {
+                Kind::Symlink => drop(table.publish_link(
+                    table.generation(),
+                    ino,
+                    target(ino).as_bytes(),
+                    expiry(ino),
+                    || true,
+                )),
+                _ => {
+                    table.mark(table.generation(), ino, expiry(ino), || true);
+                    table.publish_parent(&key, ino);
+                }
+            }
+        }
+        // What is there is what is found afterwards, of each kind.
+        let found = |ino: u64| {
+            let generation = table.generation();
+            let key = table.key(generation, ino / 10, format!("name{ino}").as_bytes()).unwrap();
+            let name = match table.find_name(&key) {
+                Looked::Found(seen, found) => Some((seen.expiry(), found)),
+                Looked::Missing | Looked::Unclear => None,
+            };
+            let attr = match table.find_attr(generation, ino, unpack) {
+                Looked::Found(seen, attr) => Some((seen.expiry(), attr)),
+                Looked::Missing | Looked::Unclear => None,
+            };
+            let link = match table.find_link(generation, ino) {
+                Looked::Found(seen, words) => Some((seen.expiry(), words[3..].to_vec())),
+                Looked::Missing | Looked::Unclear => None,
+            };
+            let mark = match table.find_mark(generation, ino) {
+                Looked::Found(seen, ()) => Some(seen.expiry()),
+                Looked::Missing | Looked::Unclear => None,
+            };
+            (name, attr, link, mark, table.holds_parent(&key, ino))
+        };
+        let before: Vec<_> = (2..1500).map(found).collect();
+        let names = before.iter().filter(|found| found.0.is_some()).count();
+        let links = before.iter().filter(|found| found.2.is_some()).count();
+        let marks = before.iter().filter(|found| found.3.is_some()).count();
+        let parents = before.iter().filter(|found| found.4).count();
+        assert!(
+            names > 1400 && links > 300 && marks > 200 && parents > 200,
+            "{names} {links} {marks} {parents}"
+        );
+        for _ in 0..2 {
+            let growths = table.generation().growths();
+            table.grow();
+            assert_eq!(table.generation().growths(), growths - 1);
+            for (ino, before) in (2..).zip(&before) {
+                assert_eq!(found(ino), *before, "{ino}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_taken_out_while_it_grows_is_taken_out_where_it_has_gone() {
+    let words = words(16 << 20);
+    let table = kept(&words);
+    publish_attr(&table, 3);
+    publish(&table, 1, "a", 3, Kind::Other);
+    table.mark(table.generation(), 1, Expiry::NEVER, || true);
+    let mut rounds = 0;
+    table.change(|generation| {
+        if rounds == 0 {
+            // By somebody else, before anything is taken out in the generation that was there.
+            table.grow();
+        }
+        rounds += 1;
+        table.take_name(&table.key(generation, 1, b"a").unwrap(), |_| ());
+        table.unmark(generation, 1);
+    });
+    assert_eq!(
+        (rounds, stat(&table, "a"), table.is_marked(table.generation(), 1)),
+        (2, Walked::Unclear, false)
+    );
+}
+
+#[test]
+fn what_was_on_its_way_when_everything_was_taken_out_is_never_found() {
+    let words = words(16 << 20);
+    let table = kept(&words);
+    let (moving, next) = table.generation().growing().unwrap();
+    let renewed = moving.renewed().unwrap();
+    assert!(renewed.number() > next.number() && !renewed.is_moving());
+    assert_eq!((renewed.era(), renewed.growths()), (next.era() + 1, next.growths()));
+    assert!(moving.growing().is_none() && moving.is_moving() && !next.is_moving());
+    // Nothing is published meanwhile, and nothing found.
+    publish(&table, 1, "a", 0, Kind::Absent);
+    words[GENERATION_AT].store(moving.0, Ordering::Relaxed);
+    assert!(!publish(&table, 1, "b", 0, Kind::Absent) && !publish_attr(&table, 3));
+    assert_eq!((stat(&table, "a"), stat(&table, "b")), (Walked::Unclear, Walked::Unclear));
 }
 
 #[test]

@@ -4,9 +4,10 @@
 use std::sync::atomic::Ordering;
 
 use super::{
-    AbsentXattrs, CLOCK, EVICTED_AT, Expiry, GENERATION_AT, Generation, HOLDER_AT, KIND_SHIFT, Key, Kind,
-    LENDING_AT, LINE, LOCK, Lending, MAGIC, MAGIC_AT, NARROW, SEED_AT, SETS_PER_EVICTION, Sets, Shape,
-    TARGET_MAX, Table, VERSION_AT, WAYS, WIDE, is_in, is_mark_of, is_name, is_of, is_parent_of, pack, tag,
+    AbsentXattrs, CLOCK, EVICTED_AT, Expiry, FULL, GENERATION_AT, Generation, HOLDER_AT, KIND_SHIFT, Key,
+    Kind, LENDING_AT, LINE, LOCK, Lending, MAGIC, MAGIC_AT, NARROW, SAMPLES, SEED_AT, SETS_PER_EVICTION,
+    Sets, Shape, TARGET_MAX, Table, VERSION_AT, WAYS, WIDE, is_in, is_mark_of, is_name, is_of, is_parent_of,
+    name_len, pack, tag,
 };
 use crate::frame::Attr;
 use crate::ring::Atomic;
@@ -99,6 +100,28 @@ impl<'t, A: Atomic<u64>> Locked<'t, A> {
         ((number | 1) + 1) & 0xffff_ffff
     }
 
+    /// Writes all of an [open](Self::open) entry but its first word.
+    fn store<const W: usize>(&self, way: usize, words: &[u64; W]) {
+        for (cell, word) in self.cells(way, W).iter().zip(words).skip(1) {
+            cell.store(*word, Ordering::Release);
+        }
+    }
+
+    /// Ends to write to an entry, with the sequence number for that.
+    fn end<const W: usize>(&self, way: usize, words: &[u64; W], number: u64) {
+        let expiry = words[0] & !0xffff_ffff;
+        self.cells(way, W)[0].store(number | expiry, Ordering::Release);
+    }
+
+    /// Writes an entry that nobody has used.
+    fn fill<const W: usize>(&self, way: usize, tag: u32, words: &[u64; W]) {
+        let number = self.open(way);
+        self.set_tag(way, tag);
+        self.store(way, words);
+        self.end(way, words, number);
+        self.is_used(way, false);
+    }
+
     /// Takes an entry out that is [open](Self::open).
     fn kill(&self, way: usize, words: usize, number: u64) {
         let cells = self.cells(way, words);
@@ -136,28 +159,20 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         self.words[LENDING_AT].store(lending as u64, Ordering::Release);
     }
 
-    /// Takes everything out at once. What is counted as changed must have been counted before. After 2^28 times the table ends.
+    /// Takes everything out at once. What is counted as changed must have been counted before. After 2^27 times the table ends.
     pub fn renew(&self) {
         let mut now = self.generation();
-        while let Err(found) = self.begin(now, false) {
-            now = found;
+        loop {
+            let Some(next) = now.renewed() else { return self.keep(0) };
+            match self.begin(now, next) {
+                Ok(()) => return,
+                Err(found) => now = found,
+            }
         }
     }
 
-    /// Uses more sets from here on, if there are more and nobody else has begun another generation. Nothing is in them yet.
-    pub(crate) fn grow(&self, now: Generation) {
-        if now.growths() > 0 {
-            // If it fails, another generation has begun anyway.
-            let _ = self.begin(now, true);
-        }
-    }
-
-    /// Begins a generation after `now`; or the one that has begun already.
-    fn begin(&self, now: Generation, grown: bool) -> Result<(), Generation> {
-        let Some(next) = now.next(grown) else {
-            self.keep(0);
-            return Ok(());
-        };
+    /// Begins a generation after `now`, unless another one has begun already, which is answered then.
+    fn begin(&self, now: Generation, next: Generation) -> Result<(), Generation> {
         let cell = &self.words[GENERATION_AT];
         cell.compare_exchange(now.0, next.0, Ordering::AcqRel, Ordering::Acquire).map_err(Generation)?;
         self.words[EVICTED_AT].store(0, Ordering::Relaxed);
@@ -165,12 +180,124 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
     }
 
     /// An entry went for want of room.
-    fn evicted(&self, generation: Generation) {
+    fn evicted(&self) {
         // Some may be lost, which does no harm.
         let before = self.words[EVICTED_AT].load(Ordering::Relaxed);
         self.words[EVICTED_AT].store(before + 1, Ordering::Relaxed);
-        if before >= self.shape.names.used(generation) as u64 / SETS_PER_EVICTION {
-            self.grow(generation);
+    }
+
+    /// Whether it should [`grow`](Self::grow): entries have made room for others, and that because there are many of them. A few find
+    /// their set full long before, and take turns there.
+    pub fn is_crowded(&self) -> bool {
+        let generation = self.generation();
+        let evicted = &self.words[EVICTED_AT];
+        let many = self.shape.names.used(generation) as u64 / SETS_PER_EVICTION;
+        if generation.growths() == 0 || evicted.load(Ordering::Relaxed) <= many {
+            return false;
+        }
+        evicted.store(0, Ordering::Relaxed);
+        let Shape { names, attrs, links, marks, .. } = self.shape;
+        self.is_full::<NARROW>(names, generation)
+            || self.is_full::<WIDE>(attrs, generation)
+            || self.is_full::<WIDE>(links, generation)
+            || self.is_full::<NARROW>(marks, generation)
+    }
+
+    /// Whether more than [`FULL`] entries are in the average set, as far as some of them tell.
+    fn is_full<const W: usize>(&self, sets: Sets, generation: Generation) -> bool {
+        let (used, size) = (sets.used(generation), LINE + WAYS * W);
+        let step = used.div_ceil(SAMPLES).max(1);
+        let set = |index| Locked::new(&self.words[sets.start + index * size..][..size]);
+        let held = |set: Locked<'_, A>| {
+            let is_held = |way: &usize| set.tag(*way) != 0 && is_in(&set.words::<W>(*way), generation);
+            (0..WAYS).filter(is_held).count()
+        };
+        let (sampled, held) = (0..used)
+            .step_by(step)
+            .map(set)
+            .fold((0, 0), |(sampled, sum), set| (sampled + 1, sum + held(set)));
+        held > sampled * FULL
+    }
+
+    /// Uses more sets from here on, if there are more, and moves what is in the table there. Meanwhile readers find nothing in it, nothing can be published, and
+    /// whoever takes something out ([`change`](Self::change)) waits. Nobody may hold a set's lock who calls this.
+    pub fn grow(&self) {
+        let now = self.generation();
+        let Some((moving, next)) = now.growing() else { return };
+        if self.begin(now, moving).is_err() {
+            return;
+        }
+        let Shape { names, attrs, links, marks, .. } = self.shape;
+        let hash_of = |ino| self.hash_of(next, ino);
+        let hash_of_name = |words: &[u64; NARROW]| {
+            let [_, parent, head, name @ .., _] = *words;
+            self.key_again(next, parent, name_len(head), name).hash
+        };
+        // Whoever publishes a name, and has begun before, takes back that its directory is complete, if another name makes room for it: so names come first.
+        let unmark = |words: &[u64; NARROW]| {
+            self.unmark(now, words[1]);
+        };
+        self.move_all(names, (now, next), hash_of_name, unmark);
+        self.move_all(attrs, (now, next), |words: &[u64; WIDE]| hash_of(words[1]), |_| ());
+        self.move_all(links, (now, next), |words: &[u64; WIDE]| hash_of(words[1]), |_| ());
+        let hash_of_mark = |words: &[u64; NARROW]| match name_len(words[2]) {
+            0 => hash_of(words[1]),
+            _ => self.hash_of_parent(next, words[1]),
+        };
+        self.move_all(marks, (now, next), hash_of_mark, |_| ());
+        // Otherwise everything was taken out meanwhile.
+        let _ = self.begin(moving, next);
+    }
+
+    /// Moves all entries of one kind from a generation to the next one; `lost` hears of those for which there is no room.
+    fn move_all<const W: usize>(
+        &self,
+        sets: Sets,
+        (from, to): (Generation, Generation),
+        hash_of: impl Fn(&[u64; W]) -> u64,
+        lost: impl Fn(&[u64; W]),
+    ) {
+        let size = LINE + WAYS * W;
+        // What was in a set goes behind it, where all was moved before; in the first one, what it held is held here.
+        for index in (0..sets.used(from)).rev() {
+            let mut entries = [None; WAYS];
+            {
+                let set = Locked::new(&self.words[sets.start + index * size..][..size]);
+                for (way, entry) in entries.iter_mut().enumerate().filter(|(way, _)| set.tag(*way) != 0) {
+                    let words = set.words::<W>(way);
+                    *entry = is_in(&words, from).then_some(words);
+                    let number = set.open(way);
+                    set.kill(way, W, number);
+                }
+            }
+            for mut words in entries.into_iter().flatten() {
+                words[2] = words[2] & !0xffff_ffff | u64::from(to.number());
+                let hash = hash_of(&words);
+                let set = Locked::new(self.set(to, sets, hash, size));
+                match (0..WAYS).find(|way| set.tag(*way) == 0) {
+                    Some(way) => set.fill(way, tag(hash), &words),
+                    None => {
+                        drop(set);
+                        lost(&words);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes something out, in whatever generation it is: `take_out` is called for the present one, and again if the table has grown meanwhile.
+    pub fn change(&self, mut take_out: impl FnMut(Generation)) {
+        loop {
+            let now = self.generation();
+            if !now.is_moving() {
+                take_out(now);
+                if self.generation() == now {
+                    return;
+                }
+            }
+            pause();
+            #[cfg(not(all(loom, test)))]
+            rustix::thread::sched_yield();
         }
     }
 
@@ -185,7 +312,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         is_current: impl FnOnce() -> bool,
     ) -> bool {
         let set = Locked::new(self.set(generation, sets, hash, LINE + WAYS * W));
-        if self.generation() != generation {
+        if self.generation() != generation || generation.is_moving() {
             return false;
         }
         let tag = tag(hash);
@@ -200,13 +327,11 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         let number = set.open(way);
         if evicts {
             leaving(&set.words(way));
-            self.evicted(generation);
+            self.evicted();
         }
         set.set_tag(way, tag);
         let before = known.map(|way| set.words::<W>(way));
-        for (cell, word) in set.cells(way, W).iter().zip(words).skip(1) {
-            cell.store(*word, Ordering::Release);
-        }
+        set.store(way, words);
         if !is_current() {
             if let Some(before) = before {
                 leaving(&before);
@@ -214,8 +339,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
             set.kill(way, W, number);
             return false;
         }
-        let expiry = words[0] & !0xffff_ffff;
-        set.cells(way, W)[0].store(number | expiry, Ordering::Release);
+        set.end(way, words, number);
         set.is_used(way, known.is_some());
         true
     }
