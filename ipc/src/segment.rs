@@ -574,7 +574,7 @@ mod tests {
         ours.keep(1);
         let generation = ours.generation();
         while ours.generation().growths() > 0 {
-            ours.grow();
+            ours.grow(ours.generation(), |_| ());
         }
         assert_ne!(ours.generation(), generation);
         let key = ours.key(ours.generation(), 1, b"name").unwrap();

@@ -739,6 +739,52 @@ fn a_small_table_forgets_and_stays_right() {
     assert!(again.count() > 190);
 }
 
+/// Makes, renames and removes files below `d` while another program lists everything below `e`, and looks after each step.
+const CHANGE_WHILE_LISTED: &str = r"
+import os, subprocess, sys
+top = sys.argv[1]
+find = subprocess.Popen(['find', f'{top}/e', '-size', '+9'], stdout=subprocess.DEVNULL)
+def is_there(path):
+    try:
+        os.stat(path)
+        return True
+    except FileNotFoundError:
+        return False
+rounds = 0
+while find.poll() is None:
+    one, two = f'{top}/d/one{rounds % 7}', f'{top}/d/two{rounds % 5}'
+    seen = [is_there(one)]
+    os.close(os.open(one, os.O_CREAT | os.O_WRONLY))
+    seen += [is_there(one), is_there(two)]
+    os.rename(one, two)
+    seen += [is_there(one), is_there(two)]
+    os.unlink(two)
+    seen += [is_there(two)]
+    assert seen == [False, True, False, False, True, False], (rounds, seen)
+    rounds += 1
+assert find.returncode == 0 and rounds > 50, rounds";
+
+#[test]
+fn changes_are_seen_at_once_while_the_table_grows() {
+    const FILES: u64 = 15_000;
+    let place = Place::new(Road::Bypass, &ALWAYS, |root| {
+        fill(root);
+        for number in 0..FILES {
+            fs::write(root.join(format!("e/{number}")), "").unwrap();
+        }
+    });
+    let mut command = place.command("/usr/bin/python3");
+    command.args(["-c", CHANGE_WHILE_LISTED]).arg(place.path());
+    assert!(command.status().unwrap().success());
+    // What was there before it grew is there still, and a table that has not grown has no room for a quarter of them.
+    let mut command = place.command("/usr/bin/find");
+    command.arg(place.path().join("e")).args(["-newermt", "2100-01-01"]);
+    let before = place.mount().account();
+    assert!(command.status().unwrap().success());
+    let calls = place.mount().account().since(&before);
+    assert!(calls.from_table["stat"] > FILES * 9 / 10, "{calls:?}");
+}
+
 #[test]
 fn nobody_believes_the_table_of_a_daemon_that_is_gone() {
     let place = place();

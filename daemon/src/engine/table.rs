@@ -219,8 +219,8 @@ impl Published {
         mutant::lingers("table: mark");
         let published =
             table.publish_name(&key, stands_for, expiry, |parent| self.departs(era, parent), is_current);
-        if table.is_crowded() {
-            table.grow();
+        if let Some(now) = table.is_crowded() {
+            table.grow(now, |parent| self.departs(Era(now), parent));
         }
         let growths = table.generation().growths();
         if growths < self.settled.load(Ordering::Relaxed) {

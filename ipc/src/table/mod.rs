@@ -86,6 +86,8 @@ const GROWTH: u32 = 2;
 const SETS_PER_EVICTION: u64 = 32;
 /// It should if more entries are in the average set: of those that are put into sets by chance, one in a hundred finds its own full then.
 const FULL: usize = 4;
+/// Most bytes of sets in use whose entries move when it grows: that takes a tenth of a second.
+const MOVED_MAX: usize = 64 << 20;
 /// So many sets tell the average, to a fortieth.
 const SAMPLES: usize = 256;
 
@@ -397,7 +399,11 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
 
     /// The bytes of the table that the present generation uses, besides its header.
     pub fn used_bytes(&self) -> [Range<usize>; 4] {
-        let (generation, shape) = (self.generation(), self.shape);
+        self.used_bytes_of(self.generation())
+    }
+
+    fn used_bytes_of(&self, generation: Generation) -> [Range<usize>; 4] {
+        let shape = self.shape;
         let of = |sets: Sets, set: usize| {
             let words = sets.start..sets.start + sets.used(generation) * set;
             words.start * size_of::<u64>()..words.end * size_of::<u64>()

@@ -20,10 +20,14 @@ fn publish(table: &Table<'_, AtomicU64>, parent: u64, name: &str, child: u64, ki
     let key = table.key(table.generation(), parent, name.as_bytes()).unwrap();
     let unmark = |parent| drop_mark(table, parent);
     let published = table.publish_name(&key, (child, kind), Expiry::NEVER, unmark, || true);
-    if table.is_crowded() {
-        table.grow();
+    if let Some(now) = table.is_crowded() {
+        table.grow(now, unmark);
     }
     published
+}
+
+fn grow(table: &Table<'_, AtomicU64>) {
+    table.grow(table.generation(), |parent| drop_mark(table, parent));
 }
 
 fn drop_mark(table: &Table<'_, AtomicU64>, directory: u64) {
@@ -501,13 +505,36 @@ fn everything_moves_when_it_grows_and_is_what_it_was() {
         );
         for _ in 0..2 {
             let growths = table.generation().growths();
-            table.grow();
+            grow(&table);
             assert_eq!(table.generation().growths(), growths - 1);
             for (ino, before) in (2..).zip(&before) {
                 assert_eq!(found(ino), *before, "{ino}");
             }
         }
     }
+}
+
+#[test]
+fn what_is_more_than_others_should_wait_for_is_left_behind() {
+    let words = words(512 << 20);
+    let table = kept(&words);
+    let mut kept_by_growth = Vec::new();
+    while table.generation().growths() > 0 {
+        publish(&table, 1, "a", 3, Kind::Other);
+        let before = table.generation();
+        grow(&table);
+        let after = table.generation();
+        assert_eq!((after.growths(), after.era(), after.is_moving()), (before.growths() - 1, 0, false));
+        kept_by_growth.push(table.holds(&table.key(after, 1, b"a").unwrap()));
+    }
+    // From 2, 8, 32 and 128 MiB.
+    assert_eq!(kept_by_growth, [true, true, true, false]);
+    // Nobody grows it twice for the same reason.
+    let words = self::words(16 << 20);
+    let (table, now) = (kept(&words), kept(&words).generation());
+    table.grow(now, |_| ());
+    table.grow(now, |_| ());
+    assert_eq!(table.generation().growths(), now.growths() - 1);
 }
 
 #[test]
@@ -521,7 +548,7 @@ fn what_is_taken_out_while_it_grows_is_taken_out_where_it_has_gone() {
     table.change(|generation| {
         if rounds == 0 {
             // By somebody else, before anything is taken out in the generation that was there.
-            table.grow();
+            grow(&table);
         }
         rounds += 1;
         table.take_name(&table.key(generation, 1, b"a").unwrap(), |_| ());

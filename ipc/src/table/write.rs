@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use super::{
     AbsentXattrs, CLOCK, EVICTED_AT, Expiry, FULL, GENERATION_AT, Generation, HOLDER_AT, KIND_SHIFT, Key,
-    Kind, LENDING_AT, LINE, LOCK, Lending, MAGIC, MAGIC_AT, NARROW, SAMPLES, SEED_AT, SETS_PER_EVICTION,
-    Sets, Shape, TARGET_MAX, Table, VERSION_AT, WAYS, WIDE, is_in, is_mark_of, is_name, is_of, is_parent_of,
-    name_len, pack, tag,
+    Kind, LENDING_AT, LINE, LOCK, Lending, MAGIC, MAGIC_AT, MOVED_MAX, NARROW, SAMPLES, SEED_AT,
+    SETS_PER_EVICTION, Sets, Shape, TARGET_MAX, Table, VERSION_AT, WAYS, WIDE, is_in, is_mark_of, is_name,
+    is_of, is_parent_of, name_len, pack, tag,
 };
 use crate::frame::Attr;
 use crate::ring::Atomic;
@@ -25,6 +25,10 @@ fn pause() {
 
 /// How often a writer looks for a set's lock before it lets others run: whoever has it does next to nothing under it.
 const SPINS: u32 = 200;
+
+/// How long somebody waits who takes something out while the table grows, before he looks again.
+#[cfg(not(all(loom, test)))]
+const MOVING_PAUSE: std::time::Duration = std::time::Duration::from_micros(200);
 
 /// A set, locked.
 struct Locked<'t, A: Atomic<u64>>(&'t [A]);
@@ -186,21 +190,22 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         self.words[EVICTED_AT].store(before + 1, Ordering::Relaxed);
     }
 
-    /// Whether it should [`grow`](Self::grow): entries have made room for others, and that because there are many of them. A few find
-    /// their set full long before, and take turns there.
-    pub fn is_crowded(&self) -> bool {
+    /// The present generation if it should [`grow`](Self::grow): entries have made room for others, and that because there are many of
+    /// them. A few find their set full long before, and take turns there.
+    pub fn is_crowded(&self) -> Option<Generation> {
         let generation = self.generation();
         let evicted = &self.words[EVICTED_AT];
         let many = self.shape.names.used(generation) as u64 / SETS_PER_EVICTION;
         if generation.growths() == 0 || evicted.load(Ordering::Relaxed) <= many {
-            return false;
+            return None;
         }
         evicted.store(0, Ordering::Relaxed);
         let Shape { names, attrs, links, marks, .. } = self.shape;
-        self.is_full::<NARROW>(names, generation)
+        let is_full = self.is_full::<NARROW>(names, generation)
             || self.is_full::<WIDE>(attrs, generation)
             || self.is_full::<WIDE>(links, generation)
-            || self.is_full::<NARROW>(marks, generation)
+            || self.is_full::<NARROW>(marks, generation);
+        is_full.then_some(generation)
     }
 
     /// Whether more than [`FULL`] entries are in the average set, as far as some of them tell.
@@ -219,11 +224,18 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
         held > sampled * FULL
     }
 
-    /// Uses more sets from here on, if there are more, and moves what is in the table there. Meanwhile readers find nothing in it, nothing can be published, and
-    /// whoever takes something out ([`change`](Self::change)) waits. Nobody may hold a set's lock who calls this.
-    pub fn grow(&self) {
-        let now = self.generation();
+    /// Uses more sets from here on, if there are more and this is the present generation still, and moves what is in the table there, unless that is
+    /// [more](MOVED_MAX) than others should wait for. Meanwhile readers find nothing in it, nothing can be published, and
+    /// whoever takes something out ([`change`](Self::change)) waits. `leaving` is told the directory of a name for which there is no room, as by
+    /// [`publish_name`](Self::publish_name). Nobody may hold a set's lock who calls this.
+    pub fn grow(&self, now: Generation, leaving: impl Fn(u64)) {
         let Some((moving, next)) = now.growing() else { return };
+        let used: usize = self.used_bytes_of(now).iter().map(ExactSizeIterator::len).sum();
+        // If it fails, another generation has begun anyway.
+        if used > MOVED_MAX {
+            let _ = self.begin(now, next);
+            return;
+        }
         if self.begin(now, moving).is_err() {
             return;
         }
@@ -234,10 +246,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
             self.key_again(next, parent, name_len(head), name).hash
         };
         // Whoever publishes a name, and has begun before, takes back that its directory is complete, if another name makes room for it: so names come first.
-        let unmark = |words: &[u64; NARROW]| {
-            self.unmark(now, words[1]);
-        };
-        self.move_all(names, (now, next), hash_of_name, unmark);
+        self.move_all(names, (now, next), hash_of_name, |words: &[u64; NARROW]| leaving(words[1]));
         self.move_all(attrs, (now, next), |words: &[u64; WIDE]| hash_of(words[1]), |_| ());
         self.move_all(links, (now, next), |words: &[u64; WIDE]| hash_of(words[1]), |_| ());
         let hash_of_mark = |words: &[u64; NARROW]| match name_len(words[2]) {
@@ -265,6 +274,10 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
                 let set = Locked::new(&self.words[sets.start + index * size..][..size]);
                 for (way, entry) in entries.iter_mut().enumerate().filter(|(way, _)| set.tag(*way) != 0) {
                     let words = set.words::<W>(way);
+                    // Everything was taken out meanwhile, and this has been published since.
+                    if words[2] as u32 > from.number() {
+                        continue;
+                    }
                     *entry = is_in(&words, from).then_some(words);
                     let number = set.open(way);
                     set.kill(way, W, number);
@@ -297,7 +310,7 @@ impl<'t, A: Atomic<u64>> Table<'t, A> {
             }
             pause();
             #[cfg(not(all(loom, test)))]
-            rustix::thread::sched_yield();
+            std::thread::sleep(MOVING_PAUSE);
         }
     }
 
