@@ -6,6 +6,9 @@
 //! after a change of credentials, when the daemon is gone, when the program uses the descriptor behind the stream's back. It
 //! never changes back.
 //!
+//! A child that shares our memory ([`vforks`]) has no ring, but the stream in common with its parent, as in libc's: it reads by
+//! the descriptor, from where the stream is, and leaves it on the road on which it was.
+//!
 //! The descriptor ([`descriptor`]) is opened by the path that the stream was opened by, and must turn out to be the same
 //! directory. So that this cannot come too late, it is done before a fork and a change of credentials, and for relative
 //! paths before a change of the current directory ([`settle`]).
@@ -29,6 +32,7 @@ use crate::process::{self, FDS};
 use crate::route;
 use crate::sys::arena::{Arena, Found, Guard, Locked};
 use crate::sys::{self, Object, PathArg};
+use crate::vforks;
 
 /// Bytes of a page: what libc reads at a time, too.
 const PAGE: usize = 32_768;
@@ -261,13 +265,16 @@ pub(crate) fn close(stream: &'static Stream) -> Result<(), i32> {
     state.fd = -1;
     drop(state);
     STREAMS.release(stream);
-    if ring {
+    let is_parents = vforks::is_child();
+    if ring && !is_parents {
         listing::close_directory(&opened);
     }
     if fd < 0 {
         return Ok(());
     }
-    FDS.clear(fd);
+    if !is_parents {
+        FDS.clear(fd);
+    }
     sys::try_close(fd)
 }
 
@@ -385,7 +392,8 @@ impl State {
     fn read_page(&mut self) -> Result<bool, i32> {
         self.next = 0;
         self.fill = 0;
-        if self.ring {
+        let by_ring = self.ring && !vforks::is_child();
+        if by_ring {
             match listing::read_directory(&mut self.opened, self.behind, self.page.as_mut_bytes()) {
                 Page::Read { len, ended } => {
                     self.fill = len;
@@ -403,7 +411,10 @@ impl State {
                 }
             }
         }
-        if !self.ring {
+        if !by_ring && self.ring {
+            self.place_descriptor();
+        }
+        if !by_ring || !self.ring {
             match sys::read_directory(self.fd, self.page.as_mut_bytes()) {
                 Ok(len) => self.fill = len,
                 Err(libc::ENOENT) => return Ok(false),
@@ -431,6 +442,10 @@ impl State {
     fn settle(&mut self) -> Result<RawFd, i32> {
         if self.fd >= 0 {
             return Ok(self.fd);
+        }
+        // Its parent has tried before; what a child opens is not its parent's.
+        if vforks::is_child() {
+            return Err(libc::EBADF);
         }
         let path = self.path.get(..=self.path_len).unwrap_or(&[0]);
         let fd = sys::open_directory(self.dirfd, path)?;

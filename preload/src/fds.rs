@@ -207,6 +207,11 @@ impl Table {
         }
     }
 
+    /// Forgets what all descriptors are.
+    pub(crate) fn clear_all(&self) {
+        (0..self.end.load(Ordering::Relaxed)).for_each(|fd| self.clear(fd));
+    }
+
     /// The virtual descriptor of this number ends; `false` if it is another one's, or none, by now.
     pub(crate) fn take(&self, fd: RawFd, token: Virtual) -> bool {
         let (word, _) = encode(Kind::Virtual(token));

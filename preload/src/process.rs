@@ -135,13 +135,15 @@ fn after_fork() {
     FORKS.fetch_add(1, Ordering::Relaxed);
     CWD.after_fork();
     virtuals::after_fork();
-    connection::after_fork();
+    if vforks::after_fork() {
+        connection::after_fork();
+    } else {
+        // What we know of descriptors, ours among them, is not true of this process: nothing is closed or protected by it.
+        ON.store(false, Ordering::Release);
+        FDS.clear_all();
+    }
     dirstreams::after_fork();
     locks::after_fork();
-    if !vforks::after_fork() {
-        switch_off();
-        FDS.granted().for_each(|(fd, ..)| FDS.clear(fd));
-    }
     // Their numbers are free: what gets them next need not come to our knowledge (`pipe`).
     for (fd, ..) in FDS.granted().filter(|(fd, ..)| !sys::is_open(*fd)) {
         FDS.clear(fd);

@@ -335,7 +335,98 @@ static void vfork_hands_on(void) {
         _exit(errno == ENOENT && stat("f1", &seen) == 0 ? 0 : 99);
     }
     printf("no program: %d\n", ended(pid));
+    pid = vfork();
+    if (pid == 0) {
+        char *arguments[] = {(char *)self, "same", "f1", "7", NULL};
+        pid_t inner;
+        dup2(fd, 7);
+        _exit(posix_spawn(&inner, self, NULL, NULL, arguments, environ) ? 98 : ended(inner));
+    }
+    printf("spawned: %d\n", ended(pid));
     printf("offset %ld, work %d\n", (long)lseek(fd, 0, SEEK_CUR), work_at(".", "handed"));
+}
+
+/* --- directories that a vfork child reads, and numbers that it uses: those of the library are its parent's --- */
+
+static int entries(DIR *list, int most) {
+    int count = 0;
+    while (count < most && readdir(list)) count++;
+    return count;
+}
+
+/* Puts a file at many numbers, where others have been perhaps. */
+static int put_everywhere(int fd) {
+    int count = 0;
+    for (int number = 300; number < 1020; number++) count += dup2(fd, number) == number;
+    return count;
+}
+
+static int enter_sub(void *unused) { _exit(unused || chdir("sub") || umask(022) != 027); }
+
+static void vfork_lists(void) {
+    char name[80];
+    struct stat one, two;
+    int fd = open("f1", O_RDONLY | O_CLOEXEC);
+    mkdir("many", 0755);
+    for (int number = 0; number < 2000; number++) {
+        snprintf(name, sizeof name, "many/%040d", number);
+        close(creat(name, 0644));
+    }
+    DIR *list = opendir("many");
+    int count = entries(list, 100);
+    pid_t pid = vfork();
+    if (pid == 0) {
+        count += entries(list, 1000);
+        _exit(0);
+    }
+    printf("lists: %d, ", ended(pid));
+    count += entries(list, 100);
+    pid = vfork();
+    if (pid == 0) {
+        count += entries(list, 300);
+        _exit(0);
+    }
+    printf("%d, all %d\n", ended(pid), count + entries(list, 5000));
+    rewinddir(list);
+    entries(list, 10);
+    pid = vfork();
+    if (pid == 0) {
+        int own = creat("many-own", 0644);
+        if (put_everywhere(own) != 720 || entries(list, 5000) == 0) _exit(1);
+        /* A stream of its own, by its parent's number. */
+        close(fd);
+        DIR *other = opendir("sub");
+        if (!other || dirfd(other) != fd || entries(other, 5000) < 3 || closedir(other)) _exit(2);
+        pid_t inner = fork();
+        if (inner == 0) {
+            for (int number = 300; number < 1020; number++)
+                if (fcntl(number, F_GETFD) || close(number)) _exit(3);
+            execl(self, self, "show", "numbers", (char *)NULL);
+            _exit(99);
+        }
+        _exit(ended(inner));
+    }
+    printf("numbers: %d, ", ended(pid));
+    printf("written %d %ld, ", stat("many-own", &one), (long)one.st_size);
+    printf("same %d\n", !fstat(fd, &one) && !stat("f1", &two) && one.st_dev == two.st_dev && one.st_ino == two.st_ino);
+    rewinddir(list);
+    entries(list, 10);
+    pid = vfork();
+    if (pid == 0) {
+        closefrom(3);
+        errno = 0;
+        entries(list, 5000);
+        _exit(errno == EBADF ? 0 : 1);
+    }
+    printf("closed: %d, ", ended(pid));
+    rewinddir(list);
+    printf("again %d\n", entries(list, 5000));
+    closedir(list);
+    static char stack[1 << 18] __attribute__((aligned(64)));
+    umask(027);
+    pid = clone(enter_sub, stack + sizeof stack, CLONE_VM | CLONE_VFORK | CLONE_FS | SIGCHLD, NULL);
+    printf("entered: %d, ", ended(pid));
+    printf("here %d, mask %o, work %d\n", stat("f2", &one) ? -1 : (int)one.st_size, umask(022), work_at(".", "entered"));
 }
 
 /* --- vfork among threads and signals, in children, and often --- */
@@ -522,6 +613,7 @@ int main(int argc, char **argv) {
     else if (!strcmp(what, "vfork")) vfork_children();
     else if (!strcmp(what, "vfork-changes")) vfork_changes();
     else if (!strcmp(what, "vfork-hands-on")) vfork_hands_on();
+    else if (!strcmp(what, "vfork-lists")) vfork_lists();
     else if (!strcmp(what, "vfork-in-vfork")) vfork_in_vfork();
     else if (!strcmp(what, "vfork-among-others")) vfork_among_others();
     else if (!strcmp(what, "same")) same(argv[2], atoi(argv[3]));

@@ -163,6 +163,11 @@ fn vforked_children_hand_descriptors_on() {
 }
 
 #[test]
+fn vforked_children_list_directories_and_use_all_numbers() {
+    agrees(&[start(), "vfork-lists"], 2000);
+}
+
+#[test]
 fn children_of_vforked_children_go_their_way() {
     agrees(&[start(), "vfork-in-vfork"], 30);
 }

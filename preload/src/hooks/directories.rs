@@ -11,6 +11,7 @@ use crate::next::{Compare, Entry, Filter};
 use crate::process::{CWD, FDS};
 use crate::route;
 use crate::sys::{self, Data, PathArg};
+use crate::vforks;
 
 /// Runs a libc function that may change the current directory behind our back, and is not always left by
 /// returning.
@@ -242,7 +243,9 @@ hook! {
         |stream| dirstreams::close(stream).map_or_else(fail, |()| 0),
         || fail(libc::EBADF),
         || {
-            FDS.clear(sys::dirfd(directory));
+            if !vforks::is_child() {
+                FDS.clear(sys::dirfd(directory));
+            }
             next(directory)
         },
     );

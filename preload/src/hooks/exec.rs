@@ -25,6 +25,9 @@ fn exec(environment: Strings, run: impl FnOnce(Strings) -> c_int) -> c_int {
 
 /// Starts a program, which may get any descriptor; answers the errno.
 fn spawn(environment: Strings, run: impl FnOnce(Strings) -> c_int) -> c_int {
+    if vforks::is_child() {
+        return with_environment(environment, Start::Vfork, run);
+    }
     sharing(|| with_environment(environment, Start::Spawn, run)).unwrap_or_else(|errno| errno)
 }
 
@@ -38,9 +41,6 @@ hook! {
         itself(fd, &PathArg::NULL, libc::AT_EMPTY_PATH, || exec(envp, |envp| next(fd, argv, envp)));
     fn [execveat](dirfd: c_int, path: PathArg, argv: Strings, envp: Strings, flags: c_int) -> c_int, next =>
         itself(dirfd, &path, flags, || exec(envp, |envp| next(dirfd, path, argv, envp, flags)));
-}
-
-hook! {
     fn [posix_spawn](
         pid: *mut pid_t, path: PathArg, actions: *const c_void, attributes: *const c_void, argv: Strings, envp: Strings
     ) -> c_int, next =>

@@ -40,12 +40,8 @@ macro_rules! hook {
     (@all $process:tt $(fn [$($name:ident),+] $arguments:tt -> $result:ty, $next:ident => $body:expr;)*) => {
         $($($crate::hooks::hook!(@one $process $name $arguments [$result, $next, $body]);)+)*
     };
-    (@child [] $call:expr) => {
-        if $crate::vforks::is_child() {
-            return $call;
-        }
-    };
-    (@child [process] $call:expr) => {};
+    (@in_child [] $served:expr, $next:expr) => { $next };
+    (@in_child [process] $served:expr, $next:expr) => { $served };
     (@one $process:tt $name:ident ($($argument:ident: $type:ty),*) [$result:ty, $next:ident, $body:expr]) => {
         /// The function of this name of libc.
         ///
@@ -66,8 +62,13 @@ macro_rules! hook {
                 $body
             }
             if $crate::sys::is_hard_to_leave() || $crate::vforks::are_under_way() {
-                // SAFETY: the program's own arguments.
-                $crate::hooks::hook!(@child $process unsafe { $crate::next::$name($($argument),*) });
+                // What is noted of a thread is its parent's there.
+                if $crate::vforks::is_child() {
+                    // SAFETY: the program's own arguments.
+                    return $crate::hooks::hook!(@in_child $process served($($argument),*), unsafe {
+                        $crate::next::$name($($argument),*)
+                    });
+                }
                 return $crate::hooks::guarded(|| served($($argument),*));
             }
             served($($argument),*)

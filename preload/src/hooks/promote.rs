@@ -176,7 +176,7 @@ hook! {
         run: *const c_void, stack: *mut c_void, flags: c_int, argument: *mut c_void, parent: *mut c_void,
         tls: *mut c_void, child: *mut c_void
     ) -> c_int, next =>
-        match flags & (libc::CLONE_FILES | libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_SETTLS) {
+        match flags & (VFORK | SHARED) {
             VFORK => vforks::around(|| next(run, stack, flags, argument, parent, tls, child)).unwrap_or_else(fail),
             others if others & libc::CLONE_FILES == 0 =>
                 forking(|| next(run, stack, flags, argument, parent, tls, child)),
@@ -192,8 +192,11 @@ hook! {
     };
 }
 
-/// `clone`'s flags, of those that matter, by which it makes a child that shares our memory and nothing else.
+/// `clone`'s flags by which it makes a child that shares our memory, while we wait.
 const VFORK: c_int = libc::CLONE_VM | libc::CLONE_VFORK;
+/// Those by which it shares more that we know of, or has no thread's storage or process number in common with us by which
+/// [`vforks`] knows it.
+const SHARED: c_int = libc::CLONE_FILES | libc::CLONE_FS | libc::CLONE_SETTLS | libc::CLONE_NEWPID;
 
 // A regular file is none of these; by which errno that shows, and after which other errors, the kernel knows.
 hook! {
