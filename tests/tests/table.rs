@@ -739,6 +739,31 @@ fn a_small_table_forgets_and_stays_right() {
     assert!(again.count() > 190);
 }
 
+#[test]
+fn a_listing_with_attributes_knows_those_of_files_that_were_written_before() {
+    const DIRECTORIES: u64 = 20;
+    const FILES: u64 = 25;
+    let place = place();
+    let write = r"
+import os, sys
+for directory in range(int(sys.argv[2])):
+    os.mkdir(f'{sys.argv[1]}/{directory}')
+    for number in range(int(sys.argv[3])):
+        with open(f'{sys.argv[1]}/{directory}/{number}', 'w') as file: file.write('x' * 6000)";
+    let mut command = place.command("/usr/bin/python3");
+    command.args(["-c", write]).arg(place.path().join("e")).args([DIRECTORIES, FILES].map(|n| n.to_string()));
+    assert!(command.status().unwrap().success());
+    let before = place.mount().account();
+    let mut command = place.command("/usr/bin/find");
+    let output = command.arg(place.path().join("e")).args(["-type", "f", "-size", "+5k"]).output().unwrap();
+    let found = output.stdout.iter().filter(|byte| **byte == b'\n').count() as u64;
+    assert_eq!(found, DIRECTORIES * FILES);
+    // That the attributes are wanted shows in the first directories.
+    let calls = place.mount().account().since(&before);
+    let asked = calls.answered["stat"] - calls.from_table["stat"];
+    assert!(asked < found / 4, "{calls:?}");
+}
+
 /// Makes, renames and removes files below `d` while another program lists everything below `e`, and looks after each step.
 const CHANGE_WHILE_LISTED: &str = r"
 import os, subprocess, sys

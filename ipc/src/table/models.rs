@@ -17,17 +17,18 @@ struct Shared {
 }
 
 impl Shared {
-    /// A table that can grow once: of names and marks it uses one set before, four afterwards, of the others none.
-    fn small() -> Arc<Self> {
+    /// A table that can grow once, to so many sets of names and to four of marks, of which it uses a quarter before; of the others it has none.
+    fn growing(names: usize) -> Arc<Self> {
         let sets = |start, count| Sets { start, count };
+        let marks = HEADER_WORDS + names * SET_NARROW;
         let shape = Shape {
-            names: sets(HEADER_WORDS, 4),
+            names: sets(HEADER_WORDS, names),
             attrs: sets(HEADER_WORDS, 0),
             links: sets(HEADER_WORDS, 0),
-            marks: sets(HEADER_WORDS + 4 * SET_NARROW, 4),
+            marks: sets(marks, 4),
             seed: 1,
         };
-        Self::of(shape, HEADER_WORDS + 8 * SET_NARROW, Generation::first(1))
+        Self::of(shape, marks + 4 * SET_NARROW, Generation::first(1))
     }
 
     fn of(shape: Shape, words: usize, generation: Generation) -> Arc<Self> {
@@ -255,7 +256,7 @@ fn while_it_grows(
     builder.preemption_bound = Some(preemptions);
     builder.max_branches = 50_000;
     builder.check(move || {
-        let shared = Shared::small();
+        let shared = Shared::growing(4);
         fill(&shared.table());
         let grower = thread::spawn({
             let shared = shared.clone();
@@ -373,20 +374,12 @@ fn a_name_published_anew_while_the_table_grows_is_not_absent() {
 /// There is no room for a name when the table grows, while somebody who has begun before marks its directory complete.
 #[test]
 fn a_name_without_room_is_not_absent() {
-    let sets = |start, count| Sets { start, count };
-    // Of names it uses two sets before, nine afterwards: what was in the second goes to five of them, each of which gets some from the first, too.
-    let shape = Shape {
-        names: sets(HEADER_WORDS, 9),
-        attrs: sets(HEADER_WORDS, 0),
-        links: sets(HEADER_WORDS, 0),
-        marks: sets(HEADER_WORDS + 9 * SET_NARROW, 4),
-        seed: 1,
-    };
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(1);
     builder.max_branches = 100_000;
     builder.check(move || {
-        let shared = Shared::of(shape, HEADER_WORDS + 13 * SET_NARROW, Generation::first(1));
+        // It uses two sets before: what was in the second goes to five of the nine, each of which may get some from the first, too.
+        let shared = Shared::growing(9);
         let table = shared.table();
         let now = table.generation();
         // Five of each set that meet in the fifth.
